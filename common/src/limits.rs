@@ -1,0 +1,83 @@
+//! Every bound in the system, and compile-time assertions on how they relate.
+//!
+//! A bound that a user can change is an option with its default here; one that protects a format or a
+//! protocol is a constant. Each says where its number comes from.
+
+use crate::time::Span;
+
+/// Kafka's own bound: a topic's name is a folder's name.
+pub const MAX_TOPIC_NAME_BYTES: usize = 249;
+/// Leaves room for `.dead-letters` in a topic's name.
+pub const MAX_JOB_NAME_BYTES: usize = 200;
+/// A topic's partitions are placed and described in one command; 10,000 of them are about 1 MiB.
+pub const MAX_PARTITIONS_PER_TOPIC: u32 = 10_000;
+
+/// One record's key, value and headers (the default of `max_message_bytes`).
+pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 1 << 20;
+/// The most `max_message_bytes` may be set to.
+pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
+/// One record batch: the largest record and its framing.
+pub const MAX_BATCH_BYTES: usize = (MAX_MESSAGE_BYTES as usize) + (64 << 10);
+/// What one record batch aims at when many small records wait.
+pub const TARGET_BATCH_BYTES: usize = 1 << 20;
+/// Record headers are metadata, not payload.
+pub const MAX_HEADERS_PER_RECORD: usize = 64;
+
+/// One request's body on the public REST interface.
+pub const MAX_REQUEST_BYTES: usize = 64 << 20;
+/// One answer's records on the public REST interface.
+pub const MAX_FETCH_BYTES: usize = 16 << 20;
+pub const DEFAULT_FETCH_BYTES: usize = 1 << 20;
+pub const MAX_FETCH_RECORDS: usize = 100_000;
+pub const DEFAULT_FETCH_RECORDS: usize = 1_000;
+/// A long poll answers with nothing after this.
+pub const MAX_WAIT: Span = Span::from_secs(30);
+/// One message between nodes: a bundle of frames, or a metadata image.
+pub const MAX_CALL_BYTES: usize = 64 << 20;
+
+/// One SQL text or job graph.
+pub const MAX_JOB_TEXT_BYTES: usize = 1 << 20;
+/// Operators, sources and sinks of one job together.
+pub const MAX_JOB_NODES: usize = 500;
+/// A writer's number in a job is 12 bits of its producer id (protocols §8.1).
+pub const MAX_TASKS_PER_JOB: u32 = 1 << 12;
+/// Expressions nest at most this deep, so that no recursion over them can exhaust a stack.
+pub const MAX_EXPRESSION_DEPTH: usize = 128;
+/// JSON records nest at most this deep.
+pub const MAX_JSON_DEPTH: usize = 128;
+
+/// What one rows message between tasks may hold; larger batches are cut.
+pub const MAX_ROWS_PER_MESSAGE: usize = 8_192;
+pub const MAX_ROWS_BYTES: usize = 1 << 20;
+/// What waits in one input channel of a task, in messages and in bytes.
+pub const CHANNEL_MESSAGES: usize = 64;
+pub const CHANNEL_BYTES: usize = 4 << 20;
+/// One bundle of frames to one peer.
+pub const MAX_BUNDLE_BYTES: usize = 4 << 20;
+
+pub const DEFAULT_KEY_GROUPS: u16 = 256;
+pub const MAX_KEY_GROUPS: u16 = 32_768;
+
+pub const HEARTBEAT_INTERVAL: Span = Span::from_millis(500);
+pub const DEFAULT_SESSION_TIMEOUT: Span = Span::from_secs(3);
+pub const DEFAULT_CHECKPOINT_INTERVAL: Span = Span::from_secs(1);
+pub const MIN_CHECKPOINT_INTERVAL: Span = Span::from_millis(100);
+pub const CHECKPOINT_TIMEOUT: Span = Span::from_secs(60);
+/// Epochs are reserved in blocks, so that a new coordinator never gives one out again.
+pub const CHECKPOINT_RESERVATION: u64 = 1_024;
+/// Completed checkpoints a job's history shows.
+pub const CHECKPOINT_HISTORY: usize = 100;
+pub const DEPLOY_TIMEOUT: Span = Span::from_secs(30);
+/// A job that fails this often within `RESTART_WINDOW` is FAILED.
+pub const RESTART_BUDGET: usize = 10;
+pub const RESTART_WINDOW: Span = Span::from_secs(600);
+
+/// Transactions of one sink task that may be undecided at once (protocols §8.1).
+pub const TRANSACTION_SLOTS: u8 = 16;
+
+const _: () = assert!(DEFAULT_MAX_MESSAGE_BYTES <= MAX_MESSAGE_BYTES);
+const _: () = assert!(MAX_BATCH_BYTES <= MAX_CALL_BYTES);
+const _: () = assert!(MAX_ROWS_BYTES <= CHANNEL_BYTES);
+const _: () = assert!(MAX_ROWS_BYTES < MAX_BUNDLE_BYTES);
+const _: () = assert!(MIN_CHECKPOINT_INTERVAL.0 < CHECKPOINT_TIMEOUT.0);
+const _: () = assert!(HEARTBEAT_INTERVAL.0 * 3 <= DEFAULT_SESSION_TIMEOUT.0);

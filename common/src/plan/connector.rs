@@ -1,0 +1,325 @@
+//! `SourceSpec` and `SinkSpec`: one variant per connector, with the options a user may give.
+//!
+//! The same names serve `WITH (…)` in SQL and the JSON graph.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::TopicName;
+use crate::schema::Column;
+use crate::time::Span;
+
+/// Where rows come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "connector", rename_all = "snake_case")]
+pub enum SourceSpec {
+    Topic(TopicSource),
+    #[serde(alias = "single_file")]
+    Files(FileSource),
+    Generator(GeneratorSource),
+}
+
+/// A topic of this cluster. One split per partition.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicSource {
+    pub topic: TopicName,
+    #[serde(default)]
+    pub format: Format,
+    pub schema: Vec<Column>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkSpec>,
+    #[serde(rename = "scan.startup.mode", default)]
+    pub startup: StartupMode,
+    /// With mode `timestamp`: the first record at or after it, in milliseconds since 1970.
+    #[serde(
+        rename = "scan.startup.timestamp",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub startup_timestamp_ms: Option<i64>,
+    /// With mode `offsets`: partition → offset; partitions not named start at the earliest.
+    #[serde(
+        rename = "scan.startup.offsets",
+        default,
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub startup_offsets: BTreeMap<u32, i64>,
+    #[serde(rename = "scan.bounded.mode", default)]
+    pub bounded: BoundedMode,
+    #[serde(default)]
+    pub isolation: Isolation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Span>,
+    #[serde(default)]
+    pub bad_records: BadRecords,
+}
+
+/// A file, or the files of a directory. One split per file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// A file or directory on every worker that runs a task of this source. Names ending in `.gz` are unpacked.
+    pub path: String,
+    #[serde(default)]
+    pub format: Format,
+    pub schema: Vec<Column>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkSpec>,
+    /// Looks for new files this often; absent: reads what is there once, then ends.
+    #[serde(
+        rename = "scan.watch",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub watch: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Span>,
+    #[serde(default)]
+    pub bad_records: BadRecords,
+}
+
+/// Deterministic rows: the same seed gives the same rows, at any parallelism.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorSource {
+    pub generator: GeneratorKind,
+    /// The generator's own columns are known; a schema, if given, picks some of them.
+    #[serde(default)]
+    pub schema: Vec<Column>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watermark: Option<WatermarkSpec>,
+    /// Ends after so many rows; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// Rows per second of wall time over all splits; absent: as fast as it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    #[serde(default)]
+    pub seed: u64,
+    /// Rows are dealt over so many splits; fixed for the job's life, whatever its parallelism.
+    #[serde(default = "default_splits")]
+    pub splits: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Span>,
+}
+
+fn default_splits() -> u32 {
+    4
+}
+
+/// The streams that can be generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorKind {
+    NexmarkPerson,
+    NexmarkAuction,
+    NexmarkBid,
+    Clickstream,
+    Payments,
+    Sensors,
+}
+
+/// Where rows go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "connector", rename_all = "snake_case")]
+pub enum SinkSpec {
+    Topic(TopicSink),
+    #[serde(alias = "single_file")]
+    Files(FileSink),
+    Webhook(WebhookSink),
+    Blackhole(BlackholeSink),
+    Console(ConsoleSink),
+}
+
+/// A topic of this cluster; created with the job's parallelism as partitions if it is missing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicSink {
+    pub input: String,
+    pub topic: TopicName,
+    #[serde(default)]
+    pub format: Format,
+    /// The columns the record key is made of; default: the upsert key of the rows, else none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key: Vec<String>,
+    #[serde(default)]
+    pub partitioner: Partitioner,
+    #[serde(default)]
+    pub delivery: Delivery,
+}
+
+/// Files in a directory (or, at parallelism 1, one file), each visible once its epoch is complete.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSink {
+    pub input: String,
+    pub path: String,
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// One POST per batch of rows. At least once; each row carries an `idempotency_key` that repeats are known by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSink {
+    pub input: String,
+    /// `http://…`
+    pub url: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    #[serde(default = "default_webhook_rows")]
+    pub max_rows: u32,
+}
+
+fn default_webhook_rows() -> u32 {
+    500
+}
+
+/// Counts rows and forgets them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlackholeSink {
+    pub input: String,
+}
+
+/// Prints rows on the worker's standard output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSink {
+    pub input: String,
+}
+
+/// How a record's bytes are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    #[default]
+    Json,
+    Csv,
+    Msgpack,
+    DebeziumJson,
+}
+
+/// Which column is event time, and how far behind the latest one the watermark stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatermarkSpec {
+    pub column: String,
+    #[serde(default)]
+    pub delay: Span,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartupMode {
+    #[default]
+    Earliest,
+    Latest,
+    Timestamp,
+    Offsets,
+}
+
+/// `latest`: the end offsets are taken when the job is first deployed and kept in its checkpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BoundedMode {
+    #[default]
+    Unbounded,
+    Latest,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    #[default]
+    ReadCommitted,
+    ReadUncommitted,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    #[default]
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+/// What becomes of a record that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadRecords {
+    #[default]
+    DeadLetter,
+    Drop,
+    Fail,
+}
+
+/// Which partition a row goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partitioner {
+    /// By the record key; rows without one go to the task's own partition.
+    #[default]
+    Key,
+    /// Task `i` writes to partition `i` modulo their number.
+    Task,
+}
+
+impl SourceSpec {
+    pub fn schema(&self) -> &[Column] {
+        match self {
+            SourceSpec::Topic(topic) => &topic.schema,
+            SourceSpec::Files(files) => &files.schema,
+            SourceSpec::Generator(generator) => &generator.schema,
+        }
+    }
+
+    pub fn watermark(&self) -> Option<&WatermarkSpec> {
+        match self {
+            SourceSpec::Topic(topic) => topic.watermark.as_ref(),
+            SourceSpec::Files(files) => files.watermark.as_ref(),
+            SourceSpec::Generator(generator) => generator.watermark.as_ref(),
+        }
+    }
+
+    pub fn idle_timeout(&self) -> Option<Span> {
+        match self {
+            SourceSpec::Topic(topic) => topic.idle_timeout,
+            SourceSpec::Files(files) => files.idle_timeout,
+            SourceSpec::Generator(generator) => generator.idle_timeout,
+        }
+    }
+
+    /// Whether the source ends by itself.
+    pub fn is_bounded(&self) -> bool {
+        match self {
+            SourceSpec::Topic(topic) => topic.bounded == BoundedMode::Latest,
+            SourceSpec::Files(files) => files.watch.is_none(),
+            SourceSpec::Generator(generator) => generator.rows.is_some(),
+        }
+    }
+}
+
+impl SinkSpec {
+    pub fn input(&self) -> &str {
+        match self {
+            SinkSpec::Topic(topic) => &topic.input,
+            SinkSpec::Files(files) => &files.input,
+            SinkSpec::Webhook(webhook) => &webhook.input,
+            SinkSpec::Blackhole(blackhole) => &blackhole.input,
+            SinkSpec::Console(console) => &console.input,
+        }
+    }
+
+    /// The format rows are written in; `None` for sinks that write none.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            SinkSpec::Topic(topic) => Some(topic.format),
+            SinkSpec::Files(files) => Some(files.format),
+            SinkSpec::Webhook(_) | SinkSpec::Console(_) => Some(Format::Json),
+            SinkSpec::Blackhole(_) => None,
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Everything wrong with a graph that can be known without typing its expressions.
+//!
+//! Reports the first mistake of each node, all nodes at once, each with its JSON pointer.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use super::JobGraph;
+use super::operator::OperatorSpec;
+use super::window::WindowSpec;
+use crate::limits::{MAX_JOB_NODES, MAX_JOB_TEXT_BYTES};
+
+/// One mistake in a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GraphMistake {
+    /// A JSON pointer into the graph.
+    pub at: String,
+    pub detail: String,
+    pub hint: String,
+}
+
+/// Checks names, inputs, cycles, windows and bounds. Empty: the graph is sound so far.
+pub fn validate(graph: &JobGraph) -> Vec<GraphMistake> {
+    let mut mistakes = Mistakes(Vec::new());
+    let nodes = graph.sources.len() + graph.operators.len() + graph.sinks.len();
+    if nodes > MAX_JOB_NODES {
+        mistakes.add(
+            "",
+            format!("a job has at most {MAX_JOB_NODES} nodes, this one has {nodes}"),
+            "Split it into several jobs.",
+        );
+        return mistakes.0;
+    }
+    if graph.sources.is_empty() {
+        mistakes.add("/sources", "a job needs at least one source", "");
+    }
+    if graph.sinks.is_empty() {
+        mistakes.add("/sinks", "a job needs at least one sink", "");
+    }
+    check_ids(graph, &mut mistakes);
+    check_inputs(graph, &mut mistakes);
+    check_cycles(graph, &mut mistakes);
+    for (i, operator) in graph.operators.iter().enumerate() {
+        check_operator(i, operator, &mut mistakes);
+    }
+    mistakes.0
+}
+
+struct Mistakes(Vec<GraphMistake>);
+
+impl Mistakes {
+    fn add(&mut self, at: impl Into<String>, detail: impl Into<String>, hint: impl Into<String>) {
+        self.0.push(GraphMistake {
+            at: at.into(),
+            detail: detail.into(),
+            hint: hint.into(),
+        });
+    }
+}
+
+fn check_ids(graph: &JobGraph, mistakes: &mut Mistakes) {
+    let sources = graph
+        .sources
+        .keys()
+        .map(|name| (format!("/sources/{name}"), name.as_str()));
+    let operators = graph
+        .operators
+        .iter()
+        .enumerate()
+        .map(|(i, op)| (format!("/operators/{i}/id"), op.id()));
+    let sinks = graph
+        .sinks
+        .keys()
+        .map(|name| (format!("/sinks/{name}"), name.as_str()));
+    let mut seen = BTreeMap::new();
+    for (at, id) in sources.chain(operators).chain(sinks) {
+        let valid = !id.is_empty()
+            && id.len() <= 100
+            && id
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        if !valid {
+            mistakes.add(
+                &at,
+                format!("\"{id}\" is not a valid name"),
+                "Names have 1 to 100 letters, digits, \".\", \"_\" and \"-\".",
+            );
+        }
+        if let Some(first) = seen.insert(id.to_owned(), at.clone()) {
+            mistakes.add(
+                &at,
+                format!("the name \"{id}\" is already used at {first}"),
+                "State is kept under these names, so each must be unique in its job.",
+            );
+        }
+    }
+}
+
+fn check_inputs(graph: &JobGraph, mistakes: &mut Mistakes) {
+    let known: BTreeSet<&str> = graph
+        .sources
+        .keys()
+        .map(String::as_str)
+        .chain(graph.operators.iter().map(OperatorSpec::id))
+        .collect();
+    let mut used = BTreeSet::new();
+    let mut check = |at: String, input: &str, mistakes: &mut Mistakes| {
+        used.insert(input.to_owned());
+        if !known.contains(input) {
+            let names = known.iter().copied().collect::<Vec<_>>().join(", ");
+            mistakes.add(
+                at,
+                format!("there is no source or operator \"{input}\""),
+                format!("There are: {names}."),
+            );
+        }
+    };
+    for (i, operator) in graph.operators.iter().enumerate() {
+        for (j, input) in operator.inputs().iter().enumerate() {
+            check(format!("/operators/{i}/inputs/{j}"), input, mistakes);
+        }
+    }
+    for (name, sink) in &graph.sinks {
+        check(format!("/sinks/{name}/input"), sink.input(), mistakes);
+    }
+    for (i, operator) in graph.operators.iter().enumerate() {
+        if !used.contains(operator.id()) {
+            mistakes.add(
+                format!("/operators/{i}"),
+                format!("nothing reads the output of \"{}\"", operator.id()),
+                "Name it as the input of an operator or a sink, or remove it.",
+            );
+        }
+    }
+    for name in graph.sources.keys().filter(|name| !used.contains(*name)) {
+        mistakes.add(
+            format!("/sources/{name}"),
+            format!("nothing reads the source \"{name}\""),
+            "Name it as the input of an operator or a sink, or remove it.",
+        );
+    }
+}
+
+/// Removes operators whose inputs are all removed or no operators; what stays is on or behind a cycle.
+fn check_cycles(graph: &JobGraph, mistakes: &mut Mistakes) {
+    let mut left: BTreeMap<&str, (usize, &OperatorSpec)> = graph
+        .operators
+        .iter()
+        .enumerate()
+        .map(|(i, op)| (op.id(), (i, op)))
+        .collect();
+    loop {
+        let free: Vec<&str> = left
+            .iter()
+            .filter(|(_, (_, op))| {
+                op.inputs()
+                    .iter()
+                    .all(|input| !left.contains_key(input.as_str()))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        if free.is_empty() {
+            break;
+        }
+        for id in free {
+            left.remove(id);
+        }
+    }
+    if let Some((id, (i, _))) = left.first_key_value() {
+        let members = left.keys().copied().collect::<Vec<_>>().join(", ");
+        mistakes.add(
+            format!("/operators/{i}/inputs"),
+            format!("\"{id}\" is on a cycle or reads from one (among {members})"),
+            "Rows must flow from sources to sinks without coming back.",
+        );
+    }
+}
+
+fn check_operator(i: usize, operator: &OperatorSpec, mistakes: &mut Mistakes) {
+    let at = format!("/operators/{i}");
+    let inputs = operator.inputs().len();
+    match operator {
+        OperatorSpec::Union(_) if inputs < 2 => {
+            mistakes.add(
+                format!("{at}/inputs"),
+                "a union needs at least two inputs",
+                "",
+            );
+        }
+        OperatorSpec::Union(_) | OperatorSpec::Custom(_) => {}
+        OperatorSpec::Filter(_)
+        | OperatorSpec::Project(_)
+        | OperatorSpec::WindowAggregate(_)
+        | OperatorSpec::Aggregate(_)
+            if inputs != 1 =>
+        {
+            mistakes.add(
+                format!("{at}/inputs"),
+                format!(
+                    "a {} has exactly one input, this one has {inputs}",
+                    operator.type_name()
+                ),
+                "Join several streams with a union first.",
+            );
+        }
+        OperatorSpec::Filter(_) | OperatorSpec::Aggregate(_) => {}
+        OperatorSpec::Project(project) => {
+            if project.columns.is_empty() {
+                mistakes.add(
+                    format!("{at}/columns"),
+                    "a project needs at least one column",
+                    "",
+                );
+            }
+        }
+        OperatorSpec::WindowAggregate(aggregate) => check_window(&at, &aggregate.window, mistakes),
+    }
+    if let OperatorSpec::Custom(custom) = operator
+        && custom.config.to_string().len() > MAX_JOB_TEXT_BYTES
+    {
+        mistakes.add(
+            format!("{at}/config"),
+            "the configuration is over 1 MiB",
+            "",
+        );
+    }
+}
+
+fn check_window(at: &str, window: &WindowSpec, mistakes: &mut Mistakes) {
+    /// A row of a hopping window is in this many windows at most: each is a row of output per key.
+    const MAX_WINDOWS_PER_ROW: u64 = 10_000;
+    let (size, slide) = (window.size(), window.slide());
+    if size.0 == 0 || slide.0 == 0 {
+        mistakes.add(
+            format!("{at}/window"),
+            "a window's size and slide must be at least 1ms",
+            "",
+        );
+    } else if slide > size {
+        mistakes.add(
+            format!("{at}/window/slide"),
+            format!(
+                "the slide of {slide} is longer than the window of {size}, so rows would be lost"
+            ),
+            "Make the slide at most the size.",
+        );
+    } else if size.0.div_ceil(slide.0) > MAX_WINDOWS_PER_ROW {
+        mistakes.add(
+            format!("{at}/window/slide"),
+            format!(
+                "every row would be in {} windows; at most {MAX_WINDOWS_PER_ROW} are allowed",
+                size.0.div_ceil(slide.0)
+            ),
+            "Choose a longer slide.",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes_of(operators: &str) -> Vec<String> {
+        let json = format!(
+            r#"{{"sources": {{"in": {{"connector": "generator", "generator": "sensors"}}}},
+                "operators": [{operators}],
+                "sinks": {{"out": {{"connector": "blackhole", "input": "last"}}}}}}"#
+        );
+        let graph = serde_json::from_str(&json).unwrap();
+        validate(&graph)
+            .into_iter()
+            .map(|m| format!("{}: {}", m.at, m.detail))
+            .collect()
+    }
+
+    #[test]
+    fn a_sound_graph_has_no_mistakes() {
+        let found = mistakes_of(
+            r#"{"type": "filter", "id": "last", "inputs": ["in"], "predicate": "true"}"#,
+        );
+        assert_eq!(found, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_cycle_is_found() {
+        let found = mistakes_of(
+            r#"{"type": "union", "id": "last", "inputs": ["in", "back"]},
+               {"type": "filter", "id": "back", "inputs": ["last"], "predicate": "true"}"#,
+        );
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("cycle"), "{found:?}");
+    }
+
+    #[test]
+    fn dangling_inputs_and_duplicate_names_are_found_together() {
+        let found = mistakes_of(
+            r#"{"type": "filter", "id": "last", "inputs": ["inn"], "predicate": "true"},
+               {"type": "filter", "id": "last", "inputs": ["in"], "predicate": "true"}"#,
+        );
+        assert!(
+            found
+                .iter()
+                .any(|m| m.starts_with("/operators/0/inputs/0: there is no")),
+            "{found:?}"
+        );
+        assert!(
+            found
+                .iter()
+                .any(|m| m.starts_with("/operators/1/id: the name")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn windows_that_would_lose_rows_or_make_millions_are_refused() {
+        for (window, word) in [
+            (r#"{"type": "tumbling", "size": "0ms"}"#, "at least 1ms"),
+            (
+                r#"{"type": "hopping", "size": "1s", "slide": "2s"}"#,
+                "longer than",
+            ),
+            (
+                r#"{"type": "hopping", "size": "1d", "slide": "1ms"}"#,
+                "windows",
+            ),
+        ] {
+            let found = mistakes_of(&format!(
+                r#"{{"type": "window_aggregate", "id": "last", "inputs": ["in"], "window": {window}, "aggregates": []}}"#
+            ));
+            assert!(
+                found.iter().any(|m| m.contains(word)),
+                "{window}: {found:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Trigger and acknowledge checkpoints. Completion is a fact of the metadata (`JobImage::completed`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Call;
+use crate::ids::{CheckpointId, ControlEpoch, Generation, JobId, NodeId, TaskId, WorkerEpoch};
+
+/// Sources on the receiver shall emit this barrier. Repeated until acknowledged; known by its checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InjectBarrier {
+    pub control_epoch: ControlEpoch,
+    pub worker: NodeId,
+    pub job: JobId,
+    pub generation: Generation,
+    pub checkpoint: CheckpointId,
+    pub kind: CheckpointKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckpointKind {
+    Periodic,
+    /// Sources read nothing after it: the job is paused, stopped or finished once it is complete.
+    Stop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {}
+
+impl Call for InjectBarrier {
+    const PATH: &'static str = "/internal/v1/inject-barrier";
+    type Reply = Injected;
+}
+
+/// These tasks of the sender have sealed the checkpoint, what they sealed is on its disk, and the output
+/// of their sinks before the barrier is stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AckCheckpoint {
+    pub worker: NodeId,
+    pub worker_epoch: WorkerEpoch,
+    pub job: JobId,
+    pub generation: Generation,
+    pub checkpoint: CheckpointId,
+    pub tasks: Vec<TaskSnapshot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskSnapshot {
+    pub task: TaskId,
+    /// What this checkpoint added to the delta log, and what the state holds in all.
+    pub delta_bytes: u64,
+    pub state_bytes: u64,
+    /// For sources: split → the position after the last row before the barrier.
+    pub positions: BTreeMap<String, i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledged {}
+
+impl Call for AckCheckpoint {
+    const PATH: &'static str = "/internal/v1/ack-checkpoint";
+    type Reply = Acknowledged;
+}
+
+/// The sender cannot take part in this checkpoint; the job goes on without it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeclineCheckpoint {
+    pub worker: NodeId,
+    pub worker_epoch: WorkerEpoch,
+    pub job: JobId,
+    pub generation: Generation,
+    pub checkpoint: CheckpointId,
+    pub reason: String,
+}
+
+impl Call for DeclineCheckpoint {
+    const PATH: &'static str = "/internal/v1/decline-checkpoint";
+    type Reply = Acknowledged;
+}

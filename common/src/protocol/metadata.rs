@@ -1,0 +1,111 @@
+//! Who leads what, where nodes live, which jobs run: the cluster's facts as workers hold them.
+//!
+//! An image is rows; a delta is every row that changed after a version. Fetching is a long poll: it
+//! answers as soon as there is something new, so a fact reaches every worker within a round trip, and a
+//! lost answer is asked for again. Rows are facts, never orders: a worker compares them with what it runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Call;
+use super::task::Deployment;
+use super::topic::TopicConfig;
+use crate::ids::{
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, LeaderEpoch,
+    MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName, WorkerEpoch,
+};
+use crate::time::Span;
+
+/// Everything that changed after `since`; waits up to `wait` if nothing did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FetchMetadata {
+    pub cluster: ClusterId,
+    pub worker: Option<NodeId>,
+    pub since: MetadataVersion,
+    pub wait: Span,
+}
+
+impl Call for FetchMetadata {
+    const PATH: &'static str = "/internal/v1/metadata";
+    type Reply = MetadataDelta;
+}
+
+/// The rows that changed after `since`, up to `version`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetadataDelta {
+    pub control_epoch: ControlEpoch,
+    /// What the receiver had; it ignores a delta that does not start at its own version.
+    pub since: MetadataVersion,
+    pub version: MetadataVersion,
+    /// Replaces everything: the coordinator no longer knows what was removed since then.
+    pub full: bool,
+    pub topics: Vec<TopicImage>,
+    pub removed_topics: Vec<TopicId>,
+    pub workers: Vec<WorkerImage>,
+    pub removed_workers: Vec<NodeId>,
+    pub jobs: Vec<JobImage>,
+    pub removed_jobs: Vec<JobId>,
+    /// The tasks of jobs that should run; a job that is in `jobs` and runs nothing has `running: false`.
+    pub deployments: Vec<Arc<Deployment>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopicImage {
+    pub id: TopicId,
+    pub name: TopicName,
+    pub config: TopicConfig,
+    /// In the order of their numbers.
+    pub partitions: Vec<PartitionImage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartitionImage {
+    pub replicas: Vec<NodeId>,
+    /// The replicas that have every committed record.
+    pub isr: Vec<NodeId>,
+    pub leader: Option<NodeId>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerImage {
+    pub id: NodeId,
+    pub epoch: WorkerEpoch,
+    pub address: String,
+    pub active: bool,
+}
+
+/// What partition leaders need to decide a job's transactions, and what workers need to know of its life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobImage {
+    pub id: JobId,
+    pub name: JobName,
+    pub generation: Generation,
+    /// The last completed checkpoint, of whichever generation.
+    pub completed: Option<CheckpointId>,
+    /// For every generation that was superseded: the last checkpoint completed up to then.
+    pub finals: BTreeMap<Generation, Option<CheckpointId>>,
+    /// Whether `generation` has tasks that should run.
+    pub running: bool,
+    /// Deleted, and kept only until no transaction of it is open.
+    pub deleted: bool,
+}
+
+impl JobImage {
+    /// The history rule: whether what was sealed under this generation and checkpoint
+    /// belongs to the job's past. `None`: it is not decided yet.
+    pub fn counts(&self, generation: Generation, checkpoint: CheckpointId) -> Option<bool> {
+        let last_of = |completed: &Option<CheckpointId>| completed.is_some_and(|c| checkpoint <= c);
+        match generation.cmp(&self.generation) {
+            std::cmp::Ordering::Greater => None,
+            std::cmp::Ordering::Less => Some(self.finals.get(&generation).is_some_and(last_of)),
+            std::cmp::Ordering::Equal if last_of(&self.completed) => Some(true),
+            // The current generation may still complete it, unless nothing of it can run again.
+            std::cmp::Ordering::Equal if self.deleted => Some(false),
+            std::cmp::Ordering::Equal => None,
+        }
+    }
+}

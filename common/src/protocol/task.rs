@@ -1,0 +1,92 @@
+//! Tasks: what a worker should run, and how it is going.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{CheckpointId, Generation, JobId, JobName, NodeId, TaskId};
+use crate::plan::task_graph::TaskGraph;
+use crate::time::{Span, Timestamp};
+
+/// One generation of a job: its tasks and where each runs. A fact of the metadata; workers start what
+/// names them and stop every older generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deployment {
+    pub job: JobId,
+    pub name: JobName,
+    pub generation: Generation,
+    /// The checkpoint every task starts from; `None`: from nothing.
+    pub restore: Option<CheckpointId>,
+    pub graph: TaskGraph,
+    /// In the order of `graph.tasks()`: the position is the task's ordinal.
+    pub tasks: Vec<TaskAssignment>,
+    pub checkpoint_interval: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAssignment {
+    pub task: TaskId,
+    pub worker: NodeId,
+}
+
+impl Deployment {
+    pub fn worker_of(&self, task: TaskId) -> NodeId {
+        self.assignment(task).1.worker
+    }
+
+    /// The task's number in its job, which its transactions are labelled with.
+    pub fn ordinal_of(&self, task: TaskId) -> u16 {
+        u16::try_from(self.assignment(task).0).expect("a job has at most 2^12 tasks")
+    }
+
+    fn assignment(&self, task: TaskId) -> (usize, &TaskAssignment) {
+        self.tasks
+            .iter()
+            .enumerate()
+            .find(|(_, assignment)| assignment.task == task)
+            .expect("a deployment assigns every task of its graph")
+    }
+}
+
+/// How a task is, with the numbers people ask for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    pub job: JobId,
+    pub generation: Generation,
+    pub task: TaskId,
+    pub state: TaskState,
+    pub metrics: TaskMetrics,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// Restoring its state and opening its channels.
+    Deploying,
+    Running,
+    /// Running; its source has ended and everything it gave has been sent on.
+    Exhausted,
+    /// Stopped by itself. `fatal`: running it again would fail in the same way.
+    Failed {
+        reason: String,
+        fatal: bool,
+    },
+}
+
+/// Counters since the task started, and gauges of now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskMetrics {
+    pub rows_in: u64,
+    pub rows_out: u64,
+    pub bytes_in: u64,
+    pub dead_letters: u64,
+    pub late_rows: u64,
+    /// `None`: nothing has been said about event time yet.
+    pub watermark: Option<Timestamp>,
+    /// Records between the source's position and the end of what it may read.
+    pub lag_records: u64,
+    pub state_bytes: u64,
+    pub state_keys: u64,
+    /// Of the last second, in thousandths: working, and waiting for room in an output.
+    pub busy_permille: u16,
+    pub blocked_permille: u16,
+}

@@ -1,0 +1,74 @@
+//! Topics as users configure and see them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::ids::TopicName;
+use crate::limits::DEFAULT_MAX_MESSAGE_BYTES;
+
+/// `POST /v1/topics`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTopic {
+    #[schema(value_type = String)]
+    pub name: TopicName,
+    #[serde(default = "one")]
+    pub partitions: u32,
+    #[serde(default = "one")]
+    pub replication_factor: u32,
+    #[serde(default)]
+    pub config: TopicConfig,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What a topic keeps and promises. Absent options have the defaults shown here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TopicConfig {
+    /// Records older than this may be deleted; absent: never by age. Default 7 days.
+    pub retention_ms: Option<u64>,
+    /// The oldest segments of a partition go when it is larger than this; absent: never by size.
+    pub retention_bytes: Option<u64>,
+    pub cleanup_policy: CleanupPolicy,
+    pub durability: Durability,
+    pub min_insync_replicas: u32,
+    pub max_message_bytes: u32,
+    /// A segment is rolled when it is larger than this.
+    pub segment_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CleanupPolicy {
+    #[default]
+    Delete,
+    Compact,
+}
+
+/// When a record counts as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Once it is on the disk of every in-sync replica.
+    #[default]
+    Fsync,
+    /// Once it is in the memory of every in-sync replica.
+    Replicated,
+}
+
+impl Default for TopicConfig {
+    fn default() -> TopicConfig {
+        TopicConfig {
+            retention_ms: Some(7 * 86_400_000),
+            retention_bytes: None,
+            cleanup_policy: CleanupPolicy::Delete,
+            durability: Durability::Fsync,
+            min_insync_replicas: 1,
+            max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
+            segment_bytes: 256 << 20,
+        }
+    }
+}
