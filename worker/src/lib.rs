@@ -1,1 +1,9 @@
+//! Where data lives and moves: partitions of topics, tasks of jobs, the state of operators.
+//!
+//! In the order a record meets it.
 
+pub mod task;
+pub mod keyed_state;
+pub mod source;
+pub mod operator;
+pub mod sink;

@@ -1,0 +1,3 @@
+//! Named tables scoped to key groups: what operators remember.
+
+pub mod table;

@@ -1,0 +1,68 @@
+//! The Operator trait: how rows become other rows.
+//!
+//! An operator is synchronous: nothing awaits between two changes of its state, so a barrier can never
+//! fall inside one. It keeps what must survive in its tables; what it holds elsewhere between two
+//! barriers it writes there in `seal`, and rebuilds from there in `restore`.
+
+use common::protocol::state::StateEntry;
+use common::time::Timestamp;
+
+use crate::task::context::Context;
+use crate::task::message::Rows;
+
+/// One instance of an operator, in one task.
+pub trait Operator: Send + std::fmt::Debug {
+    /// Takes rows that arrived at the numbered input.
+    fn process(
+        &mut self,
+        input: u16,
+        rows: Rows,
+        context: &mut Context<'_>,
+    ) -> Result<(), OperatorError>;
+
+    /// The input's watermark rose. What this emits goes before the watermark.
+    fn watermark(
+        &mut self,
+        _watermark: Timestamp,
+        _context: &mut Context<'_>,
+    ) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// A barrier comes: everything the operator holds outside its tables must be in them afterwards.
+    /// Emits what it would otherwise hold back.
+    fn seal(&mut self, _context: &mut Context<'_>) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// The tables have been filled from a checkpoint. Called once, before anything else.
+    fn restore(&mut self, _context: &mut Context<'_>) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// An entry of one of its tables in words a user understands; `None` for entries of no interest.
+    fn describe(
+        &self,
+        _table: &str,
+        _namespace: i64,
+        _key: &[u8],
+        _value: &[u8],
+    ) -> Option<StateEntry> {
+        None
+    }
+
+    /// The canonical bytes of a key that a user wrote as JSON, as they stand in its tables; `None` if
+    /// the operator keeps nothing by key, or the value does not fit the key's columns.
+    fn encode_key(&self, _key: &serde_json::Value) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// Why an operator cannot go on. Rows it can do without it gives up as dead letters instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct OperatorError {
+    pub reason: String,
+    /// The same rows would fail in the same way again.
+    pub fatal: bool,
+}

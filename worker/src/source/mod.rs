@@ -1,0 +1,84 @@
+//! The Source trait: where rows come from, and the rule that makes reading exactly-once.
+//!
+//! A source reads splits. Each split has a position that only grows: the number of the next record. The
+//! task keeps every split's position in its state; it is sealed with everything else at a barrier, so
+//! after a restore each record is read again exactly if its effects were rolled back. A source itself
+//! remembers nothing: it is opened at the positions of the checkpoint.
+
+use std::sync::Arc;
+
+use common::time::Span;
+use futures_util::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::task::dead_letter::DeadLetter;
+use crate::task::message::Rows;
+
+/// One task's reader of its share of the splits.
+pub trait Source: std::fmt::Debug {
+    /// What comes next, of any split. Waits while there is nothing; may be dropped while it waits
+    /// without losing anything.
+    fn next(&mut self) -> LocalBoxFuture<'_, Result<SourceEvent, SourceError>>;
+
+    /// The splits it reads now, with their positions, also those it found itself at its first start.
+    fn splits(&self) -> Vec<SplitState>;
+}
+
+/// A split and how far it has been read. Kept in checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitState {
+    /// Unique in its source and the same in every generation: a partition's number, a file's path.
+    pub split: Arc<str>,
+    /// The number of the next record.
+    pub position: i64,
+    /// Where a bounded source stops reading; taken once, at the job's first start.
+    pub end: Option<i64>,
+}
+
+/// What a source gives.
+#[derive(Debug)]
+pub enum SourceEvent {
+    Rows(SourceRows),
+    /// This split has nothing more right now: everything that may be read was read.
+    CaughtUp {
+        split: Arc<str>,
+    },
+    /// A new split was found (a file in a watched directory, a partition).
+    Discovered {
+        split: SplitState,
+    },
+    /// This split will never give anything more.
+    Ended {
+        split: Arc<str>,
+    },
+    /// All splits have ended, and no new one will be found.
+    Exhausted,
+}
+
+/// Records of one split, decoded.
+#[derive(Debug)]
+pub struct SourceRows {
+    pub split: Arc<str>,
+    pub rows: Rows,
+    /// The split's position after these records, and after those that were given up or left out.
+    pub next_position: i64,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Size of what was read, for rates.
+    pub bytes: u64,
+    /// Records that could still be read behind these, as far as is known.
+    pub lag: u64,
+}
+
+/// Why a source cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// Reading on would skip or repeat records: a person must decide.
+    #[error("{0}")]
+    Fatal(String),
+    /// The job starts again from its last checkpoint.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// How long a batch may grow when records come slowly.
+pub const LINGER: Span = Span::from_millis(5);

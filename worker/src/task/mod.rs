@@ -1,0 +1,6 @@
+//! What sources, operators and sinks have in common: the messages between them and the surroundings
+//! they run in.
+
+pub mod message;
+pub mod dead_letter;
+pub mod context;
