@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CheckpointId, Generation, JobId, JobName, NodeId, TaskId};
+use crate::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
 use crate::plan::task_graph::TaskGraph;
 use crate::time::{Span, Timestamp};
 
@@ -13,6 +13,10 @@ pub struct Deployment {
     pub job: JobId,
     pub name: JobName,
     pub generation: Generation,
+    /// The command that started this generation. A worker whose epoch is above it was registered later:
+    /// the tasks of its former life died with that life, and it starts none of them, because the others
+    /// may be past the checkpoint they would start from. The coordinator then starts a new generation.
+    pub version: MetadataVersion,
     /// The checkpoint every task starts from; `None`: from nothing.
     pub restore: Option<CheckpointId>,
     pub graph: TaskGraph,
