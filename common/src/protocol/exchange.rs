@@ -43,8 +43,12 @@ pub struct Frame {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FrameBody {
-    /// Opens the channel, or asks how it stands: costs no sequence number.
+    /// Opens the channel, or asks how it stands. Has no sequence number.
     Hello,
+    /// From the receiver to the sender, on its own lane: what a reply would say. Has no sequence number.
+    Credit {
+        standing: ChannelStanding,
+    },
     /// Arrow IPC stream bytes of one batch; kinds of change, if any, as one more column.
     Rows {
         ipc: Bytes,

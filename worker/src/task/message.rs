@@ -41,6 +41,12 @@ pub struct Origin {
 #[derive(Clone, Debug)]
 pub enum Message {
     Rows(Rows),
+    Signal(Signal),
+}
+
+/// What a channel says besides rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
     /// No row before this time will follow. Never falls.
     Watermark(Timestamp),
     /// Nothing will come for a while: do not wait for this channel's watermark.
@@ -51,7 +57,7 @@ pub enum Message {
 }
 
 /// Separates the rows of one checkpoint from those of the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Barrier {
     pub checkpoint: CheckpointId,
     /// Nothing follows it.

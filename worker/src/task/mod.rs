@@ -3,4 +3,8 @@
 
 pub mod message;
 pub mod dead_letter;
+pub mod input_gate;
 pub mod context;
+
+#[cfg(test)]
+mod input_gate_tests;
