@@ -8,6 +8,7 @@ pub mod expression;
 pub mod window;
 pub mod operator;
 pub mod connector;
+pub mod generator;
 pub mod edge;
 pub mod validate;
 pub mod task_graph;
