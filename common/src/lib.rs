@@ -10,6 +10,12 @@ pub mod random;
 pub mod limits;
 pub mod error;
 
+pub mod record;
+pub mod compression;
+pub mod log_batch;
+pub mod producer_id;
+pub mod partitioner;
+
 pub mod schema;
 pub mod key_group;
 

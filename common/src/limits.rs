@@ -18,6 +18,8 @@ pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 1 << 20;
 pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
 /// One record batch: the largest record and its framing.
 pub const MAX_BATCH_BYTES: usize = (MAX_MESSAGE_BYTES as usize) + (64 << 10);
+/// What the records of one compressed batch may unpack to: what a reader must be ready to hold.
+pub const MAX_UNCOMPRESSED_BATCH_BYTES: usize = 64 << 20;
 /// What one record batch aims at when many small records wait.
 pub const TARGET_BATCH_BYTES: usize = 1 << 20;
 /// Record headers are metadata, not payload.
