@@ -4,6 +4,7 @@
 
 pub mod task;
 pub mod keyed_state;
+pub mod exchange;
 pub mod source;
 pub mod operator;
 pub mod sink;

@@ -3,6 +3,7 @@
 
 pub mod message;
 pub mod dead_letter;
+pub mod channel;
 pub mod input_gate;
 pub mod context;
 
