@@ -21,3 +21,5 @@ pub mod key_group;
 
 pub mod plan;
 pub mod protocol;
+
+pub mod transport;

@@ -36,6 +36,9 @@ pub const DEFAULT_FETCH_RECORDS: usize = 1_000;
 pub const MAX_WAIT: Span = Span::from_secs(30);
 /// One message between nodes: a bundle of frames, or a metadata image.
 pub const MAX_CALL_BYTES: usize = 64 << 20;
+/// Requests of one node that are under way: a worker that reads a thousand partitions of others holds a
+/// long poll for each, and its other calls must still get through.
+pub const MAX_CALLS_IN_FLIGHT: usize = 4_096;
 
 /// One SQL text or job graph.
 pub const MAX_JOB_TEXT_BYTES: usize = 1 << 20;

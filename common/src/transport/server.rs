@@ -1,0 +1,314 @@
+//! The way into a node: what its HTTP server shares with every other one (feature `server`).
+//!
+//! `HttpServer` runs actix-web on threads of its own, so that several nodes can live in one process.
+//! `register` adds a `Call`. Everything a user's request can do wrong before a handler sees it is
+//! answered with a problem document, as everything afterwards is.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use actix_web::dev::ServerHandle;
+use actix_web::error::{InternalError, JsonPayloadError, PathError, QueryPayloadError};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use actix_web::web::{self, Payload, ServiceConfig};
+use actix_web::{App, HttpRequest, HttpResponse, Resource, ResponseError};
+use bytes::Bytes;
+
+use super::client::{Forward, Transport};
+use super::{MSGPACK, PROBLEM_JSON, PROBLEM_MSGPACK, msgpack};
+use crate::error::{ErrorCode, Problem};
+use crate::limits::{MAX_CALL_BYTES, MAX_REQUEST_BYTES};
+use crate::protocol::Call;
+use crate::time::Span;
+
+/// A running server. It goes on until it is stopped or dropped.
+#[derive(Debug)]
+pub struct HttpServer {
+    address: SocketAddr,
+    handle: ServerHandle,
+    thread: Option<std::thread::JoinHandle<io::Result<()>>>,
+}
+
+/// Longer than clients keep idle connections, so that they, who know what is under way, close them.
+const KEEP_ALIVE_SECONDS: u64 = 75;
+
+impl HttpServer {
+    /// Listens on `listen` (port 0: any free one) and serves what `routes` sets up, on `threads` threads.
+    /// `routes` is called once per thread.
+    pub fn start(
+        node: &str,
+        listen: SocketAddr,
+        threads: usize,
+        drain: Span,
+        routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+    ) -> io::Result<HttpServer> {
+        let listener = TcpListener::bind(listen)?;
+        let address = listener.local_addr()?;
+        // Not a channel of tokio's: a node may be started from inside a runtime.
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("{node}-http"))
+            .spawn(move || {
+                let app = move || {
+                    App::new()
+                        .configure(defaults)
+                        .configure(routes.clone())
+                        .default_service(web::to(not_found))
+                };
+                actix_web::rt::System::new().block_on(async move {
+                    let server = actix_web::HttpServer::new(app)
+                        .workers(threads)
+                        .keep_alive(std::time::Duration::from_secs(KEEP_ALIVE_SECONDS))
+                        .shutdown_timeout(drain.0.div_ceil(1000))
+                        .disable_signals()
+                        .listen(listener);
+                    match server {
+                        Ok(server) => {
+                            let server = server.run();
+                            if started.send(Ok(server.handle())).is_err() {
+                                return Ok(());
+                            }
+                            server.await
+                        }
+                        Err(error) => {
+                            // The starter reports it; should it have gone, nobody needs to know.
+                            started.send(Err(error)).unwrap_or_default();
+                            Ok(())
+                        }
+                    }
+                })
+            })?;
+        let handle = start
+            .recv()
+            .map_err(|_| io::Error::other("the server's thread ended before it started"))??;
+        Ok(HttpServer {
+            address,
+            handle,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no new connection, lets requests that are under way end (at most for the drain time it was
+    /// started with), and returns when its threads have ended. Blocks.
+    pub fn stop(mut self) {
+        self.end(true);
+    }
+
+    fn end(&mut self, graceful: bool) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        // The command is on its way once `stop` was called; its future only tells when it was done,
+        // which the end of the thread tells as well.
+        drop(self.handle.stop(graceful));
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the HTTP server ended with an error"),
+            Err(_) => tracing::error!("the HTTP server's thread panicked"),
+        }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+/// Adds the handler of a call at its path.
+///
+/// ```ignore
+/// register(config, move |request: Heartbeat| { let liveness = liveness.clone(); async move { … } });
+/// ```
+pub fn register<C, H, F>(config: &mut ServiceConfig, handler: H)
+where
+    C: Call,
+    H: Fn(C) -> F + Clone + 'static,
+    F: Future<Output = Result<C::Reply, Problem>> + 'static,
+{
+    let answer = move |payload: Payload| {
+        let handler = handler.clone();
+        async move {
+            let answer = match read_call(payload).await {
+                Ok(request) => handler(request).await,
+                Err(problem) => Err(problem),
+            };
+            match answer.and_then(|reply| encoded(&reply)) {
+                Ok(reply) => HttpResponse::Ok().content_type(MSGPACK).body(reply),
+                Err(problem) => msgpack_problem(&problem),
+            }
+        }
+    };
+    config.service(resource(C::PATH).route(web::post().to(answer)));
+}
+
+/// A public path: methods it does not have are answered with a problem.
+pub fn resource(path: &str) -> Resource {
+    web::resource(path).default_service(web::to(method_not_allowed))
+}
+
+/// The whole body of a request, if it is not larger than `limit`.
+pub async fn read_body(payload: Payload, limit: usize) -> Result<Bytes, Problem> {
+    match payload.to_bytes_limited(limit).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => Err(Problem::new(
+            ErrorCode::InvalidRequest,
+            format!("the body cannot be read: {error}"),
+        )),
+        Err(_) => Err(Problem::new(
+            ErrorCode::RequestTooLarge,
+            format!("the body has more than {limit} bytes"),
+        )
+        .hint("Send less at a time.")),
+    }
+}
+
+/// Answers a user's request with what another node says to it.
+pub async fn forward(
+    transport: &Transport,
+    address: &str,
+    request: &HttpRequest,
+    body: Bytes,
+    deadline: Span,
+) -> Result<HttpResponse, Problem> {
+    let target = request.uri().path_and_query().map_or("/", |t| t.as_str());
+    let outgoing = Forward {
+        method: request.method().as_str().to_owned(),
+        target: target.to_owned(),
+        headers: request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+            .collect(),
+        body,
+    };
+    let answer = transport
+        .forward(address, outgoing, deadline)
+        .await
+        .map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))?;
+    let status = StatusCode::from_u16(answer.status).map_err(|error| {
+        Problem::new(ErrorCode::Internal, format!("{address} answered {error}"))
+    })?;
+    let mut response = HttpResponse::build(status);
+    for (name, value) in &answer.headers {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            response.append_header((name, value));
+        }
+    }
+    Ok(response.streaming(answer.body))
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let body = serde_json::to_string(self).expect("a problem is plain text and numbers");
+        HttpResponse::build(self.status_code())
+            .content_type(PROBLEM_JSON)
+            .body(body)
+    }
+}
+
+/// How requests are read, and what is said about those that cannot be.
+fn defaults(config: &mut ServiceConfig) {
+    config
+        .app_data(web::PayloadConfig::new(MAX_REQUEST_BYTES))
+        .app_data(
+            web::JsonConfig::default()
+                .limit(MAX_REQUEST_BYTES)
+                // What curl sends for `-d` without a header: JSON it is, or the parser says what is wrong.
+                .content_type_required(false)
+                .content_type(|_| true)
+                .error_handler(|error, _| answered(json_problem(&error))),
+        )
+        .app_data(
+            web::QueryConfig::default().error_handler(|error, _| answered(query_problem(&error))),
+        )
+        .app_data(
+            web::PathConfig::default().error_handler(|error, _| answered(path_problem(&error))),
+        );
+}
+
+fn answered(problem: Problem) -> actix_web::Error {
+    let response = problem.error_response();
+    InternalError::from_response(problem, response).into()
+}
+
+fn json_problem(error: &JsonPayloadError) -> Problem {
+    match error {
+        JsonPayloadError::OverflowKnownLength { .. } | JsonPayloadError::Overflow { .. } => {
+            Problem::new(ErrorCode::RequestTooLarge, error.to_string()).hint("Send less at a time.")
+        }
+        JsonPayloadError::Deserialize(error) => {
+            let place = format!("line {}, column {}", error.line(), error.column());
+            let text = error.to_string();
+            // serde_json repeats the place at the end of its text.
+            let detail = text.split(" at line ").next().unwrap_or(&text);
+            Problem::new(ErrorCode::InvalidRequest, format!("the body: {detail}")).at(place)
+        }
+        other => Problem::new(ErrorCode::InvalidRequest, other.to_string()),
+    }
+}
+
+fn query_problem(error: &QueryPayloadError) -> Problem {
+    Problem::new(
+        ErrorCode::InvalidRequest,
+        format!("the query string: {error}"),
+    )
+}
+
+fn path_problem(error: &PathError) -> Problem {
+    Problem::new(ErrorCode::InvalidRequest, format!("the path: {error}"))
+}
+
+async fn not_found(request: HttpRequest) -> HttpResponse {
+    Problem::new(
+        ErrorCode::NotFound,
+        format!("there is nothing at \"{}\"", request.path()),
+    )
+    .hint("See /docs for everything there is.")
+    .error_response()
+}
+
+async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
+    Problem::new(
+        ErrorCode::MethodNotAllowed,
+        format!("\"{}\" has no {}", request.path(), request.method()),
+    )
+    .hint("See /docs for the methods it has.")
+    .error_response()
+}
+
+async fn read_call<C: Call>(payload: Payload) -> Result<C, Problem> {
+    let body = read_body(payload, MAX_CALL_BYTES).await?;
+    msgpack::decode(&body).map_err(|error| {
+        Problem::new(
+            ErrorCode::InvalidRequest,
+            format!("the body of {} {error}", C::PATH),
+        )
+    })
+}
+
+fn encoded<T: serde::Serialize>(reply: &T) -> Result<Bytes, Problem> {
+    msgpack::encode(reply)
+        .map_err(|error| Problem::new(ErrorCode::Internal, format!("the reply {error}")))
+}
+
+fn msgpack_problem(problem: &Problem) -> HttpResponse {
+    match msgpack::encode(problem) {
+        Ok(body) => HttpResponse::build(problem.status_code())
+            .insert_header((CONTENT_TYPE, PROBLEM_MSGPACK))
+            .body(body),
+        Err(_) => problem.error_response(),
+    }
+}
