@@ -2,6 +2,7 @@
 //!
 //! In the order a record meets it.
 
+pub mod metadata_image;
 pub mod task;
 pub mod keyed_state;
 pub mod exchange;

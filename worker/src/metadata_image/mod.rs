@@ -1,0 +1,190 @@
+//! The worker's copy of the cluster's facts: a prefix of what the coordinator decided.
+//!
+//! It only moves forward, one delta after another, and goes on serving when no coordinator is reachable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::ids::{
+    ControlEpoch, JobId, JobName, MetadataVersion, NodeId, TopicId, TopicName, TopicPartition,
+};
+use common::protocol::metadata::{
+    JobImage, MetadataDelta, PartitionImage, TopicImage, WorkerImage,
+};
+use common::protocol::task::Deployment;
+use tokio::sync::watch;
+
+/// Everybody's view of the newest image; `changed()` waits for the next one.
+pub type ImageWatch = watch::Receiver<Arc<MetadataImage>>;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetadataImage {
+    pub control_epoch: ControlEpoch,
+    pub version: MetadataVersion,
+    pub topics: BTreeMap<TopicId, Arc<TopicImage>>,
+    topic_ids: BTreeMap<TopicName, TopicId>,
+    pub workers: BTreeMap<NodeId, WorkerImage>,
+    pub jobs: BTreeMap<JobId, JobImage>,
+    pub deployments: BTreeMap<JobId, Arc<Deployment>>,
+}
+
+impl MetadataImage {
+    /// The image after a delta; `None` if the delta does not start where this image is.
+    pub fn after(&self, delta: MetadataDelta) -> Option<MetadataImage> {
+        let mut image = match delta.full {
+            true => MetadataImage::default(),
+            false if delta.since == self.version => self.clone(),
+            false => return None,
+        };
+        image.control_epoch = delta.control_epoch;
+        image.version = delta.version;
+        for topic in delta.removed_topics {
+            if let Some(removed) = image.topics.remove(&topic) {
+                image.topic_ids.remove(&removed.name);
+            }
+        }
+        for topic in delta.topics {
+            image.topic_ids.insert(topic.name.clone(), topic.id);
+            image.topics.insert(topic.id, Arc::new(topic));
+        }
+        for worker in delta.removed_workers {
+            image.workers.remove(&worker);
+        }
+        image
+            .workers
+            .extend(delta.workers.into_iter().map(|worker| (worker.id, worker)));
+        for job in delta.removed_jobs {
+            image.jobs.remove(&job);
+            image.deployments.remove(&job);
+        }
+        for job in delta.jobs {
+            if !job.running {
+                image.deployments.remove(&job.id);
+            }
+            image.jobs.insert(job.id, job);
+        }
+        for deployment in delta.deployments {
+            image.deployments.insert(deployment.job, deployment);
+        }
+        Some(image)
+    }
+
+    pub fn topic(&self, name: &TopicName) -> Option<&Arc<TopicImage>> {
+        self.topics.get(self.topic_ids.get(name)?)
+    }
+
+    pub fn partition(&self, partition: TopicPartition) -> Option<&PartitionImage> {
+        let index = usize::try_from(partition.partition.0).ok()?;
+        self.topics.get(&partition.topic)?.partitions.get(index)
+    }
+
+    /// Where the partition's leader is reached, if it has a leader that is active.
+    pub fn leader(&self, partition: TopicPartition) -> Option<&WorkerImage> {
+        self.active(self.partition(partition)?.leader?)
+    }
+
+    pub fn active(&self, worker: NodeId) -> Option<&WorkerImage> {
+        self.workers.get(&worker).filter(|worker| worker.active)
+    }
+
+    pub fn job(&self, name: &JobName) -> Option<&JobImage> {
+        self.jobs.values().find(|job| job.name == *name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{CheckpointId, Generation};
+    use common::protocol::topic::TopicConfig;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn topic(id: u128, name: &str) -> TopicImage {
+        TopicImage {
+            id: TopicId(Uuid::from_u128(id)),
+            name: TopicName::new(name).unwrap(),
+            config: TopicConfig::default(),
+            partitions: Vec::new(),
+        }
+    }
+
+    fn delta(since: u64, version: u64) -> MetadataDelta {
+        MetadataDelta {
+            since: MetadataVersion(since),
+            version: MetadataVersion(version),
+            ..MetadataDelta::default()
+        }
+    }
+
+    #[test]
+    fn a_delta_that_starts_elsewhere_changes_nothing() {
+        let image = MetadataImage::default().after(delta(0, 5)).unwrap();
+        assert_eq!(image.after(delta(3, 9)), None);
+        assert_eq!(
+            image.after(delta(5, 9)).unwrap().version,
+            MetadataVersion(9)
+        );
+    }
+
+    #[test]
+    fn a_topic_deleted_and_created_again_is_another_one() {
+        let created = MetadataDelta {
+            topics: vec![topic(1, "bids")],
+            ..delta(0, 1)
+        };
+        let recreated = MetadataDelta {
+            removed_topics: vec![TopicId(Uuid::from_u128(1))],
+            topics: vec![topic(2, "bids")],
+            ..delta(1, 3)
+        };
+        let image = MetadataImage::default()
+            .after(created)
+            .unwrap()
+            .after(recreated)
+            .unwrap();
+        let bids = image.topic(&TopicName::new("bids").unwrap()).unwrap();
+        assert_eq!(bids.id, TopicId(Uuid::from_u128(2)));
+        assert_eq!(image.topics.len(), 1);
+    }
+
+    #[test]
+    fn a_full_image_replaces_everything_and_a_job_that_stopped_has_no_deployment() {
+        let job = |running| JobImage {
+            id: JobId(1),
+            name: JobName::new("j").unwrap(),
+            generation: Generation(1),
+            completed: Some(CheckpointId(4)),
+            finals: BTreeMap::new(),
+            running,
+            deleted: false,
+        };
+        let deployment = Arc::new(Deployment {
+            job: JobId(1),
+            name: JobName::new("j").unwrap(),
+            generation: Generation(1),
+            version: MetadataVersion(1),
+            restore: None,
+            graph: common::plan::task_graph::TaskGraph::default(),
+            tasks: Vec::new(),
+            checkpoint_interval: common::time::Span::from_secs(1),
+        });
+        let started = MetadataDelta {
+            jobs: vec![job(true)],
+            deployments: vec![deployment],
+            ..delta(0, 1)
+        };
+        let image = MetadataImage::default().after(started).unwrap();
+        assert_eq!(image.deployments.len(), 1);
+        let stopped = MetadataDelta {
+            jobs: vec![job(false)],
+            ..delta(1, 2)
+        };
+        assert!(image.after(stopped).unwrap().deployments.is_empty());
+        let full = MetadataDelta {
+            full: true,
+            ..delta(0, 7)
+        };
+        assert!(image.after(full).unwrap().jobs.is_empty());
+    }
+}
