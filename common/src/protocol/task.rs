@@ -25,7 +25,7 @@ pub struct Deployment {
     pub checkpoint_interval: Span,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskAssignment {
     pub task: TaskId,
     pub worker: NodeId,
@@ -60,7 +60,7 @@ pub struct TaskReport {
     pub metrics: TaskMetrics,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
     /// Restoring its state and opening its channels.
