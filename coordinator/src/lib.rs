@@ -1,1 +1,3 @@
+//! The coordinator: where decisions about the cluster live.
 
+pub mod placement;

@@ -1,0 +1,5 @@
+//! What goes where: a problem in, an assignment out.
+
+pub mod tasks;
+#[cfg(test)]
+mod tasks_tests;

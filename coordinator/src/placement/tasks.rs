@@ -1,0 +1,315 @@
+//! Which worker each task of a job runs on.
+//!
+//! Goals, in this order:
+//! 1. A task with state goes to the worker that holds it: no other can give it back.
+//! 2. No worker is given more than its free slots. A slot runs one parallel instance of the whole job,
+//!    so a job uses as many slots of a worker as it has tasks of one stage there, at the most.
+//! 3. Tasks of one instance run side by side, so that rows need not travel.
+//! 4. What ran somewhere before runs there again.
+//! 5. Instances spread over the workers: fewest instances of this job first, then most free slots.
+//!
+//! The same problem always has the same solution.
+
+use std::collections::BTreeMap;
+
+use common::ids::{NodeId, StageId, TaskId};
+use common::plan::task_graph::TaskGraph;
+use common::protocol::task::TaskAssignment;
+
+/// What placement needs to know of a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct JobShape {
+    /// In the order of the task graph.
+    pub stages: Vec<StageShape>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StageShape {
+    pub id: StageId,
+    pub parallelism: u32,
+    pub has_state: bool,
+    pub has_source: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Problem {
+    pub shape: JobShape,
+    /// The active workers, and the slots this job may use on each: its own included.
+    pub free_slots: BTreeMap<NodeId, u32>,
+    /// Where the state of the last completed checkpoint is; empty before the first one.
+    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Where tasks ran last.
+    pub previous: BTreeMap<TaskId, NodeId>,
+}
+
+/// Why a job cannot be placed now.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unplaceable {
+    #[error("needs {needed} slots, {free} are free: {} more must come", needed - free)]
+    Slots { needed: u32, free: u32 },
+    #[error(
+        "needs {needed} slots on worker {worker}, which holds its state and has {free} free: {} more must come",
+        needed - free
+    )]
+    SlotsOfHolder {
+        worker: NodeId,
+        needed: u32,
+        free: u32,
+    },
+    #[error("waits for {}", describe_missing(missing))]
+    Holders { missing: BTreeMap<NodeId, u32> },
+}
+
+/// Places every task, in the order of the task graph.
+pub fn place(problem: &Problem) -> Result<Vec<TaskAssignment>, Unplaceable> {
+    let mut placement = Placement::new(problem);
+    placement.pin_to_holders()?;
+    placement.settle_where_it_was();
+    placement.spread_the_rest();
+    placement.place_what_is_left()?;
+    Ok(problem
+        .shape
+        .tasks()
+        .map(|task| TaskAssignment {
+            task,
+            worker: placement.worker_of[&task],
+        })
+        .collect())
+}
+
+/// How many slots these tasks use on each worker.
+pub fn slots_used(
+    tasks: impl IntoIterator<Item = (TaskId, NodeId)>,
+) -> impl Iterator<Item = (NodeId, u32)> {
+    let mut of_stage: BTreeMap<(NodeId, StageId), u32> = BTreeMap::new();
+    for (task, worker) in tasks {
+        *of_stage.entry((worker, task.stage)).or_default() += 1;
+    }
+    let mut used: BTreeMap<NodeId, u32> = BTreeMap::new();
+    for ((worker, _), tasks) in of_stage {
+        let slots = used.entry(worker).or_default();
+        *slots = (*slots).max(tasks);
+    }
+    used.into_iter()
+}
+
+impl JobShape {
+    pub fn of(graph: &TaskGraph) -> JobShape {
+        JobShape {
+            stages: graph
+                .stages
+                .iter()
+                .map(|stage| StageShape {
+                    id: stage.id,
+                    parallelism: stage.parallelism,
+                    has_state: stage.has_state(),
+                    has_source: stage.source.is_some(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The slots the job needs.
+    pub fn parallelism(&self) -> u32 {
+        self.stages
+            .iter()
+            .map(|stage| stage.parallelism)
+            .max()
+            .unwrap_or(0)
+    }
+
+    pub fn tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.stages.iter().flat_map(StageShape::tasks)
+    }
+
+    pub fn sources(&self) -> impl Iterator<Item = TaskId> {
+        self.stages
+            .iter()
+            .filter(|stage| stage.has_source)
+            .flat_map(StageShape::tasks)
+    }
+}
+
+impl StageShape {
+    fn tasks(&self) -> impl Iterator<Item = TaskId> + use<> {
+        let stage = self.id;
+        (0..self.parallelism).map(move |index| TaskId { stage, index })
+    }
+}
+
+/// A solution as it is built. An instance's home is where its tasks go that no state pins elsewhere.
+struct Placement<'a> {
+    problem: &'a Problem,
+    worker_of: BTreeMap<TaskId, NodeId>,
+    tasks_on: BTreeMap<(NodeId, StageId), u32>,
+    home_of: BTreeMap<u32, NodeId>,
+}
+
+impl<'a> Placement<'a> {
+    fn new(problem: &'a Problem) -> Placement<'a> {
+        Placement {
+            problem,
+            worker_of: BTreeMap::new(),
+            tasks_on: BTreeMap::new(),
+            home_of: BTreeMap::new(),
+        }
+    }
+
+    fn pin_to_holders(&mut self) -> Result<(), Unplaceable> {
+        let mut missing: BTreeMap<NodeId, u32> = BTreeMap::new();
+        let stages = &self.problem.shape.stages;
+        for task in stages
+            .iter()
+            .filter(|stage| stage.has_state)
+            .flat_map(StageShape::tasks)
+        {
+            match self.problem.holders.get(&task) {
+                Some(holder) if self.problem.free_slots.contains_key(holder) => {
+                    self.put(task, *holder);
+                }
+                Some(holder) => *missing.entry(*holder).or_default() += 1,
+                None => {}
+            }
+        }
+        if !missing.is_empty() {
+            return Err(Unplaceable::Holders { missing });
+        }
+        for (worker, needed) in slots_used(self.worker_of.iter().map(|(t, w)| (*t, *w))) {
+            let free = self.problem.free_slots[&worker];
+            if needed > free {
+                return Err(Unplaceable::SlotsOfHolder {
+                    worker,
+                    needed,
+                    free,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Instances with a pinned task, then those that ran before, take their homes first, so that none of
+    /// the others takes their room.
+    fn settle_where_it_was(&mut self) {
+        for instance in 0..self.problem.shape.parallelism() {
+            let pinned = self.first_of(&self.worker_of, instance);
+            if let Some(home) = pinned {
+                self.settle(instance, home);
+            }
+        }
+        for instance in 0..self.problem.shape.parallelism() {
+            let before = self.first_of(&self.problem.previous, instance);
+            let Some(home) = before else { continue };
+            if !self.home_of.contains_key(&instance) && self.fits_whole(instance, home) {
+                self.settle(instance, home);
+            }
+        }
+    }
+
+    fn spread_the_rest(&mut self) {
+        for instance in 0..self.problem.shape.parallelism() {
+            if self.home_of.contains_key(&instance) {
+                continue;
+            }
+            let workers = self.problem.free_slots.keys().copied();
+            let home = workers
+                .filter(|worker| self.fits_whole(instance, *worker))
+                .min_by_key(|worker| self.crowding(*worker));
+            if let Some(home) = home {
+                self.settle(instance, home);
+            }
+        }
+    }
+
+    /// What did not fit where its instance lives goes wherever there is room. Stages do not compete for
+    /// room, so this finds a place whenever there is one.
+    fn place_what_is_left(&mut self) -> Result<(), Unplaceable> {
+        for task in self.problem.shape.tasks() {
+            if self.worker_of.contains_key(&task) {
+                continue;
+            }
+            let workers = self.problem.free_slots.keys().copied();
+            let worker = workers
+                .filter(|worker| self.fits(task, *worker))
+                .min_by_key(|worker| self.crowding(*worker))
+                .ok_or_else(|| Unplaceable::Slots {
+                    needed: self.problem.shape.parallelism(),
+                    free: self.problem.free_slots.values().sum(),
+                })?;
+            self.put(task, worker);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, instance: u32, home: NodeId) {
+        self.home_of.insert(instance, home);
+        for task in self.unplaced_of(instance) {
+            if self.fits(task, home) {
+                self.put(task, home);
+            }
+        }
+    }
+
+    fn put(&mut self, task: TaskId, worker: NodeId) {
+        self.worker_of.insert(task, worker);
+        *self.tasks_on.entry((worker, task.stage)).or_default() += 1;
+    }
+
+    fn fits(&self, task: TaskId, worker: NodeId) -> bool {
+        let tasks = self.tasks_on.get(&(worker, task.stage)).copied();
+        let free = self.problem.free_slots.get(&worker).copied();
+        tasks.unwrap_or(0) < free.unwrap_or(0)
+    }
+
+    fn fits_whole(&self, instance: u32, worker: NodeId) -> bool {
+        self.unplaced_of(instance)
+            .into_iter()
+            .all(|task| self.fits(task, worker))
+    }
+
+    fn unplaced_of(&self, instance: u32) -> Vec<TaskId> {
+        self.of_instance(instance)
+            .filter(|task| !self.worker_of.contains_key(task))
+            .collect()
+    }
+
+    fn of_instance(&self, instance: u32) -> impl Iterator<Item = TaskId> {
+        let stages = self.problem.shape.stages.iter();
+        stages
+            .filter(move |stage| instance < stage.parallelism)
+            .map(move |stage| TaskId {
+                stage: stage.id,
+                index: instance,
+            })
+    }
+
+    fn first_of(&self, places: &BTreeMap<TaskId, NodeId>, instance: u32) -> Option<NodeId> {
+        self.of_instance(instance)
+            .find_map(|task| places.get(&task).copied())
+    }
+
+    /// Orders workers from the one that should have the next instance to the one that should not.
+    fn crowding(&self, worker: NodeId) -> (usize, std::cmp::Reverse<u32>, NodeId) {
+        let instances = self
+            .home_of
+            .values()
+            .filter(|home| **home == worker)
+            .count();
+        let free = self.problem.free_slots[&worker];
+        (instances, std::cmp::Reverse(free), worker)
+    }
+}
+
+fn describe_missing(missing: &BTreeMap<NodeId, u32>) -> String {
+    let workers: Vec<String> = missing
+        .iter()
+        .map(|(worker, tasks)| {
+            let tasks = if *tasks == 1 {
+                "1 task".to_owned()
+            } else {
+                format!("{tasks} tasks")
+            };
+            format!("worker {worker}, which holds the state of {tasks}")
+        })
+        .collect();
+    workers.join(" and for ")
+}

@@ -1,0 +1,183 @@
+//! Placement as a table of small clusters, and as properties over random ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{NodeId, StageId, TaskId};
+use proptest::prelude::*;
+
+use super::tasks::*;
+
+fn task(stage: u16, index: u32) -> TaskId {
+    TaskId {
+        stage: StageId(stage),
+        index,
+    }
+}
+
+fn stage(id: u16, parallelism: u32, has_state: bool) -> StageShape {
+    StageShape {
+        id: StageId(id),
+        parallelism,
+        has_state,
+        has_source: id == 0,
+    }
+}
+
+/// A source, a keyed operator and a sink, all with state.
+fn job(parallelism: u32) -> JobShape {
+    JobShape {
+        stages: (0..3).map(|id| stage(id, parallelism, true)).collect(),
+    }
+}
+
+fn slots(free: &[(u32, u32)]) -> BTreeMap<NodeId, u32> {
+    free.iter().map(|(id, free)| (NodeId(*id), *free)).collect()
+}
+
+fn places(problem: &Problem) -> BTreeMap<TaskId, NodeId> {
+    let assignments = place(problem).expect("the job fits");
+    assignments.iter().map(|a| (a.task, a.worker)).collect()
+}
+
+#[test]
+fn instances_spread_over_workers_and_their_tasks_stay_together() {
+    let problem = Problem {
+        shape: job(4),
+        free_slots: slots(&[(1, 8), (2, 16)]),
+        ..Problem::default()
+    };
+    let placed = places(&problem);
+    for index in 0..4 {
+        let workers: BTreeSet<NodeId> = (0..3).map(|s| placed[&task(s, index)]).collect();
+        assert_eq!(workers.len(), 1, "instance {index} is torn apart");
+    }
+    let on_first = (0..4).filter(|i| placed[&task(0, *i)] == NodeId(1)).count();
+    assert_eq!(on_first, 2);
+    assert_eq!(
+        placed[&task(0, 0)],
+        NodeId(2),
+        "the emptier worker comes first"
+    );
+}
+
+#[test]
+fn too_few_slots_say_how_many_are_missing() {
+    let problem = Problem {
+        shape: job(6),
+        free_slots: slots(&[(1, 2), (2, 2)]),
+        ..Problem::default()
+    };
+    let refusal = place(&problem).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "needs 6 slots, 4 are free: 2 more must come"
+    );
+}
+
+#[test]
+fn a_task_with_state_waits_for_the_worker_that_holds_it() {
+    let mut problem = Problem {
+        shape: job(2),
+        free_slots: slots(&[(1, 8), (2, 8)]),
+        ..Problem::default()
+    };
+    problem.holders = places(&problem);
+    problem.previous = problem.holders.clone();
+    problem.free_slots.remove(&NodeId(2));
+    assert_eq!(
+        place(&problem).unwrap_err().to_string(),
+        "waits for worker 2, which holds the state of 3 tasks"
+    );
+    problem.free_slots = slots(&[(1, 8), (2, 1), (3, 80)]);
+    assert_eq!(places(&problem), problem.holders);
+}
+
+#[test]
+fn a_holder_without_room_is_named() {
+    let problem = Problem {
+        shape: job(2),
+        free_slots: slots(&[(1, 1), (2, 80)]),
+        holders: [(task(1, 0), NodeId(1)), (task(1, 1), NodeId(1))].into(),
+        ..Problem::default()
+    };
+    assert_eq!(
+        place(&problem).unwrap_err().to_string(),
+        "needs 2 slots on worker 1, which holds its state and has 1 free: 1 more must come"
+    );
+}
+
+#[test]
+fn tasks_without_state_move_away_from_a_lost_worker() {
+    let mut problem = Problem {
+        shape: JobShape {
+            stages: vec![stage(0, 2, false), stage(1, 2, false)],
+        },
+        free_slots: slots(&[(1, 8), (2, 8)]),
+        ..Problem::default()
+    };
+    problem.previous = places(&problem);
+    problem.free_slots.remove(&NodeId(1));
+    let placed = places(&problem);
+    assert!(placed.values().all(|worker| *worker == NodeId(2)));
+}
+
+prop_compose! {
+    fn shapes()(stages in prop::collection::vec((1_u32..6, any::<bool>()), 1..5)) -> JobShape {
+        let stages = stages.into_iter().zip(0..).map(|((parallelism, has_state), id)| stage(id, parallelism, has_state));
+        JobShape { stages: stages.collect() }
+    }
+}
+
+prop_compose! {
+    fn problems()(
+        shape in shapes(),
+        free_slots in prop::collection::btree_map((1_u32..6).prop_map(NodeId), 0_u32..6, 0..5),
+        held in prop::collection::vec(prop::option::of(1_u32..6), 30),
+        before in prop::collection::vec(prop::option::of(1_u32..6), 30),
+    ) -> Problem {
+        let spots = |places: &[Option<u32>]| -> BTreeMap<TaskId, NodeId> {
+            shape.tasks().zip(places).filter_map(|(task, place)| Some((task, NodeId((*place)?)))).collect()
+        };
+        Problem { holders: spots(&held), previous: spots(&before), free_slots, shape }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_placement_is_complete_within_capacity_and_keeps_state_where_it_is(problem in problems()) {
+        let Ok(assignments) = place(&problem) else { return Ok(()); };
+        let tasks: Vec<TaskId> = assignments.iter().map(|a| a.task).collect();
+        prop_assert_eq!(tasks, problem.shape.tasks().collect::<Vec<_>>());
+        for (worker, used) in slots_used(assignments.iter().map(|a| (a.task, a.worker))) {
+            prop_assert!(used <= problem.free_slots[&worker]);
+        }
+        for assignment in &assignments {
+            let stage = problem.shape.stages.iter().find(|s| s.id == assignment.task.stage).unwrap();
+            if let (true, Some(holder)) = (stage.has_state, problem.holders.get(&assignment.task)) {
+                prop_assert_eq!(&assignment.worker, holder);
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_is_refused_only_if_it_cannot_be_placed(problem in problems()) {
+        let pins = |problem: &Problem| -> Vec<(TaskId, NodeId)> {
+            let stateful: BTreeSet<StageId> = problem.shape.stages.iter().filter(|s| s.has_state).map(|s| s.id).collect();
+            problem.holders.iter().filter(|(t, _)| stateful.contains(&t.stage)).map(|(t, w)| (*t, *w)).collect()
+        };
+        let free = |worker: &NodeId| problem.free_slots.get(worker).copied();
+        let possible = pins(&problem).iter().all(|(_, holder)| free(holder).is_some())
+            && slots_used(pins(&problem)).all(|(worker, used)| Some(used) <= free(&worker))
+            && problem.shape.parallelism() <= problem.free_slots.values().sum();
+        prop_assert_eq!(place(&problem).is_ok(), possible);
+    }
+
+    #[test]
+    fn what_ran_somewhere_runs_there_again(mut problem in problems()) {
+        problem.holders.clear();
+        let Ok(first) = place(&problem) else { return Ok(()); };
+        problem.previous = first.iter().map(|a| (a.task, a.worker)).collect();
+        problem.free_slots.insert(NodeId(99), 100);
+        prop_assert_eq!(place(&problem).unwrap(), first);
+    }
+}
