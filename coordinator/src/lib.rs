@@ -1,3 +1,5 @@
 //! The coordinator: where decisions about the cluster live.
 
 pub mod placement;
+
+pub mod job;

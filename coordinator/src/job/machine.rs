@@ -1,0 +1,661 @@
+//! Decides what a job does next.
+//!
+//! What is decided is a fact of the metadata: the job's state, what its user wants, its generation and
+//! where its tasks run. The machine compares these facts with what it hears of workers and tasks, and
+//! answers with at most one proposal at a time to change them. It keeps nothing that is not in the facts
+//! or in the next heartbeats, so a new coordinator builds it again and a running job goes on untouched.
+//!
+//! Every deployment and every recovery is a new generation, which starts from the last completed
+//! checkpoint. A fatal failure, or more failures within ten minutes than the budget allows, fails the
+//! job. The budget and the pause before the next attempt start afresh with a new coordinator.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use common::ids::{CheckpointId, Generation, MetadataVersion, NodeId, TaskId, WorkerEpoch};
+use common::limits::{DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW};
+use common::protocol::job::JobState;
+use common::protocol::task::{TaskAssignment, TaskState};
+use common::time::{Span, Tick};
+
+use crate::placement::tasks::{JobShape, Problem, place};
+
+/// The pause before the second attempt; it doubles with every further one.
+const FIRST_BACKOFF: Span = Span::from_millis(500);
+const LONGEST_BACKOFF: Span = Span::from_secs(30);
+
+/// What the user wants of the job. The last one who said so wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Desired {
+    Running,
+    /// Stopped at a last checkpoint, to be resumed.
+    Paused,
+    /// Stopped at a last checkpoint, for good unless it is resumed.
+    Stopped,
+    /// Stopped at once.
+    Cancelled,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    pub restart_budget: usize,
+    pub restart_window: Span,
+    pub deploy_timeout: Span,
+}
+
+/// What the metadata says of the job.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Facts {
+    pub state: JobState,
+    pub reason: String,
+    /// A job that comes to a terminal state is one that is wanted `Stopped`, until its user resumes it.
+    pub desired: Desired,
+    pub generation: Generation,
+    /// The tasks of this generation; `None`: nothing of it runs.
+    pub running: Option<RunningTasks>,
+    /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
+    /// only a new generation makes them read again.
+    pub halting: bool,
+    pub completed: Option<CheckpointId>,
+    /// Where the state of `completed` is.
+    pub holders: BTreeMap<TaskId, NodeId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunningTasks {
+    /// The command that started them.
+    pub version: MetadataVersion,
+    pub worker_of: BTreeMap<TaskId, NodeId>,
+}
+
+/// An active worker, as this job sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WorkerRoom {
+    pub epoch: WorkerEpoch,
+    /// Slots that no other job uses.
+    pub free_slots: u32,
+}
+
+pub type Workers = BTreeMap<NodeId, WorkerRoom>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Job or workers changed in the metadata.
+    MetadataChanged {
+        facts: Facts,
+        workers: Workers,
+    },
+    /// Everything a worker runs of this job, from a heartbeat.
+    TasksReported {
+        worker: NodeId,
+        epoch: WorkerEpoch,
+        tasks: Vec<(Generation, TaskId, TaskState)>,
+    },
+    /// The checkpoint asked for by `Checkpointing::Final` is complete.
+    FinalCheckpointCompleted {
+        generation: Generation,
+    },
+    /// The outcome of the last proposal is known and has been told by `MetadataChanged`.
+    ProposalSettled,
+    TimePassed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    Propose(Proposal),
+    /// Told whenever it changes.
+    Checkpoint(Checkpointing),
+}
+
+/// A change of the facts, valid only while `generation` is the current one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Proposal {
+    /// The next generation, from the last completed checkpoint.
+    Start {
+        generation: Generation,
+        tasks: Vec<TaskAssignment>,
+        /// `Deploying` or `Recovering`.
+        state: JobState,
+        reason: String,
+        /// What ended the generation before, if it failed.
+        failure: Option<String>,
+    },
+    /// This generation ends, and nothing of the job runs.
+    Halt {
+        generation: Generation,
+        state: JobState,
+        reason: String,
+        failure: Option<String>,
+    },
+    /// Every task of this generation runs.
+    Run { generation: Generation },
+}
+
+/// What checkpoints the job takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Checkpointing {
+    Off,
+    Periodic {
+        generation: Generation,
+    },
+    /// One after which sources read nothing; again until it completes.
+    Final {
+        generation: Generation,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct JobMachine {
+    settings: Settings,
+    shape: JobShape,
+    facts: Facts,
+    workers: Workers,
+    /// What is known of the tasks of this generation.
+    tasks: BTreeMap<TaskId, TaskStatus>,
+    /// Since when this generation is waited for: its start, or this machine's.
+    since: Tick,
+    /// Recent failures, and the generation the last one ended.
+    failures: VecDeque<Tick>,
+    counted: Option<Generation>,
+    not_before: Tick,
+    final_completed: Option<Generation>,
+    proposing: bool,
+    checkpointing: Checkpointing,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum TaskStatus {
+    Reported(TaskState),
+    /// It was reported once, and is missing from a later report.
+    Missing,
+}
+
+struct Failure {
+    reason: String,
+    fatal: bool,
+}
+
+/// Whether a job in state `from` may come to state `to`: every transition there is.
+pub fn may_follow(from: JobState, to: JobState) -> bool {
+    use JobState::*;
+    match from {
+        Created => matches!(to, Waiting | Deploying | Paused | Stopped | Cancelled),
+        Waiting => matches!(
+            to,
+            Waiting | Deploying | Recovering | Paused | Stopped | Cancelled
+        ),
+        Deploying => matches!(
+            to,
+            Running | Deploying | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
+        ),
+        Running => matches!(
+            to,
+            Recovering | Deploying | Waiting | Paused | Stopped | Finished | Failed | Cancelled
+        ),
+        Recovering => matches!(
+            to,
+            Running | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
+        ),
+        Paused => matches!(to, Deploying | Waiting | Stopped | Cancelled),
+        Stopped | Failed => matches!(to, Deploying | Waiting),
+        Finished | Cancelled => false,
+    }
+}
+
+/// What a wish of the user means to a job in this state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wish {
+    Granted,
+    /// Things are as wished already.
+    Fulfilled,
+    /// The job's life is over.
+    Refused,
+}
+
+pub fn wish(state: JobState, desired: Desired) -> Wish {
+    use JobState::*;
+    match (state, desired) {
+        (Finished | Cancelled, Desired::Running | Desired::Paused) => Wish::Refused,
+        (Stopped | Failed, Desired::Paused) => Wish::Refused,
+        (Stopped | Failed | Finished | Cancelled, Desired::Stopped | Desired::Cancelled) => {
+            Wish::Fulfilled
+        }
+        (Stopped | Failed, Desired::Running) => Wish::Granted,
+        (Created | Waiting | Deploying | Running | Recovering | Paused, _) => Wish::Granted,
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            restart_budget: RESTART_BUDGET,
+            restart_window: RESTART_WINDOW,
+            deploy_timeout: DEPLOY_TIMEOUT,
+        }
+    }
+}
+
+impl JobMachine {
+    pub fn new(
+        now: Tick,
+        settings: Settings,
+        shape: JobShape,
+        facts: Facts,
+        workers: Workers,
+    ) -> JobMachine {
+        JobMachine {
+            settings,
+            shape,
+            facts,
+            workers,
+            tasks: BTreeMap::new(),
+            since: now,
+            failures: VecDeque::new(),
+            counted: None,
+            not_before: now,
+            final_completed: None,
+            proposing: false,
+            checkpointing: Checkpointing::Off,
+        }
+    }
+
+    /// Applies one event. Deterministic: same machine, same event, same time, same effects.
+    pub fn handle(&mut self, now: Tick, event: Event) -> Vec<Effect> {
+        match event {
+            Event::MetadataChanged { facts, workers } => self.learn(now, facts, workers),
+            Event::TasksReported {
+                worker,
+                epoch,
+                tasks,
+            } => self.hear(worker, epoch, tasks),
+            Event::FinalCheckpointCompleted { generation } => {
+                self.final_completed = Some(generation);
+            }
+            Event::ProposalSettled => self.proposing = false,
+            Event::TimePassed => {}
+        }
+        let mut effects = Vec::new();
+        let checkpointing = self.wanted_checkpointing();
+        if checkpointing != self.checkpointing {
+            self.checkpointing = checkpointing;
+            effects.push(Effect::Checkpoint(checkpointing));
+        }
+        if !self.proposing
+            && let Some(proposal) = self.next_step(now)
+        {
+            self.proposing = true;
+            effects.push(Effect::Propose(proposal));
+        }
+        effects
+    }
+
+    /// When the machine wants to be asked again, if nothing happens before.
+    pub fn wake_at(&self, now: Tick) -> Option<Tick> {
+        let at = match self.facts.running {
+            Some(_) => self.deadline(),
+            None => self.not_before,
+        };
+        (at > now).then_some(at)
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    pub fn task_state(&self, task: TaskId) -> Option<&TaskState> {
+        match self.tasks.get(&task)? {
+            TaskStatus::Reported(state) => Some(state),
+            TaskStatus::Missing => None,
+        }
+    }
+
+    fn learn(&mut self, now: Tick, facts: Facts, workers: Workers) {
+        assert!(
+            facts.generation >= self.facts.generation,
+            "generations never go back: {} after {}",
+            facts.generation,
+            self.facts.generation
+        );
+        if facts.generation > self.facts.generation {
+            self.tasks.clear();
+            self.since = now;
+        }
+        // A user who resumes a job that failed gives it a fresh budget.
+        let ended = facts.state.is_terminal() || facts.state == JobState::Paused;
+        if ended && facts.state != self.facts.state {
+            self.failures.clear();
+            self.not_before = now;
+        }
+        self.facts = facts;
+        self.workers = workers;
+    }
+
+    fn hear(
+        &mut self,
+        worker: NodeId,
+        epoch: WorkerEpoch,
+        reports: Vec<(Generation, TaskId, TaskState)>,
+    ) {
+        let Some(running) = &self.facts.running else {
+            return;
+        };
+        if self.workers.get(&worker).map(|room| room.epoch) != Some(epoch) {
+            return;
+        }
+        let current = self.facts.generation;
+        let reported: BTreeMap<TaskId, TaskState> = reports
+            .into_iter()
+            .filter(|(generation, _, _)| *generation == current)
+            .map(|(_, task, state)| (task, state))
+            .collect();
+        let here = running
+            .worker_of
+            .iter()
+            .filter(|(_, assigned)| **assigned == worker);
+        for (task, _) in here {
+            match reported.get(task) {
+                Some(state) => {
+                    self.tasks
+                        .insert(*task, TaskStatus::Reported(state.clone()));
+                }
+                // A report may have been written before the worker heard of the generation: only a task
+                // that was there once is missed.
+                None => {
+                    if let Some(status) = self.tasks.get_mut(task) {
+                        *status = TaskStatus::Missing;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_step(&mut self, now: Tick) -> Option<Proposal> {
+        match &self.facts.running {
+            Some(_) => self.next_step_of_running(now),
+            None => self.next_step_of_idle(now),
+        }
+    }
+
+    fn next_step_of_idle(&mut self, now: Tick) -> Option<Proposal> {
+        let ended = match self.facts.state {
+            JobState::Finished | JobState::Cancelled => return None,
+            JobState::Stopped | JobState::Failed => return self.start_if_wanted(None),
+            JobState::Paused => true,
+            JobState::Created
+            | JobState::Waiting
+            | JobState::Deploying
+            | JobState::Running
+            | JobState::Recovering => false,
+        };
+        match self.facts.desired {
+            Desired::Running if now < self.not_before => None,
+            Desired::Running => self.start_if_wanted(None),
+            Desired::Paused if ended => None,
+            Desired::Paused => Some(self.halt(JobState::Paused, "", None)),
+            Desired::Stopped => Some(self.halt(JobState::Stopped, "", None)),
+            Desired::Cancelled => Some(self.halt(JobState::Cancelled, "", None)),
+        }
+    }
+
+    fn next_step_of_running(&mut self, now: Tick) -> Option<Proposal> {
+        if self.facts.desired == Desired::Cancelled {
+            return Some(self.halt(JobState::Cancelled, "", None));
+        }
+        if let Some(failure) = self.failure(now) {
+            return Some(self.recover(now, failure));
+        }
+        let runs = self.facts.state == JobState::Running;
+        let final_completed = self.final_completed == Some(self.facts.generation);
+        match self.facts.desired {
+            // What the generation did since the last checkpoint is undone, so nothing is lost by not waiting.
+            Desired::Paused if final_completed || !runs => {
+                Some(self.halt(JobState::Paused, "", None))
+            }
+            Desired::Stopped if final_completed || !runs => {
+                Some(self.halt(JobState::Stopped, "", None))
+            }
+            Desired::Running if self.facts.halting => self.start_if_wanted(None),
+            Desired::Running if runs && final_completed => {
+                Some(self.halt(JobState::Finished, "", None))
+            }
+            Desired::Running if !runs && self.all_live() => Some(Proposal::Run {
+                generation: self.facts.generation,
+            }),
+            Desired::Running | Desired::Paused | Desired::Stopped => None,
+            Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
+        }
+    }
+
+    fn recover(&mut self, now: Tick, failure: Failure) -> Proposal {
+        self.count_failure(now);
+        let Failure { reason, fatal } = failure;
+        let failed = Some(reason.clone());
+        if fatal {
+            return self.halt(JobState::Failed, &reason, failed);
+        }
+        match self.facts.desired {
+            Desired::Running => {}
+            Desired::Paused => return self.halt(JobState::Paused, &reason, failed),
+            Desired::Stopped => return self.halt(JobState::Stopped, &reason, failed),
+            Desired::Cancelled => return self.halt(JobState::Cancelled, &reason, failed),
+        }
+        if self.failures.len() > self.settings.restart_budget {
+            let reason = format!(
+                "failed {} times within {}, the last time: {reason}",
+                self.failures.len(),
+                self.settings.restart_window
+            );
+            return self.halt(JobState::Failed, &reason, failed);
+        }
+        let backoff = backoff(self.failures.len());
+        if backoff > Span(0) {
+            self.not_before = now.plus(backoff);
+            return self.halt(JobState::Recovering, &reason, failed);
+        }
+        self.start(failed)
+    }
+
+    fn start_if_wanted(&mut self, failure: Option<String>) -> Option<Proposal> {
+        if !self.wants_to_run() {
+            return None;
+        }
+        let proposal = self.start(failure);
+        match &proposal {
+            Proposal::Halt { state, reason, .. }
+                if self.facts.state == *state && self.facts.reason == *reason =>
+            {
+                None
+            }
+            Proposal::Start { .. } | Proposal::Halt { .. } | Proposal::Run { .. } => Some(proposal),
+        }
+    }
+
+    /// The next generation, or waiting for what it needs.
+    fn start(&self, failure: Option<String>) -> Proposal {
+        let holders = match self.facts.completed {
+            Some(_) => self.facts.holders.clone(),
+            None => BTreeMap::new(),
+        };
+        let running = self.facts.running.as_ref();
+        let problem = Problem {
+            shape: self.shape.clone(),
+            free_slots: self
+                .workers
+                .iter()
+                .map(|(worker, room)| (*worker, room.free_slots))
+                .collect(),
+            previous: match running {
+                Some(running) => running.worker_of.clone(),
+                None => self.facts.holders.clone(),
+            },
+            holders,
+        };
+        let recovers = failure.is_some()
+            || self.facts.state == JobState::Recovering
+            || self.facts.state == JobState::Waiting && !self.failures.is_empty();
+        match place(&problem) {
+            Ok(tasks) => Proposal::Start {
+                generation: self.facts.generation,
+                tasks,
+                state: if recovers {
+                    JobState::Recovering
+                } else {
+                    JobState::Deploying
+                },
+                reason: match &failure {
+                    Some(failure) => failure.clone(),
+                    None if self.facts.state == JobState::Recovering => self.facts.reason.clone(),
+                    None => String::new(),
+                },
+                failure,
+            },
+            Err(unplaceable) => self.halt(JobState::Waiting, &unplaceable.to_string(), failure),
+        }
+    }
+
+    fn halt(&self, state: JobState, reason: &str, failure: Option<String>) -> Proposal {
+        Proposal::Halt {
+            generation: self.facts.generation,
+            state,
+            reason: reason.to_owned(),
+            failure,
+        }
+    }
+
+    /// The first thing that keeps this generation from running.
+    fn failure(&self, now: Tick) -> Option<Failure> {
+        let running = self.facts.running.as_ref()?;
+        self.failed_task(running)
+            .or_else(|| self.lost_worker(running))
+            .or_else(|| self.overdue(now))
+    }
+
+    fn failed_task(&self, running: &RunningTasks) -> Option<Failure> {
+        let failures = self.tasks.iter().filter_map(|(task, status)| {
+            let worker = running.worker_of.get(task)?;
+            match status {
+                TaskStatus::Reported(TaskState::Failed { reason, fatal }) => Some(Failure {
+                    reason: format!("task {task} on worker {worker}: {reason}"),
+                    fatal: *fatal,
+                }),
+                TaskStatus::Missing => Some(Failure {
+                    reason: format!("task {task} on worker {worker} is gone"),
+                    fatal: false,
+                }),
+                TaskStatus::Reported(
+                    TaskState::Deploying | TaskState::Running | TaskState::Exhausted,
+                ) => None,
+            }
+        });
+        // One fatal failure settles the matter, however many others it has caused.
+        failures.min_by_key(|failure| !failure.fatal)
+    }
+
+    fn lost_worker(&self, running: &RunningTasks) -> Option<Failure> {
+        running.worker_of.values().find_map(|worker| {
+            let reason = match self.workers.get(worker) {
+                None => format!("worker {worker} is gone"),
+                // Registered after the generation began: the life that ran its tasks is over.
+                Some(room) if room.epoch.0 > running.version.0 => {
+                    format!("worker {worker} has started again")
+                }
+                Some(_) => return None,
+            };
+            Some(Failure {
+                reason,
+                fatal: false,
+            })
+        })
+    }
+
+    fn overdue(&self, now: Tick) -> Option<Failure> {
+        if now < self.deadline() {
+            return None;
+        }
+        let late: Vec<String> = match self.facts.state {
+            // Built again from the metadata: the workers should have been heard by now.
+            JobState::Running => self.unheard().map(|task| task.to_string()).collect(),
+            _ => self.not_live().map(|task| task.to_string()).collect(),
+        };
+        (!late.is_empty()).then(|| Failure {
+            reason: format!(
+                "not running after {}: task {}",
+                self.settings.deploy_timeout,
+                late.join(", ")
+            ),
+            fatal: false,
+        })
+    }
+
+    fn count_failure(&mut self, now: Tick) {
+        if self.counted == Some(self.facts.generation) {
+            return;
+        }
+        self.counted = Some(self.facts.generation);
+        self.failures.push_back(now);
+        while self
+            .failures
+            .front()
+            .is_some_and(|at| now.since(*at) > self.settings.restart_window)
+        {
+            self.failures.pop_front();
+        }
+    }
+
+    fn wanted_checkpointing(&self) -> Checkpointing {
+        let generation = self.facts.generation;
+        if self.facts.running.is_none() || self.facts.state != JobState::Running {
+            return Checkpointing::Off;
+        }
+        match self.facts.desired {
+            Desired::Cancelled => Checkpointing::Off,
+            Desired::Paused | Desired::Stopped => Checkpointing::Final { generation },
+            Desired::Running if self.facts.halting => Checkpointing::Off,
+            Desired::Running if self.all_exhausted() => Checkpointing::Final { generation },
+            Desired::Running => Checkpointing::Periodic { generation },
+        }
+    }
+
+    fn wants_to_run(&self) -> bool {
+        self.facts.desired == Desired::Running
+    }
+
+    fn deadline(&self) -> Tick {
+        self.since.plus(self.settings.deploy_timeout)
+    }
+
+    fn all_live(&self) -> bool {
+        self.not_live().next().is_none()
+    }
+
+    fn not_live(&self) -> impl Iterator<Item = TaskId> {
+        self.shape.tasks().filter(|task| {
+            !matches!(
+                self.task_state(*task),
+                Some(TaskState::Running | TaskState::Exhausted)
+            )
+        })
+    }
+
+    fn unheard(&self) -> impl Iterator<Item = TaskId> {
+        self.shape
+            .tasks()
+            .filter(|task| !self.tasks.contains_key(task))
+    }
+
+    fn all_exhausted(&self) -> bool {
+        self.shape
+            .sources()
+            .all(|task| self.task_state(task) == Some(&TaskState::Exhausted))
+    }
+}
+
+/// The first failure is answered at once; it is usually the last.
+fn backoff(failures: usize) -> Span {
+    match failures {
+        0 | 1 => Span(0),
+        further => {
+            let doublings = u32::try_from(further - 2).unwrap_or(u32::MAX).min(16);
+            Span((FIRST_BACKOFF.0 << doublings).min(LONGEST_BACKOFF.0))
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! A job's life: created, placed, deployed, running, recovered, paused, ended.
+
+pub mod machine;
+#[cfg(test)]
+mod machine_tests;
