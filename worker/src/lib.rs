@@ -6,6 +6,7 @@ pub mod metadata_image;
 pub mod log_client;
 pub mod task;
 pub mod keyed_state;
+pub mod checkpoint;
 pub mod exchange;
 pub mod source;
 pub mod operator;
