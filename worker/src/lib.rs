@@ -3,6 +3,7 @@
 //! In the order a record meets it.
 
 pub mod metadata_image;
+pub mod link;
 pub mod log_client;
 pub mod task;
 pub mod keyed_state;

@@ -1,0 +1,213 @@
+//! The worker's line to the coordinator: it registers, says that it is alive, and hears what was decided.
+//!
+//! It runs on a thread of its own, with connections of its own: a worker that is busy with data must
+//! never look dead.
+
+pub mod reports;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use common::error::ErrorCode;
+use common::ids::{ClusterId, MetadataVersion, NodeId, WorkerEpoch};
+use common::limits::MAX_WAIT;
+use common::protocol::metadata::FetchMetadata;
+use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
+use common::time::Span;
+use common::transport::client::{CallError, Transport};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use crate::metadata_image::MetadataImage;
+use reports::TaskReports;
+
+/// Who this worker is to the cluster, from its first registration on.
+#[derive(Debug)]
+pub struct Session {
+    pub cluster: ClusterId,
+    pub worker: NodeId,
+    epoch: AtomicU64,
+}
+
+impl Session {
+    pub fn epoch(&self) -> WorkerEpoch {
+        WorkerEpoch(self.epoch.load(Ordering::Acquire))
+    }
+}
+
+/// What the link says about the worker, and what it is told.
+#[derive(Debug)]
+pub struct Link {
+    pub coordinator: String,
+    pub transport: Transport,
+    pub image: watch::Sender<Arc<MetadataImage>>,
+    pub reports: Arc<TaskReports>,
+    pub load: Arc<Mutex<NodeLoad>>,
+    /// The logs it leads are open: it may be given work.
+    pub ready: watch::Receiver<bool>,
+    /// Something changed that the coordinator should hear before the next heartbeat is due.
+    pub urgent: Arc<Notify>,
+}
+
+/// A call that takes longer is repeated.
+const CALL_DEADLINE: Span = Span::from_secs(3);
+const RETRY_EVERY: Span = Span::from_millis(250);
+
+/// Registers, and goes on trying while no coordinator answers. Fails only when registering can never succeed.
+pub async fn register(
+    coordinator: &str,
+    transport: &Transport,
+    request: &RegisterWorker,
+) -> Result<Registered, CallError> {
+    let mut told = false;
+    loop {
+        match transport.call(coordinator, request, CALL_DEADLINE).await {
+            Ok(registered) => return Ok(registered),
+            Err(error) if error.is_retriable() => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%coordinator, %error, "cannot register yet; trying on");
+                }
+                tokio::time::sleep(RETRY_EVERY.as_duration()).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Session {
+    pub fn of(registered: &Registered) -> Arc<Session> {
+        Arc::new(Session {
+            cluster: registered.cluster,
+            worker: registered.worker,
+            epoch: AtomicU64::new(registered.epoch.0),
+        })
+    }
+}
+
+impl Link {
+    /// Starts the thread. It ends when the returned guard is dropped.
+    pub fn start(
+        self,
+        session: Arc<Session>,
+        registered: Registered,
+        registration: RegisterWorker,
+    ) -> std::io::Result<LinkGuard> {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread =
+            std::thread::Builder::new().name("worker-link".to_owned()).spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = self.heartbeats(&session, registered.heartbeat_interval, &registration) => {}
+                        () = self.metadata(&session) => {}
+                        _ = stopped => {}
+                    }
+                });
+            })?;
+        Ok(LinkGuard {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    async fn heartbeats(&self, session: &Session, interval: Span, registration: &RegisterWorker) {
+        let mut sequence = 0;
+        loop {
+            sequence += 1;
+            let heartbeat = Heartbeat {
+                cluster: session.cluster,
+                worker: session.worker,
+                epoch: session.epoch(),
+                sequence,
+                metadata_version: self.image.borrow().version,
+                ready: *self.ready.borrow(),
+                tasks: self.reports.all(),
+                load: *self.load.lock().unwrap_or_else(PoisonError::into_inner),
+            };
+            match self
+                .transport
+                .call(&self.coordinator, &heartbeat, CALL_DEADLINE)
+                .await
+            {
+                Ok(_) => {}
+                Err(error) if error.code() == Some(ErrorCode::FencedWorkerEpoch) => {
+                    // Fenced while it was silent. What ran under the old epoch is the past already; a
+                    // new epoch is a new beginning for this process, with its disk as it is.
+                    warn!(worker = %session.worker, "fenced: registering again");
+                    match register(&self.coordinator, &self.transport, registration).await {
+                        Ok(registered) => {
+                            session.epoch.store(registered.epoch.0, Ordering::Release);
+                            info!(worker = %session.worker, epoch = %registered.epoch, "registered again");
+                            sequence = 0;
+                            continue;
+                        }
+                        Err(error) => warn!(%error, "cannot register again"),
+                    }
+                }
+                Err(error) => debug!(%error, "a heartbeat was not answered"),
+            }
+            let urgent = self.urgent.notified();
+            // An elapsed interval and an urgent word are equally good reasons for the next heartbeat.
+            tokio::time::timeout(interval.as_duration(), urgent)
+                .await
+                .unwrap_or_default();
+        }
+    }
+
+    async fn metadata(&self, session: &Session) {
+        loop {
+            let since = self.image.borrow().version;
+            let request = FetchMetadata {
+                cluster: session.cluster,
+                worker: Some(session.worker),
+                since,
+                wait: MAX_WAIT,
+            };
+            let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
+            match self
+                .transport
+                .call(&self.coordinator, &request, deadline)
+                .await
+            {
+                Ok(delta) => {
+                    let after = self.image.borrow().after(delta);
+                    match after {
+                        Some(image) if image.version > since => {
+                            self.image.send_replace(Arc::new(image));
+                        }
+                        Some(_) | None => {}
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "no news from the coordinator");
+                    tokio::time::sleep(RETRY_EVERY.as_duration()).await;
+                }
+            }
+        }
+    }
+
+    /// The newest version, for tests and for readiness.
+    pub fn version(&self) -> MetadataVersion {
+        self.image.borrow().version
+    }
+}
+
+/// Ends the link's thread when it is dropped.
+#[derive(Debug)]
+pub struct LinkGuard {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for LinkGuard {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the link's thread panicked");
+        }
+    }
+}
