@@ -23,3 +23,4 @@ pub mod plan;
 pub mod protocol;
 
 pub mod transport;
+pub mod client;

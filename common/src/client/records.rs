@@ -1,0 +1,114 @@
+//! Records in and out of topics, and the state of operators, through REST.
+
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Client, ClientError, decode};
+
+/// One partition's share of what was produced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Produced {
+    pub partition: u32,
+    pub base_offset: i64,
+    pub count: u32,
+}
+
+/// Records of one partition, and where to go on.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Fetched {
+    pub records: Vec<FetchedRecord>,
+    pub next_offset: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct FetchedRecord {
+    pub offset: i64,
+    #[serde(default)]
+    pub key: Option<Value>,
+    #[serde(default)]
+    pub value: Option<Value>,
+}
+
+impl Client {
+    /// Appends one record per value; answered once they are on disk.
+    pub async fn produce(&self, topic: &str, values: &[Value]) -> Result<Value, ClientError> {
+        let mut body = Vec::new();
+        for value in values {
+            serde_json::to_writer(&mut body, value).expect("a JSON value can be written");
+            body.push(b'\n');
+        }
+        self.produce_ndjson(topic, body, None).await
+    }
+
+    /// Appends one record per line. `key`: the JSON pointer of the record key.
+    pub async fn produce_ndjson(
+        &self,
+        topic: &str,
+        lines: Vec<u8>,
+        key: Option<&str>,
+    ) -> Result<Value, ClientError> {
+        let query = key.map(|key| format!("?key={key}")).unwrap_or_default();
+        let path = format!("/v1/topics/{topic}/records{query}");
+        let request = self
+            .request(Method::POST, &path)
+            .header("content-type", "application/x-ndjson")
+            .body(lines);
+        decode(&path, self.send(&path, request).await?).await
+    }
+
+    /// Committed records of a partition from an offset on; waits up to `wait_ms` for the first.
+    pub async fn fetch(
+        &self,
+        topic: &str,
+        partition: u32,
+        offset: i64,
+        max_records: usize,
+        wait_ms: u64,
+    ) -> Result<Fetched, ClientError> {
+        self.get(&format!(
+            "/v1/topics/{topic}/partitions/{partition}/records\
+             ?offset={offset}&max_records={max_records}&wait_ms={wait_ms}"
+        ))
+        .await
+    }
+
+    /// The state an operator keeps for a key, at the last completed checkpoint.
+    pub async fn state(
+        &self,
+        job: &str,
+        operator: &str,
+        key: &Value,
+    ) -> Result<Value, ClientError> {
+        let key = percent_encoded(&key.to_string());
+        self.get(&format!(
+            "/v1/jobs/{job}/operators/{operator}/state?key={key}"
+        ))
+        .await
+    }
+}
+
+/// A text as it may stand in a query.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_any_kind_survives_a_query() {
+        assert_eq!(percent_encoded("\"a b&c\""), "%22a%20b%26c%22");
+        assert_eq!(percent_encoded("ü"), "%C3%BC");
+    }
+}
