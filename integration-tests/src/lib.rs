@@ -1,1 +1,5 @@
+//! Clusters to test: real processes, what they are asked, and what they must never do.
 
+pub mod process;
+pub mod cluster;
+pub mod data;
