@@ -23,4 +23,5 @@ pub mod plan;
 pub mod protocol;
 
 pub mod transport;
+pub mod seglog;
 pub mod client;

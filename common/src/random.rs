@@ -1,6 +1,6 @@
 //! The seeded generator that is handed down; nobody uses the thread's own.
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 /// A small fast generator whose sequence is the same on every machine.
@@ -11,4 +11,13 @@ pub type Random = Pcg64Mcg;
 pub fn seeded(seed: u64, stream: u64) -> Random {
     let mixed = xxhash_rust::xxh3::xxh3_64_with_seed(&stream.to_le_bytes(), seed);
     Pcg64Mcg::seed_from_u64(mixed)
+}
+
+/// A number from 0 to before `bound`.
+pub fn below(random: &mut Random, bound: u64) -> u64 {
+    random.random_range(0..bound)
+}
+
+pub fn coin(random: &mut Random) -> bool {
+    random.random()
 }
