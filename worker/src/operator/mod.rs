@@ -4,7 +4,27 @@
 //! fall inside one. It keeps what must survive in its tables; what it holds elsewhere between two
 //! barriers it writes there in `seal`, and rebuilds from there in `restore`.
 
+pub mod expression;
+pub mod filter;
+pub mod project;
+pub mod union;
+pub mod custom;
+
+mod give_up;
+mod row_json;
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod expression_tests;
+#[cfg(test)]
+mod row_operator_tests;
+
+use common::error::{ErrorCode, Problem};
+use common::plan::operator::OperatorSpec;
+use common::plan::task_graph::PlannedOperator;
 use common::protocol::state::StateEntry;
+use common::schema::Column;
 use common::time::Timestamp;
 
 use crate::task::context::Context;
@@ -65,4 +85,36 @@ pub struct OperatorError {
     pub reason: String,
     /// The same rows would fail in the same way again.
     pub fatal: bool,
+}
+
+/// Makes the instance of a planned operator that runs in one task.
+pub fn build(
+    planned: &PlannedOperator,
+    custom: &custom::CustomOperators,
+) -> Result<Box<dyn Operator>, Problem> {
+    Ok(match &planned.spec {
+        OperatorSpec::Filter(spec) => Box::new(filter::FilterRows::new(spec, planned)?),
+        OperatorSpec::Project(spec) => Box::new(project::ProjectColumns::new(spec, planned)?),
+        OperatorSpec::Union(spec) => Box::new(union::UnionRows::new(spec, planned)?),
+        OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) => {
+            let detail = format!("a worker cannot run a {} yet", planned.spec.type_name());
+            return Err(Problem::new(ErrorCode::UnsupportedFeature, detail));
+        }
+        OperatorSpec::Custom(spec) => custom.build(spec, planned)?,
+    })
+}
+
+/// The columns of an operator that has one input.
+fn only_input(planned: &PlannedOperator) -> Result<&[Column], Problem> {
+    match planned.inputs.as_slice() {
+        [columns] => Ok(columns),
+        inputs => {
+            let detail = format!(
+                "\"{}\" has one input, the plan gives it {}",
+                planned.spec.id(),
+                inputs.len()
+            );
+            Err(Problem::new(ErrorCode::InvalidGraph, detail))
+        }
+    }
 }
