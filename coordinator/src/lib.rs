@@ -1,5 +1,7 @@
 //! The coordinator: where decisions about the cluster live.
 
+pub mod metadata;
+pub mod election;
 pub mod placement;
 
 pub mod job;

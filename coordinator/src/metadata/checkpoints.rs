@@ -1,0 +1,87 @@
+//! Checkpoints of jobs: which ids were given out, and which checkpoint is the last that counts.
+
+use serde::{Deserialize, Serialize};
+
+use common::ids::{CheckpointId, Generation, JobId, MetadataVersion};
+use common::limits::{CHECKPOINT_HISTORY, CHECKPOINT_RESERVATION};
+use common::protocol::checkpoint::CheckpointKind;
+use common::time::{Span, Timestamp};
+
+use super::ClusterMetadata;
+use super::command::{EpochCompleted, Outcome, Rejection};
+
+/// A completed checkpoint, as its job's history shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletedCheckpoint {
+    pub checkpoint: CheckpointId,
+    pub generation: Generation,
+    pub kind: CheckpointKind,
+    pub completed_at: Timestamp,
+    pub duration: Span,
+    pub delta_bytes: u64,
+    pub state_bytes: u64,
+}
+
+impl ClusterMetadata {
+    pub(super) fn reserve_epochs(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        generation: Generation,
+    ) -> Result<Outcome, Rejection> {
+        self.change_job(index, at, job, |row| {
+            row.check_running(generation)?;
+            let first = row.reserved.next();
+            row.reserved = CheckpointId(row.reserved.0 + CHECKPOINT_RESERVATION);
+            Ok(Outcome::EpochsReserved {
+                first,
+                last: row.reserved,
+            })
+        })
+    }
+
+    pub(super) fn epoch_completed(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        completed: &EpochCompleted,
+    ) -> Result<Outcome, Rejection> {
+        let checkpoint = completed.checkpoint;
+        self.change_job(index, at, completed.job, |row| {
+            row.check_running(completed.generation)?;
+            if row.completed.is_some_and(|last| checkpoint <= last)
+                || checkpoint > row.reserved
+                || checkpoint == CheckpointId(0)
+            {
+                return Err(Rejection::WrongCheckpoint {
+                    job: completed.job,
+                    checkpoint,
+                    completed: row.completed,
+                });
+            }
+            let has_holder = |task| completed.holders.contains_key(&task);
+            if completed.holders.len() != row.graph.tasks().count()
+                || !row.graph.tasks().all(has_holder)
+            {
+                return Err(Rejection::WrongTasks { job: completed.job });
+            }
+            row.completed = Some(checkpoint);
+            row.holders.clone_from(&completed.holders);
+            row.positions.clone_from(&completed.positions);
+            row.checkpoints.push_back(CompletedCheckpoint {
+                checkpoint,
+                generation: completed.generation,
+                kind: completed.kind,
+                completed_at: at,
+                duration: completed.duration,
+                delta_bytes: completed.delta_bytes,
+                state_bytes: completed.state_bytes,
+            });
+            if row.checkpoints.len() > CHECKPOINT_HISTORY {
+                row.checkpoints.pop_front();
+            }
+            Ok(Outcome::Done)
+        })
+    }
+}

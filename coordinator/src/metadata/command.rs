@@ -1,0 +1,310 @@
+//! The whole vocabulary of the command log: what can be asked of the metadata, and what it answers.
+//!
+//! A command names the facts it was decided on (an epoch, a generation, a name that must be free) and
+//! changes nothing if they no longer hold. Ids and times that nobody can compute again travel inside.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, ProducerId,
+    StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
+};
+use common::plan::JobGraph;
+use common::plan::task_graph::TaskGraph;
+use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::job::{CreateJob, JobState};
+use common::protocol::task::TaskAssignment;
+use common::protocol::topic::TopicConfig;
+use common::time::{Span, Timestamp};
+
+use super::jobs::Desired;
+
+/// One entry of the command log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The reign under which it was proposed; a command of a former one changes nothing.
+    pub control_epoch: ControlEpoch,
+    /// When it was proposed, for people.
+    pub at: Timestamp,
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// The first command of every coordinator; its own index becomes the control epoch. The very first
+    /// one of all names the cluster.
+    LeaderAnnounce {
+        cluster: ClusterId,
+    },
+
+    RegisterWorker(Registration),
+    FenceWorker {
+        worker: NodeId,
+        epoch: WorkerEpoch,
+    },
+    /// The worker has recovered its logs and may be given work.
+    UnfenceWorker {
+        worker: NodeId,
+        epoch: WorkerEpoch,
+    },
+
+    CreateTopic {
+        id: TopicId,
+        name: TopicName,
+        config: TopicConfig,
+        /// The replicas of each partition, the preferred leader first.
+        replicas: Vec<Vec<NodeId>>,
+    },
+    /// `partitions`: how many there were when the replicas of the added ones were chosen.
+    AlterTopic {
+        id: TopicId,
+        config: TopicConfig,
+        partitions: u32,
+        added: Vec<Vec<NodeId>>,
+    },
+    DeleteTopic {
+        id: TopicId,
+    },
+
+    CreateJob {
+        spec: Arc<CreateJob>,
+        /// What the spec says, as a graph; and what it was planned to be.
+        job_graph: Arc<JobGraph>,
+        graph: Arc<TaskGraph>,
+        checkpoint_interval: Span,
+    },
+    SetDesired {
+        job: JobId,
+        desired: Desired,
+    },
+    /// The next generation begins, from the last completed checkpoint.
+    StartGeneration {
+        job: JobId,
+        generation: Generation,
+        restore: Option<CheckpointId>,
+        tasks: Vec<TaskAssignment>,
+        /// `Deploying` or `Recovering`.
+        state: JobState,
+        reason: String,
+        /// What ended the generation before, if it failed.
+        failure: Option<String>,
+    },
+    /// Every task of this generation runs.
+    GenerationRuns {
+        job: JobId,
+        generation: Generation,
+    },
+    /// This generation ends, and nothing of the job runs.
+    EndGeneration {
+        job: JobId,
+        generation: Generation,
+        state: JobState,
+        reason: String,
+        failure: Option<String>,
+    },
+    /// The next block of checkpoint ids, none of which was ever given out.
+    ReserveEpochs {
+        job: JobId,
+        generation: Generation,
+    },
+    /// The one point at which a checkpoint counts.
+    EpochCompleted(EpochCompleted),
+    DeleteJob {
+        job: JobId,
+    },
+
+    AllocProducerIds {
+        count: u32,
+    },
+
+    /// All of them or none.
+    Batch(Vec<Command>),
+}
+
+/// A worker process, as it introduced itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registration {
+    pub cluster: Option<ClusterId>,
+    pub worker: Option<NodeId>,
+    pub storage: StorageId,
+    pub incarnation: Uuid,
+    pub address: String,
+    pub version: String,
+    pub cores: u32,
+    pub slots: u32,
+    pub memory_bytes: u64,
+    pub operators: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochCompleted {
+    pub job: JobId,
+    pub generation: Generation,
+    pub checkpoint: CheckpointId,
+    pub kind: CheckpointKind,
+    /// Which worker has the state of each task at this checkpoint.
+    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Of source tasks: split → the position after the last row before the barrier.
+    pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
+    /// From the first barrier to the last acknowledgement.
+    pub duration: Span,
+    pub delta_bytes: u64,
+    pub state_bytes: u64,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Announced(ControlEpoch),
+    Registered {
+        worker: NodeId,
+        epoch: WorkerEpoch,
+    },
+    TopicCreated(TopicId),
+    JobCreated(JobId),
+    GenerationStarted(Generation),
+    /// `first` to `last`, both included.
+    EpochsReserved {
+        first: CheckpointId,
+        last: CheckpointId,
+    },
+    /// `first` and the ones after it, as many as were asked for.
+    ProducerIds {
+        first: ProducerId,
+    },
+    Batch(Vec<Outcome>),
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("control epoch {proposed} has ended, it is {current} now")]
+    StaleControlEpoch {
+        proposed: ControlEpoch,
+        current: ControlEpoch,
+    },
+    #[error("this is cluster {ours}, not {theirs}")]
+    WrongCluster { ours: ClusterId, theirs: ClusterId },
+    #[error("worker {worker} is not known here")]
+    UnknownWorker { worker: NodeId },
+    #[error("worker {worker} has another data directory")]
+    OtherStorage { worker: NodeId },
+    #[error("worker epoch {epoch} of worker {worker} has ended")]
+    FencedWorkerEpoch { worker: NodeId, epoch: WorkerEpoch },
+    #[error("topic \"{0}\" exists")]
+    TopicExists(TopicName),
+    #[error("there is no topic {0}")]
+    UnknownTopic(TopicId),
+    #[error("topic \"{0}\" was changed at the same time")]
+    TopicChanged(TopicName),
+    #[error("partition {partition} has no replica that could lead it")]
+    NoReplica { partition: usize },
+    #[error("job \"{0}\" exists")]
+    JobExists(JobName),
+    #[error("there is no job {0}")]
+    UnknownJob(JobId),
+    #[error("generation {generation} of job {job} has ended, it is {current} now")]
+    FencedGeneration {
+        job: JobId,
+        generation: Generation,
+        current: Generation,
+    },
+    #[error("job {job} cannot go from {from:?} to {to:?}")]
+    IllegalTransition {
+        job: JobId,
+        from: JobState,
+        to: JobState,
+    },
+    #[error("job {job} runs nothing")]
+    NotRunning { job: JobId },
+    #[error("job {job} is {state:?}, which cannot be undone")]
+    JobOver { job: JobId, state: JobState },
+    #[error("job {job} is {state:?}: only a job of which nothing runs can be deleted")]
+    JobAlive { job: JobId, state: JobState },
+    #[error("job {job} has used up its generations")]
+    GenerationsExhausted { job: JobId },
+    #[error("the last completed checkpoint of job {job} is {completed:?}, not {restore:?}")]
+    WrongRestore {
+        job: JobId,
+        restore: Option<CheckpointId>,
+        completed: Option<CheckpointId>,
+    },
+    #[error("the assignment does not name every task of job {job} once")]
+    WrongTasks { job: JobId },
+    #[error(
+        "checkpoint {checkpoint} of job {job} is not above {completed:?} or was never reserved"
+    )]
+    WrongCheckpoint {
+        job: JobId,
+        checkpoint: CheckpointId,
+        completed: Option<CheckpointId>,
+    },
+    #[error("a batch holds no other batch and no announcement")]
+    NestedBatch,
+}
+
+impl Rejection {
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Rejection::StaleControlEpoch { .. } => ErrorCode::StaleControlEpoch,
+            Rejection::WrongCluster { .. } => ErrorCode::WrongCluster,
+            Rejection::UnknownWorker { .. } => ErrorCode::UnknownWorker,
+            Rejection::FencedWorkerEpoch { .. } => ErrorCode::FencedWorkerEpoch,
+            Rejection::TopicExists(_) | Rejection::JobExists(_) => ErrorCode::AlreadyExists,
+            Rejection::UnknownTopic(_) => ErrorCode::UnknownTopic,
+            Rejection::UnknownJob(_) => ErrorCode::UnknownJob,
+            Rejection::FencedGeneration { .. } => ErrorCode::FencedGeneration,
+            Rejection::NoReplica { .. } => ErrorCode::NoWorkers,
+            Rejection::OtherStorage { .. }
+            | Rejection::TopicChanged(_)
+            | Rejection::IllegalTransition { .. }
+            | Rejection::NotRunning { .. }
+            | Rejection::JobOver { .. }
+            | Rejection::JobAlive { .. }
+            | Rejection::GenerationsExhausted { .. }
+            | Rejection::WrongRestore { .. }
+            | Rejection::WrongTasks { .. }
+            | Rejection::WrongCheckpoint { .. } => ErrorCode::Conflict,
+            Rejection::NestedBatch => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(rejection: Rejection) -> Problem {
+        let problem = Problem::new(rejection.code(), rejection.to_string());
+        match rejection {
+            Rejection::WrongCluster { .. } => problem
+                .hint("Check the coordinator's address, or start with an empty data directory."),
+            Rejection::OtherStorage { .. } | Rejection::UnknownWorker { .. } => {
+                problem.hint("Start the worker with an empty data directory.")
+            }
+            Rejection::TopicExists(_) | Rejection::JobExists(_) => {
+                problem.hint("Choose another name, or delete the old one first.")
+            }
+            Rejection::TopicChanged(_) => problem.hint("Read the topic again and repeat."),
+            Rejection::JobOver { .. } => problem.hint("Deploy it again under another name."),
+            Rejection::JobAlive { .. } => problem.hint("Stop or cancel it first."),
+            Rejection::StaleControlEpoch { .. }
+            | Rejection::FencedWorkerEpoch { .. }
+            | Rejection::UnknownTopic(_)
+            | Rejection::NoReplica { .. }
+            | Rejection::UnknownJob(_)
+            | Rejection::FencedGeneration { .. }
+            | Rejection::IllegalTransition { .. }
+            | Rejection::NotRunning { .. }
+            | Rejection::GenerationsExhausted { .. }
+            | Rejection::WrongRestore { .. }
+            | Rejection::WrongTasks { .. }
+            | Rejection::WrongCheckpoint { .. }
+            | Rejection::NestedBatch => problem,
+        }
+    }
+}

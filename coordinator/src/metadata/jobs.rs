@@ -1,0 +1,409 @@
+//! Deployed jobs: what their users want of them, where they stand, and where their tasks run.
+//!
+//! A generation is one attempt at running a job. When it ends, the last checkpoint completed up to then
+//! is noted as its final one, and the job's generation counts on, so that every transaction of the old
+//! generation is decided from that moment: it counts if its checkpoint is not above the final one.
+//! The last transition of a job that is over does the same, so nothing of it stays undecided.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use common::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
+use common::plan::JobGraph;
+use common::plan::task_graph::TaskGraph;
+use common::protocol::job::{CreateJob, JobState};
+use common::protocol::metadata::JobImage;
+use common::protocol::task::{Deployment, TaskAssignment};
+use common::time::{Span, Timestamp};
+
+use super::ClusterMetadata;
+use super::changes::RowKey;
+use super::checkpoints::CompletedCheckpoint;
+use super::command::{Outcome, Rejection};
+
+/// What the user wants of a job. The last one who said so wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    Running,
+    /// Stopped at a last checkpoint, to be resumed.
+    Paused,
+    /// Stopped at a last checkpoint, for good unless it is resumed.
+    Stopped,
+    /// Stopped at once.
+    Cancelled,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRow {
+    pub id: JobId,
+    pub name: JobName,
+    /// What was deployed, and what it was planned to be.
+    pub spec: Arc<CreateJob>,
+    pub job_graph: Arc<JobGraph>,
+    pub graph: Arc<TaskGraph>,
+    pub checkpoint_interval: Span,
+    pub desired: Desired,
+    pub state: JobState,
+    /// Why it is in this state; empty if there is nothing to say.
+    pub reason: String,
+    pub generation: Generation,
+    /// The tasks of this generation; `None`: nothing of it runs.
+    pub deployment: Option<Arc<Deployment>>,
+    /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
+    /// only a new generation makes them read again.
+    pub halting: bool,
+    /// The last completed checkpoint, and where the state of each task at it is.
+    pub completed: Option<CheckpointId>,
+    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Of source tasks, at the last completed checkpoint: split → position.
+    pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
+    /// No checkpoint id up to this one is given out again.
+    pub reserved: CheckpointId,
+    /// For every generation that has ended: the last checkpoint completed up to then.
+    pub finals: BTreeMap<Generation, Option<CheckpointId>>,
+    /// The latest completed checkpoints, the last one last.
+    pub checkpoints: VecDeque<CompletedCheckpoint>,
+    /// The latest failures, the last one last.
+    pub failures: VecDeque<GenerationFailed>,
+    /// Deleted: kept only for the transactions that partitions may not have decided yet.
+    pub deleted: bool,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationFailed {
+    pub generation: Generation,
+    pub at: Timestamp,
+    pub reason: String,
+}
+
+/// How many failures a job's history shows.
+const FAILURE_HISTORY: usize = 100;
+/// A generation is 16 bits of an internal producer id.
+const LAST_GENERATION: Generation = Generation(u16::MAX as u32);
+
+impl JobRow {
+    pub fn image(&self) -> JobImage {
+        JobImage {
+            id: self.id,
+            name: self.name.clone(),
+            generation: self.generation,
+            completed: self.completed,
+            finals: self.finals.clone(),
+            running: self.deployment.is_some(),
+            deleted: self.deleted,
+        }
+    }
+
+    fn end_generation(&mut self, at: Timestamp, failure: Option<&String>) {
+        if let Some(reason) = failure {
+            self.failures.push_back(GenerationFailed {
+                generation: self.generation,
+                at,
+                reason: reason.clone(),
+            });
+            if self.failures.len() > FAILURE_HISTORY {
+                self.failures.pop_front();
+            }
+        }
+        self.finals.insert(self.generation, self.completed);
+        self.generation = self.generation.next();
+        self.deployment = None;
+        self.halting = false;
+    }
+
+    fn become_state(&mut self, state: JobState, reason: &str) -> Result<(), Rejection> {
+        if !may_follow(self.state, state) {
+            return Err(Rejection::IllegalTransition {
+                job: self.id,
+                from: self.state,
+                to: state,
+            });
+        }
+        self.state = state;
+        self.reason = reason.to_owned();
+        Ok(())
+    }
+}
+
+/// Whether a job in state `from` may come to state `to`: every transition there is.
+pub fn may_follow(from: JobState, to: JobState) -> bool {
+    use JobState::*;
+    match from {
+        Created => matches!(
+            to,
+            Waiting | Deploying | Paused | Stopped | Failed | Cancelled
+        ),
+        Waiting => matches!(
+            to,
+            Waiting | Deploying | Recovering | Paused | Stopped | Failed | Cancelled
+        ),
+        Deploying => matches!(
+            to,
+            Running | Deploying | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
+        ),
+        Running => matches!(
+            to,
+            Recovering | Deploying | Waiting | Paused | Stopped | Finished | Failed | Cancelled
+        ),
+        Recovering => matches!(
+            to,
+            Running | Deploying | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
+        ),
+        Paused => matches!(to, Deploying | Waiting | Stopped | Failed | Cancelled),
+        Stopped | Failed => matches!(to, Deploying | Waiting),
+        Finished | Cancelled => false,
+    }
+}
+
+impl ClusterMetadata {
+    /// The job, also if it was deleted.
+    pub fn job(&self, id: JobId) -> Option<&Arc<JobRow>> {
+        self.jobs.get(&id)
+    }
+
+    pub fn job_named(&self, name: &JobName) -> Option<&Arc<JobRow>> {
+        self.jobs.get(self.job_names.get(name)?)
+    }
+
+    /// In the order of their names, without the deleted ones.
+    pub fn jobs_by_name(&self) -> impl Iterator<Item = &Arc<JobRow>> {
+        self.job_names.values().map(|id| &self.jobs[id])
+    }
+
+    pub(super) fn create_job(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        spec: &Arc<CreateJob>,
+        job_graph: &Arc<JobGraph>,
+        graph: &Arc<TaskGraph>,
+        checkpoint_interval: Span,
+    ) -> Result<Outcome, Rejection> {
+        if self.job_names.contains_key(&spec.name) {
+            return Err(Rejection::JobExists(spec.name.clone()));
+        }
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        self.job_names.insert(spec.name.clone(), id);
+        self.jobs.insert(
+            id,
+            Arc::new(JobRow {
+                id,
+                name: spec.name.clone(),
+                spec: Arc::clone(spec),
+                job_graph: Arc::clone(job_graph),
+                graph: Arc::clone(graph),
+                checkpoint_interval,
+                desired: Desired::Running,
+                state: JobState::Created,
+                reason: String::new(),
+                generation: Generation(0),
+                deployment: None,
+                halting: false,
+                completed: None,
+                holders: BTreeMap::new(),
+                positions: BTreeMap::new(),
+                reserved: CheckpointId(0),
+                finals: BTreeMap::new(),
+                checkpoints: VecDeque::new(),
+                failures: VecDeque::new(),
+                deleted: false,
+                created_at: at,
+                updated_at: at,
+            }),
+        );
+        self.changes.touch(index, RowKey::Job(id));
+        Ok(Outcome::JobCreated(id))
+    }
+
+    pub(super) fn set_desired(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        desired: Desired,
+    ) -> Result<Outcome, Rejection> {
+        self.change_job(index, at, job, |row| {
+            if matches!(row.state, JobState::Finished | JobState::Cancelled) {
+                let state = row.state;
+                return Err(Rejection::JobOver { job, state });
+            }
+            row.desired = desired;
+            row.halting |= row.deployment.is_some() && desired != Desired::Running;
+            Ok(Outcome::Done)
+        })
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the fields of one command"
+    )]
+    pub(super) fn start_generation(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        generation: Generation,
+        restore: Option<CheckpointId>,
+        tasks: &[TaskAssignment],
+        (state, reason): (JobState, &str),
+        failure: Option<&String>,
+    ) -> Result<Outcome, Rejection> {
+        let outcome = self.change_job(index, at, job, |row| {
+            row.check_generation(generation)?;
+            let completed = row.completed;
+            if restore != completed {
+                return Err(Rejection::WrongRestore {
+                    job,
+                    restore,
+                    completed,
+                });
+            }
+            if !tasks.iter().map(|t| t.task).eq(row.graph.tasks()) {
+                return Err(Rejection::WrongTasks { job });
+            }
+            if row.generation >= LAST_GENERATION {
+                return Err(Rejection::GenerationsExhausted { job });
+            }
+            row.become_state(state, reason)?;
+            row.end_generation(at, failure);
+            row.deployment = Some(Arc::new(Deployment {
+                job,
+                name: row.name.clone(),
+                generation: row.generation,
+                version: index,
+                restore,
+                graph: TaskGraph::clone(&row.graph),
+                tasks: tasks.to_vec(),
+                checkpoint_interval: row.checkpoint_interval,
+            }));
+            Ok(Outcome::GenerationStarted(row.generation))
+        })?;
+        self.changes.touch(index, RowKey::Deployment(job));
+        Ok(outcome)
+    }
+
+    pub(super) fn generation_runs(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        generation: Generation,
+    ) -> Result<Outcome, Rejection> {
+        self.change_job(index, at, job, |row| {
+            row.check_running(generation)?;
+            row.become_state(JobState::Running, "")?;
+            Ok(Outcome::Done)
+        })
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the fields of one command"
+    )]
+    pub(super) fn end_generation(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        generation: Generation,
+        state: JobState,
+        reason: &str,
+        failure: Option<&String>,
+    ) -> Result<Outcome, Rejection> {
+        let outcome = self.change_job(index, at, job, |row| {
+            row.check_generation(generation)?;
+            row.become_state(state, reason)?;
+            // A job that waits for something else runs nothing as before: its generation goes on.
+            if row.deployment.is_some() || failure.is_some() || state.is_terminal() {
+                row.end_generation(at, failure);
+            }
+            if state.is_terminal() {
+                row.desired = Desired::Stopped;
+            }
+            Ok(Outcome::Done)
+        })?;
+        self.changes.touch(index, RowKey::Deployment(job));
+        Ok(outcome)
+    }
+
+    pub(super) fn delete_job(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+    ) -> Result<Outcome, Rejection> {
+        let outcome = self.change_job(index, at, job, |row| {
+            if !row.state.is_terminal() {
+                let state = row.state;
+                return Err(Rejection::JobAlive { job, state });
+            }
+            row.deleted = true;
+            // Only what decides transactions is kept; the rest may be large.
+            row.job_graph = Arc::default();
+            row.graph = Arc::default();
+            row.spec = Arc::new(CreateJob {
+                sql: None,
+                graph: None,
+                ..CreateJob::clone(&row.spec)
+            });
+            row.holders.clear();
+            row.positions.clear();
+            row.checkpoints.clear();
+            row.failures.clear();
+            Ok(Outcome::Done)
+        })?;
+        if let Some(row) = self.jobs.get(&job) {
+            self.job_names.remove(&row.name);
+        }
+        Ok(outcome)
+    }
+
+    /// Changes a job that is not deleted, or leaves it as it is.
+    pub(super) fn change_job(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        change: impl FnOnce(&mut JobRow) -> Result<Outcome, Rejection>,
+    ) -> Result<Outcome, Rejection> {
+        let row = self
+            .jobs
+            .get_mut(&job)
+            .filter(|row| !row.deleted)
+            .ok_or(Rejection::UnknownJob(job))?;
+        let mut changed = JobRow::clone(row);
+        let outcome = change(&mut changed)?;
+        changed.updated_at = at;
+        *row = Arc::new(changed);
+        self.changes.touch(index, RowKey::Job(job));
+        Ok(outcome)
+    }
+}
+
+impl JobRow {
+    pub(super) fn check_generation(&self, generation: Generation) -> Result<(), Rejection> {
+        if generation == self.generation {
+            Ok(())
+        } else {
+            Err(Rejection::FencedGeneration {
+                job: self.id,
+                generation,
+                current: self.generation,
+            })
+        }
+    }
+
+    pub(super) fn check_running(&self, generation: Generation) -> Result<(), Rejection> {
+        self.check_generation(generation)?;
+        match self.deployment {
+            Some(_) => Ok(()),
+            None => Err(Rejection::NotRunning { job: self.id }),
+        }
+    }
+}

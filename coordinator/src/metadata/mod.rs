@@ -1,0 +1,294 @@
+//! The facts of the cluster, and the only way they change.
+//!
+//! `apply` is a function of the metadata and the command: no clock, no randomness, no IO. The same commands
+//! give the same metadata on every machine, and a snapshot with the commands after it gives what all of
+//! them give. A command that no longer fits the facts is rejected and changes nothing but the version.
+
+pub mod command;
+pub mod topics;
+pub mod nodes;
+pub mod jobs;
+pub mod checkpoints;
+pub mod changes;
+pub mod snapshot;
+#[cfg(test)]
+mod metadata_tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use common::ids::{
+    ClusterId, ControlEpoch, JobId, JobName, MetadataVersion, NodeId, ProducerId, TopicId,
+    TopicName,
+};
+use common::protocol::metadata::MetadataDelta;
+use common::time::Timestamp;
+
+use changes::{Changes, RowKey};
+use command::{Command, Entry, Outcome, Rejection};
+use jobs::JobRow;
+use nodes::WorkerRow;
+use topics::TopicRow;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterMetadata {
+    cluster: Option<ClusterId>,
+    version: MetadataVersion,
+    control_epoch: ControlEpoch,
+    next_worker: u32,
+    next_job: u32,
+    next_producer: i64,
+    workers: BTreeMap<NodeId, Arc<WorkerRow>>,
+    topics: BTreeMap<TopicId, Arc<TopicRow>>,
+    jobs: BTreeMap<JobId, Arc<JobRow>>,
+    changes: Changes,
+    /// By name: derived.
+    #[serde(skip)]
+    topic_names: BTreeMap<TopicName, TopicId>,
+    #[serde(skip)]
+    job_names: BTreeMap<JobName, JobId>,
+}
+
+impl Default for ClusterMetadata {
+    fn default() -> ClusterMetadata {
+        ClusterMetadata {
+            cluster: None,
+            version: MetadataVersion(0),
+            control_epoch: ControlEpoch(0),
+            next_worker: 1,
+            next_job: 1,
+            next_producer: 1,
+            workers: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            changes: Changes::default(),
+            topic_names: BTreeMap::new(),
+            job_names: BTreeMap::new(),
+        }
+    }
+}
+
+impl ClusterMetadata {
+    /// The cluster's id, once it has been named.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
+    }
+
+    /// The index of the last command applied.
+    pub fn version(&self) -> MetadataVersion {
+        self.version
+    }
+
+    pub fn control_epoch(&self) -> ControlEpoch {
+        self.control_epoch
+    }
+
+    /// Applies the command at `index`, the one after the last. Total: every command is either carried
+    /// out or rejected.
+    pub fn apply(&mut self, index: MetadataVersion, entry: &Entry) -> Result<Outcome, Rejection> {
+        assert_eq!(
+            index.0,
+            self.version.0 + 1,
+            "commands are applied one after another"
+        );
+        self.version = index;
+        let announces = matches!(entry.command, Command::LeaderAnnounce { .. });
+        if !announces && entry.control_epoch != self.control_epoch {
+            return Err(Rejection::StaleControlEpoch {
+                proposed: entry.control_epoch,
+                current: self.control_epoch,
+            });
+        }
+        match &entry.command {
+            Command::LeaderAnnounce { cluster } => self.leader_announce(index, *cluster),
+            Command::Batch(commands) => self.batch(index, entry.at, commands),
+            command => self.apply_one(index, entry.at, command),
+        }
+    }
+
+    /// Every row that changed after `since`.
+    pub fn delta_since(&self, since: MetadataVersion) -> MetadataDelta {
+        let mut delta = MetadataDelta {
+            control_epoch: self.control_epoch,
+            since,
+            version: self.version,
+            ..MetadataDelta::default()
+        };
+        let changed = (since <= self.version)
+            .then(|| self.changes.since(since))
+            .flatten();
+        match changed {
+            Some(rows) => rows.for_each(|row| self.tell(row, &mut delta)),
+            None => self.tell_everything(&mut delta),
+        }
+        delta
+    }
+
+    fn tell(&self, row: RowKey, delta: &mut MetadataDelta) {
+        match row {
+            RowKey::Topic(id) => match self.topics.get(&id) {
+                Some(row) => delta.topics.push(row.image()),
+                None => delta.removed_topics.push(id),
+            },
+            RowKey::Worker(id) => match self.workers.get(&id) {
+                Some(row) => delta.workers.push(row.image()),
+                None => delta.removed_workers.push(id),
+            },
+            RowKey::Job(id) => match self.jobs.get(&id) {
+                Some(row) => delta.jobs.push(row.image()),
+                None => delta.removed_jobs.push(id),
+            },
+            RowKey::Deployment(id) => {
+                let row = self.jobs.get(&id);
+                delta
+                    .deployments
+                    .extend(row.and_then(|row| row.deployment.clone()));
+            }
+        }
+    }
+
+    fn tell_everything(&self, delta: &mut MetadataDelta) {
+        delta.full = true;
+        delta.topics = self.topics.values().map(|row| row.image()).collect();
+        delta.workers = self.workers.values().map(|row| row.image()).collect();
+        delta.jobs = self.jobs.values().map(|row| row.image()).collect();
+        delta.deployments = self
+            .jobs
+            .values()
+            .filter_map(|row| row.deployment.clone())
+            .collect();
+    }
+
+    fn leader_announce(
+        &mut self,
+        index: MetadataVersion,
+        cluster: ClusterId,
+    ) -> Result<Outcome, Rejection> {
+        let ours = *self.cluster.get_or_insert(cluster);
+        if ours != cluster {
+            return Err(Rejection::WrongCluster {
+                ours,
+                theirs: cluster,
+            });
+        }
+        self.control_epoch = ControlEpoch(index.0);
+        Ok(Outcome::Announced(self.control_epoch))
+    }
+
+    fn batch(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        commands: &[Command],
+    ) -> Result<Outcome, Rejection> {
+        // Rows are shared, so this copies pointers.
+        let mut changed = self.clone();
+        let outcomes: Result<Vec<Outcome>, Rejection> = commands
+            .iter()
+            .map(|command| changed.apply_one(index, at, command))
+            .collect();
+        let outcomes = outcomes?;
+        *self = changed;
+        Ok(Outcome::Batch(outcomes))
+    }
+
+    fn apply_one(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        command: &Command,
+    ) -> Result<Outcome, Rejection> {
+        match command {
+            Command::LeaderAnnounce { .. } | Command::Batch(_) => Err(Rejection::NestedBatch),
+            Command::RegisterWorker(request) => self.register_worker(index, at, request),
+            Command::FenceWorker { worker, epoch } => self.fence_worker(index, *worker, *epoch),
+            Command::UnfenceWorker { worker, epoch } => self.unfence_worker(index, *worker, *epoch),
+            Command::CreateTopic {
+                id,
+                name,
+                config,
+                replicas,
+            } => self.create_topic(index, at, *id, name, config, replicas),
+            Command::AlterTopic {
+                id,
+                config,
+                partitions,
+                added,
+            } => self.alter_topic(index, at, *id, config, *partitions, added),
+            Command::DeleteTopic { id } => self.delete_topic(index, *id),
+            Command::CreateJob {
+                spec,
+                job_graph,
+                graph,
+                checkpoint_interval,
+            } => self.create_job(index, at, spec, job_graph, graph, *checkpoint_interval),
+            Command::SetDesired { job, desired } => self.set_desired(index, at, *job, *desired),
+            Command::StartGeneration {
+                job,
+                generation,
+                restore,
+                tasks,
+                state,
+                reason,
+                failure,
+            } => self.start_generation(
+                index,
+                at,
+                *job,
+                *generation,
+                *restore,
+                tasks,
+                (*state, reason),
+                failure.as_ref(),
+            ),
+            Command::GenerationRuns { job, generation } => {
+                self.generation_runs(index, at, *job, *generation)
+            }
+            Command::EndGeneration {
+                job,
+                generation,
+                state,
+                reason,
+                failure,
+            } => self.end_generation(
+                index,
+                at,
+                *job,
+                *generation,
+                *state,
+                reason,
+                failure.as_ref(),
+            ),
+            Command::ReserveEpochs { job, generation } => {
+                self.reserve_epochs(index, at, *job, *generation)
+            }
+            Command::EpochCompleted(completed) => self.epoch_completed(index, at, completed),
+            Command::DeleteJob { job } => self.delete_job(index, at, *job),
+            Command::AllocProducerIds { count } => Ok(self.alloc_producer_ids(*count)),
+        }
+    }
+
+    fn alloc_producer_ids(&mut self, count: u32) -> Outcome {
+        let first = ProducerId(self.next_producer);
+        self.next_producer += i64::from(count);
+        Outcome::ProducerIds { first }
+    }
+
+    /// Makes what is derived again, after decoding.
+    fn index(&mut self) {
+        self.changes.index();
+        self.topic_names = self
+            .topics
+            .values()
+            .map(|row| (row.name.clone(), row.id))
+            .collect();
+        self.job_names = self
+            .jobs
+            .values()
+            .filter(|row| !row.deleted)
+            .map(|row| (row.name.clone(), row.id))
+            .collect();
+    }
+}

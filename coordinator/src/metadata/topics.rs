@@ -1,0 +1,219 @@
+//! Topics, their partitions, and who leads each.
+//!
+//! A partition is led by one of its in-sync replicas, or by nobody while none of them is active. Every
+//! change of leader is a new leader epoch, which the old leader's appends do not carry; every change of
+//! the record is a new partition epoch. The in-sync replicas never become fewer than the topic demands:
+//! who is the last to have every record stays in the set while it is away.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use common::ids::{LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName};
+use common::protocol::metadata::{PartitionImage, TopicImage};
+use common::protocol::topic::TopicConfig;
+use common::time::Timestamp;
+
+use super::ClusterMetadata;
+use super::changes::RowKey;
+use super::command::{Outcome, Rejection};
+use crate::election::{leader_of, without};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopicRow {
+    pub id: TopicId,
+    pub name: TopicName,
+    pub config: TopicConfig,
+    pub partitions: Vec<PartitionImage>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl TopicRow {
+    pub fn image(&self) -> TopicImage {
+        TopicImage {
+            id: self.id,
+            name: self.name.clone(),
+            config: self.config.clone(),
+            partitions: self.partitions.clone(),
+        }
+    }
+
+    pub fn replication_factor(&self) -> usize {
+        self.partitions.first().map_or(0, |p| p.replicas.len())
+    }
+}
+
+impl ClusterMetadata {
+    pub fn topic(&self, id: TopicId) -> Option<&Arc<TopicRow>> {
+        self.topics.get(&id)
+    }
+
+    pub fn topic_named(&self, name: &TopicName) -> Option<&Arc<TopicRow>> {
+        self.topics.get(self.topic_names.get(name)?)
+    }
+
+    /// In the order of their names.
+    pub fn topics_by_name(&self) -> impl Iterator<Item = &Arc<TopicRow>> {
+        self.topic_names.values().map(|id| &self.topics[id])
+    }
+
+    pub(super) fn create_topic(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        id: TopicId,
+        name: &TopicName,
+        config: &TopicConfig,
+        replicas: &[Vec<NodeId>],
+    ) -> Result<Outcome, Rejection> {
+        if self.topic_names.contains_key(name) || self.topics.contains_key(&id) {
+            return Err(Rejection::TopicExists(name.clone()));
+        }
+        let partitions = self.new_partitions(0, replicas)?;
+        self.topic_names.insert(name.clone(), id);
+        self.topics.insert(
+            id,
+            Arc::new(TopicRow {
+                id,
+                name: name.clone(),
+                config: config.clone(),
+                partitions,
+                created_at: at,
+                updated_at: at,
+            }),
+        );
+        self.changes.touch(index, RowKey::Topic(id));
+        Ok(Outcome::TopicCreated(id))
+    }
+
+    pub(super) fn alter_topic(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        id: TopicId,
+        config: &TopicConfig,
+        partitions: u32,
+        added: &[Vec<NodeId>],
+    ) -> Result<Outcome, Rejection> {
+        let row = self.topics.get(&id).ok_or(Rejection::UnknownTopic(id))?;
+        if row.partitions.len() != partitions as usize {
+            return Err(Rejection::TopicChanged(row.name.clone()));
+        }
+        let added = self.new_partitions(row.partitions.len(), added)?;
+        let row = self
+            .topics
+            .get_mut(&id)
+            .ok_or(Rejection::UnknownTopic(id))?;
+        let row = Arc::make_mut(row);
+        row.config = config.clone();
+        row.partitions.extend(added);
+        row.updated_at = at;
+        self.changes.touch(index, RowKey::Topic(id));
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn delete_topic(
+        &mut self,
+        index: MetadataVersion,
+        id: TopicId,
+    ) -> Result<Outcome, Rejection> {
+        let row = self.topics.remove(&id).ok_or(Rejection::UnknownTopic(id))?;
+        self.topic_names.remove(&row.name);
+        self.changes.remove(index, RowKey::Topic(id));
+        Ok(Outcome::Done)
+    }
+
+    /// A worker's epoch has ended: what it led is led by another in-sync replica, or by nobody.
+    pub(super) fn elect_without(&mut self, index: MetadataVersion, lost: NodeId) {
+        self.change_partitions(index, |metadata, row, partition| {
+            partition.replicas.contains(&lost).then(|| {
+                let isr = without(
+                    &partition.isr,
+                    lost,
+                    row.config.min_insync_replicas as usize,
+                );
+                let leader = if partition.leader == Some(lost) {
+                    leader_of(&partition.replicas, &isr, |node| metadata.is_active(node))
+                } else {
+                    partition.leader
+                };
+                (isr, leader)
+            })
+        });
+    }
+
+    /// A worker has become active: it leads what nobody leads and it has every record of.
+    pub(super) fn elect_with(&mut self, index: MetadataVersion, back: NodeId) {
+        self.change_partitions(index, |metadata, _, partition| {
+            (partition.leader.is_none() && partition.isr.contains(&back)).then(|| {
+                let isr = partition.isr.clone();
+                let leader = leader_of(&partition.replicas, &isr, |node| metadata.is_active(node));
+                (isr, leader)
+            })
+        });
+    }
+
+    /// Sets the in-sync replicas and the leader that `decide` gives, and counts the epochs on.
+    fn change_partitions(
+        &mut self,
+        index: MetadataVersion,
+        decide: impl Fn(
+            &ClusterMetadata,
+            &TopicRow,
+            &PartitionImage,
+        ) -> Option<(Vec<NodeId>, Option<NodeId>)>,
+    ) {
+        let mut changed: Vec<Arc<TopicRow>> = Vec::new();
+        for row in self.topics.values() {
+            let mut next: Option<TopicRow> = None;
+            for (number, partition) in row.partitions.iter().enumerate() {
+                let Some((isr, leader)) = decide(self, row, partition) else {
+                    continue;
+                };
+                if isr == partition.isr && leader == partition.leader {
+                    continue;
+                }
+                let row = next.get_or_insert_with(|| TopicRow::clone(row));
+                let partition = &mut row.partitions[number];
+                if leader != partition.leader {
+                    partition.leader_epoch = partition.leader_epoch.next();
+                }
+                partition.partition_epoch = partition.partition_epoch.next();
+                partition.isr = isr;
+                partition.leader = leader;
+            }
+            changed.extend(next.map(Arc::new));
+        }
+        for row in changed {
+            self.changes.touch(index, RowKey::Topic(row.id));
+            self.topics.insert(row.id, row);
+        }
+    }
+
+    fn new_partitions(
+        &self,
+        first: usize,
+        replicas: &[Vec<NodeId>],
+    ) -> Result<Vec<PartitionImage>, Rejection> {
+        replicas
+            .iter()
+            .enumerate()
+            .map(|(number, replicas)| {
+                let known = |node| self.workers.contains_key(node);
+                if replicas.is_empty() || !replicas.iter().all(known) {
+                    return Err(Rejection::NoReplica {
+                        partition: first + number,
+                    });
+                }
+                Ok(PartitionImage {
+                    replicas: replicas.clone(),
+                    isr: replicas.clone(),
+                    leader: leader_of(replicas, replicas, |node| self.is_active(node)),
+                    leader_epoch: LeaderEpoch(0),
+                    partition_epoch: PartitionEpoch(0),
+                })
+            })
+            .collect()
+    }
+}
