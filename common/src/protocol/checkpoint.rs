@@ -46,7 +46,7 @@ pub struct AckCheckpoint {
     pub tasks: Vec<TaskSnapshot>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskSnapshot {
     pub task: TaskId,
     /// What this checkpoint added to the delta log, and what the state holds in all.
