@@ -5,3 +5,4 @@ pub mod election;
 pub mod placement;
 
 pub mod job;
+pub mod checkpoint;

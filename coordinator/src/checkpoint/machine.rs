@@ -1,0 +1,609 @@
+//! Decides when a job takes a checkpoint, and when one is complete.
+//!
+//! A checkpoint is ALIGNING while its barrier is not yet at every worker with sources, PERSISTING until
+//! every task of the generation has acknowledged it, PROPOSED while its completion is being made a fact.
+//! At most one aligns, and at most two are open: the next barrier may follow while the last one is still
+//! being written. Completed checkpoints grow strictly and belong to the generation that proposes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{CheckpointId, Generation, NodeId, TaskId, WorkerEpoch};
+use common::limits::CHECKPOINT_RESERVATION;
+use common::protocol::checkpoint::{CheckpointKind, TaskSnapshot};
+use common::time::{Span, Tick};
+
+use super::history::{History, Outcome, Record};
+use super::permit::{CommitPermit, Proven};
+
+/// Between the end of one checkpoint and the start of the next, whatever the interval.
+pub const MIN_PAUSE: Span = Span::from_millis(50);
+/// A barrier that a worker has not confirmed is sent to it again.
+pub const INJECT_AGAIN: Span = Span::from_secs(1);
+const MAX_OPEN: usize = 2;
+/// The next block of numbers is reserved when so few are left, so that no checkpoint waits for one.
+const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    pub interval: Span,
+    pub timeout: Span,
+}
+
+/// The tasks of a generation, where they run, and in which life of those workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Team {
+    pub worker_of: BTreeMap<TaskId, NodeId>,
+    pub sources: BTreeSet<TaskId>,
+    pub workers: BTreeMap<NodeId, WorkerEpoch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Every task of this generation runs. `stop`: take a last checkpoint, after which sources read nothing.
+    Run {
+        generation: Generation,
+        team: Team,
+        stop: bool,
+    },
+    /// No generation runs.
+    Halt,
+    /// `first` to `last`, both included, are this machine's to give out.
+    Reserved {
+        first: CheckpointId,
+        last: CheckpointId,
+    },
+    /// The reservation did not come about.
+    ReservationFailed,
+    BarrierInjected {
+        generation: Generation,
+        checkpoint: CheckpointId,
+        worker: NodeId,
+    },
+    /// From a worker that `check` let through.
+    Acknowledged {
+        worker: NodeId,
+        generation: Generation,
+        checkpoint: CheckpointId,
+        tasks: Vec<TaskSnapshot>,
+    },
+    Declined {
+        worker: NodeId,
+        generation: Generation,
+        checkpoint: CheckpointId,
+        reason: String,
+    },
+    /// The outcome of `Effect::Complete` is known.
+    Settled {
+        checkpoint: CheckpointId,
+        completed: bool,
+    },
+    TimePassed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Have the next block of numbers reserved for this generation.
+    Reserve { generation: Generation },
+    Inject {
+        worker: NodeId,
+        generation: Generation,
+        checkpoint: CheckpointId,
+        kind: CheckpointKind,
+    },
+    /// Make the completion a fact.
+    Complete(CommitPermit),
+    Completed {
+        generation: Generation,
+        checkpoint: CheckpointId,
+        kind: CheckpointKind,
+    },
+    Aborted {
+        checkpoint: CheckpointId,
+        reason: String,
+    },
+}
+
+/// Why a message of a worker is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fence {
+    /// The generation is over.
+    PastGeneration,
+    /// The generation is not known here yet.
+    FutureGeneration,
+    /// Not the life of the worker that runs the tasks.
+    WorkerEpoch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CheckpointMachine {
+    settings: Settings,
+    run: Option<Run>,
+    /// The last number given out, and the last that may be.
+    last: CheckpointId,
+    reserved: CheckpointId,
+    reserving: bool,
+    reserve_after: Tick,
+    /// Its completion is being made a fact.
+    proposed: Option<CheckpointId>,
+    completed: Option<CheckpointId>,
+    history: History,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Run {
+    generation: Generation,
+    team: Team,
+    stop: bool,
+    /// The last checkpoint has been completed.
+    done: bool,
+    /// Oldest first.
+    open: Vec<Open>,
+    due: Tick,
+    not_before: Tick,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Open {
+    checkpoint: CheckpointId,
+    kind: CheckpointKind,
+    triggered: Tick,
+    phase: Phase,
+    missing: BTreeSet<TaskId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// Workers that have not confirmed the barrier, and when it goes to them again.
+    Aligning {
+        unconfirmed: BTreeMap<NodeId, Tick>,
+    },
+    Persisting,
+    Proposed,
+}
+
+impl CheckpointMachine {
+    /// `reserved`: the highest number that was ever reserved for this job. A former coordinator may have
+    /// used any of them, so this one starts above.
+    pub fn new(
+        settings: Settings,
+        reserved: CheckpointId,
+        completed: Option<CheckpointId>,
+    ) -> CheckpointMachine {
+        CheckpointMachine {
+            settings,
+            run: None,
+            last: reserved,
+            reserved,
+            reserving: false,
+            reserve_after: Tick(0),
+            proposed: None,
+            completed,
+            history: History::default(),
+        }
+    }
+
+    /// Applies one event. Deterministic: same machine, same event, same time, same effects.
+    pub fn handle(&mut self, now: Tick, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Run {
+                generation,
+                team,
+                stop,
+            } => self.start(now, generation, team, stop, &mut effects),
+            Event::Halt => self.halt(now, &mut effects),
+            Event::Reserved { first, last } => self.own(first, last),
+            Event::ReservationFailed => {
+                self.reserving = false;
+                self.reserve_after = now.plus(MIN_PAUSE);
+            }
+            Event::BarrierInjected {
+                generation,
+                checkpoint,
+                worker,
+            } => self.confirm(generation, checkpoint, worker),
+            Event::Acknowledged {
+                worker,
+                generation,
+                checkpoint,
+                tasks,
+            } => self.acknowledge(worker, generation, checkpoint, &tasks),
+            Event::Declined {
+                worker,
+                generation,
+                checkpoint,
+                reason,
+            } => {
+                let reason = format!("declined by worker {worker}: {reason}");
+                self.decline(now, generation, checkpoint, reason, &mut effects);
+            }
+            Event::Settled {
+                checkpoint,
+                completed,
+            } => self.settle(now, checkpoint, completed, &mut effects),
+            Event::TimePassed => {}
+        }
+        self.give_up_late_ones(now, &mut effects);
+        self.propose(now, &mut effects);
+        self.reserve(now, &mut effects);
+        self.trigger(now);
+        self.inject(now, &mut effects);
+        effects
+    }
+
+    /// Whether a worker's message about a generation is of use.
+    pub fn check(
+        &self,
+        generation: Generation,
+        worker: NodeId,
+        epoch: WorkerEpoch,
+    ) -> Result<(), Fence> {
+        let Some(run) = &self.run else {
+            return Err(Fence::PastGeneration);
+        };
+        match generation.cmp(&run.generation) {
+            std::cmp::Ordering::Less => Err(Fence::PastGeneration),
+            std::cmp::Ordering::Greater => Err(Fence::FutureGeneration),
+            std::cmp::Ordering::Equal if run.team.workers.get(&worker) != Some(&epoch) => {
+                Err(Fence::WorkerEpoch)
+            }
+            std::cmp::Ordering::Equal => Ok(()),
+        }
+    }
+
+    /// When the machine wants to be asked again, if nothing happens before.
+    pub fn wake_at(&self, now: Tick) -> Option<Tick> {
+        let run = self.run.as_ref()?;
+        let timeouts = run.open.iter().filter(|open| open.phase != Phase::Proposed);
+        let timeouts = timeouts.map(|open| open.triggered.plus(self.settings.timeout));
+        let repeats = run.open.iter().flat_map(|open| match &open.phase {
+            Phase::Aligning { unconfirmed } => unconfirmed.values().copied().min(),
+            Phase::Persisting | Phase::Proposed => None,
+        });
+        let next = self.next_trigger(run);
+        timeouts
+            .chain(repeats)
+            .chain(next)
+            .chain([self.reserve_after])
+            .filter(|at| *at > now)
+            .min()
+    }
+
+    pub fn completed(&self) -> Option<CheckpointId> {
+        self.completed
+    }
+
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    fn start(
+        &mut self,
+        now: Tick,
+        generation: Generation,
+        team: Team,
+        stop: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(run) = &mut self.run
+            && run.generation == generation
+        {
+            run.stop = stop;
+            return;
+        }
+        self.halt(now, effects);
+        self.run = Some(Run {
+            generation,
+            team,
+            stop,
+            done: false,
+            open: Vec::new(),
+            due: now.plus(self.settings.interval),
+            not_before: now,
+        });
+    }
+
+    fn halt(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(run) = self.run.take() else { return };
+        for open in run.open {
+            // What is proposed is decided by the metadata, and told by `Settled`.
+            if open.phase != Phase::Proposed {
+                let reason = format!("generation {} ended", run.generation);
+                self.abort(now, open.checkpoint, reason, effects);
+            }
+        }
+    }
+
+    fn confirm(&mut self, generation: Generation, checkpoint: CheckpointId, worker: NodeId) {
+        let Some(open) = self.open_mut(generation, checkpoint) else {
+            return;
+        };
+        if let Phase::Aligning { unconfirmed } = &mut open.phase {
+            unconfirmed.remove(&worker);
+            if unconfirmed.is_empty() {
+                open.phase = Phase::Persisting;
+            }
+        }
+    }
+
+    fn acknowledge(
+        &mut self,
+        worker: NodeId,
+        generation: Generation,
+        checkpoint: CheckpointId,
+        tasks: &[TaskSnapshot],
+    ) {
+        let Some(run) = &mut self.run else { return };
+        if run.generation != generation {
+            return;
+        }
+        let open = run.open.iter_mut();
+        let Some(open) = open.into_iter().find(|open| open.checkpoint == checkpoint) else {
+            return;
+        };
+        for snapshot in tasks {
+            let runs_there = run.team.worker_of.get(&snapshot.task) == Some(&worker);
+            // A repeated acknowledgement says nothing new.
+            if runs_there && open.missing.remove(&snapshot.task) {
+                self.history.acknowledge(checkpoint, snapshot);
+            }
+        }
+    }
+
+    fn decline(
+        &mut self,
+        now: Tick,
+        generation: Generation,
+        checkpoint: CheckpointId,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(open) = self.open_mut(generation, checkpoint) else {
+            return;
+        };
+        if open.phase != Phase::Proposed {
+            self.abort(now, checkpoint, reason, effects);
+        }
+    }
+
+    fn settle(
+        &mut self,
+        now: Tick,
+        checkpoint: CheckpointId,
+        completed: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        assert_eq!(
+            self.proposed.take(),
+            Some(checkpoint),
+            "only what is proposed is decided"
+        );
+        if !completed {
+            let reason = "its generation had ended when it was complete".to_owned();
+            self.abort(now, checkpoint, reason, effects);
+            return;
+        }
+        assert!(
+            self.completed < Some(checkpoint),
+            "completed checkpoints grow strictly: {checkpoint} after {:?}",
+            self.completed
+        );
+        self.completed = Some(checkpoint);
+        self.history.end(now, checkpoint, Outcome::Completed);
+        let Some(run) = &mut self.run else { return };
+        let (covered, later) = run
+            .open
+            .drain(..)
+            .partition(|open| open.checkpoint <= checkpoint);
+        run.open = later;
+        let covered: Vec<Open> = covered;
+        for open in covered {
+            if open.checkpoint < checkpoint {
+                self.history.end(now, open.checkpoint, Outcome::Subsumed);
+                continue;
+            }
+            run.not_before = now.plus(MIN_PAUSE);
+            run.done = open.kind == CheckpointKind::Stop;
+            effects.push(Effect::Completed {
+                generation: run.generation,
+                checkpoint,
+                kind: open.kind,
+            });
+        }
+    }
+
+    fn abort(
+        &mut self,
+        now: Tick,
+        checkpoint: CheckpointId,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(run) = &mut self.run {
+            run.open.retain(|open| open.checkpoint != checkpoint);
+            run.not_before = now.plus(MIN_PAUSE);
+        }
+        let outcome = Outcome::Aborted {
+            reason: reason.clone(),
+        };
+        self.history.end(now, checkpoint, outcome);
+        effects.push(Effect::Aborted { checkpoint, reason });
+    }
+
+    fn give_up_late_ones(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(run) = &self.run else { return };
+        let late: Vec<(CheckpointId, String)> = run
+            .open
+            .iter()
+            .filter(|open| open.phase != Phase::Proposed)
+            .filter(|open| now >= open.triggered.plus(self.settings.timeout))
+            .map(|open| (open.checkpoint, self.settings.describe_delay(open)))
+            .collect();
+        for (checkpoint, reason) in late {
+            self.abort(now, checkpoint, reason, effects);
+        }
+    }
+
+    /// The newest checkpoint that every task has acknowledged covers the ones before it.
+    fn propose(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(run) = &mut self.run else { return };
+        // Also one of a generation that has ended since: outcomes come one after another.
+        if self.proposed.is_some() {
+            return;
+        }
+        let mut newest_first = run.open.iter_mut().rev();
+        let Some(open) = newest_first.find(|open| open.missing.is_empty()) else {
+            return;
+        };
+        open.phase = Phase::Proposed;
+        self.proposed = Some(open.checkpoint);
+        let seen = self
+            .history
+            .get(open.checkpoint)
+            .expect("the history is longer than what can be open");
+        effects.push(Effect::Complete(CommitPermit::new(Proven {
+            generation: run.generation,
+            checkpoint: open.checkpoint,
+            kind: open.kind,
+            holders: run.team.worker_of.clone(),
+            positions: seen.positions.clone().unwrap_or_default(),
+            duration: now.since(open.triggered),
+            delta_bytes: seen.delta_bytes,
+            state_bytes: seen.state_bytes,
+        })));
+    }
+
+    fn own(&mut self, first: CheckpointId, last: CheckpointId) {
+        self.reserving = false;
+        assert!(
+            self.reserved < first && first <= last,
+            "a block of numbers is reserved once: {first} to {last} after {}",
+            self.reserved
+        );
+        if first > self.reserved.next() {
+            self.last = CheckpointId(first.0 - 1);
+        }
+        self.reserved = last;
+    }
+
+    fn reserve(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(run) = &self.run else { return };
+        let left = self.reserved.0 - self.last.0;
+        if !self.reserving && left < RESERVE_BELOW && now >= self.reserve_after {
+            self.reserving = true;
+            effects.push(Effect::Reserve {
+                generation: run.generation,
+            });
+        }
+    }
+
+    fn trigger(&mut self, now: Tick) {
+        let Some(run) = &mut self.run else { return };
+        let aligning = |open: &Open| matches!(open.phase, Phase::Aligning { .. });
+        let stopping = |open: &Open| open.kind == CheckpointKind::Stop;
+        if run.done
+            || run.open.len() == MAX_OPEN
+            || run.open.iter().any(|open| aligning(open) || stopping(open))
+            || now < run.not_before
+            || (now < run.due && !run.stop)
+            || self.last == self.reserved
+        {
+            return;
+        }
+        self.last = self.last.next();
+        let checkpoint = self.last;
+        let kind = if run.stop {
+            CheckpointKind::Stop
+        } else {
+            CheckpointKind::Periodic
+        };
+        let sources = run.team.sources.iter();
+        let workers: BTreeSet<NodeId> = sources.map(|task| run.team.worker_of[task]).collect();
+        run.due = now.plus(self.settings.interval);
+        run.open.push(Open {
+            checkpoint,
+            kind,
+            triggered: now,
+            phase: Phase::Aligning {
+                unconfirmed: workers.into_iter().map(|worker| (worker, now)).collect(),
+            },
+            missing: run.team.worker_of.keys().copied().collect(),
+        });
+        self.history.begin(Record {
+            checkpoint,
+            generation: run.generation,
+            kind,
+            triggered: now,
+            ended: None,
+            outcome: Outcome::InProgress,
+            tasks: run.team.worker_of.len(),
+            acknowledged: 0,
+            delta_bytes: 0,
+            state_bytes: 0,
+            positions: Some(BTreeMap::new()),
+        });
+    }
+
+    /// Also for the first time.
+    fn inject(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(run) = &mut self.run else { return };
+        for open in &mut run.open {
+            let Phase::Aligning { unconfirmed } = &mut open.phase else {
+                continue;
+            };
+            for (worker, at) in unconfirmed.iter_mut().filter(|(_, at)| **at <= now) {
+                *at = now.plus(INJECT_AGAIN);
+                effects.push(Effect::Inject {
+                    worker: *worker,
+                    generation: run.generation,
+                    checkpoint: open.checkpoint,
+                    kind: open.kind,
+                });
+            }
+        }
+    }
+
+    fn next_trigger(&self, run: &Run) -> Option<Tick> {
+        let at = if run.stop {
+            run.not_before
+        } else {
+            run.due.max(run.not_before)
+        };
+        (!run.done).then_some(at)
+    }
+
+    fn open_mut(&mut self, generation: Generation, checkpoint: CheckpointId) -> Option<&mut Open> {
+        let run = self.run.as_mut()?;
+        if run.generation != generation {
+            return None;
+        }
+        run.open
+            .iter_mut()
+            .find(|open| open.checkpoint == checkpoint)
+    }
+}
+
+impl Settings {
+    fn describe_delay(&self, open: &Open) -> String {
+        let waiting_for = match &open.phase {
+            Phase::Aligning { unconfirmed } => unconfirmed
+                .keys()
+                .map(|worker| format!("the sources of worker {worker}"))
+                .collect::<Vec<_>>(),
+            Phase::Persisting | Phase::Proposed => {
+                let missing = open.missing.iter();
+                missing.map(|task| format!("task {task}")).collect()
+            }
+        };
+        let more = waiting_for.len().saturating_sub(5);
+        let mut reason = format!(
+            "not complete after {}: waiting for {}",
+            self.timeout,
+            waiting_for[..waiting_for.len() - more].join(", ")
+        );
+        if more > 0 {
+            reason.push_str(&format!(" and {more} more"));
+        }
+        reason
+    }
+}

@@ -1,0 +1,45 @@
+//! `CommitPermit`: proof that a checkpoint may be completed.
+//!
+//! Completing a checkpoint makes everything before it final: output becomes visible, state is folded.
+//! The command that does so is built from a permit, and only the machine, which has seen every task of
+//! the generation acknowledge the checkpoint, can make one.
+
+use std::collections::BTreeMap;
+
+use common::ids::{CheckpointId, Generation, NodeId, TaskId};
+use common::protocol::checkpoint::CheckpointKind;
+use common::time::Span;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CommitPermit(Proven);
+
+/// What the machine has seen of a checkpoint that every task has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Proven {
+    pub generation: Generation,
+    pub checkpoint: CheckpointId,
+    pub kind: CheckpointKind,
+    /// Which worker has each task's part of it on its disk.
+    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Of source tasks: split → the position after the last row before the barrier.
+    pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
+    /// From the first barrier to the last acknowledgement.
+    pub duration: Span,
+    pub delta_bytes: u64,
+    pub state_bytes: u64,
+}
+
+impl CommitPermit {
+    pub(in crate::checkpoint) fn new(proven: Proven) -> CommitPermit {
+        CommitPermit(proven)
+    }
+
+    pub fn checkpoint(&self) -> CheckpointId {
+        self.0.checkpoint
+    }
+
+    /// Spends the permit.
+    pub fn into_proven(self) -> Proven {
+        self.0
+    }
+}
