@@ -22,6 +22,9 @@ use crate::placement::tasks::{JobShape, Problem, place};
 /// The pause before the second attempt; it doubles with every further one.
 const FIRST_BACKOFF: Span = Span::from_millis(500);
 const LONGEST_BACKOFF: Span = Span::from_secs(30);
+const PROPOSE_AGAIN: Span = Span::from_secs(1);
+/// A generation is 16 bits of a job's producer ids, and starting one may take two: the old ends, the new begins.
+const LAST_GENERATION: Generation = Generation(u16::MAX as u32 - 1);
 
 /// What the user wants of the job. The last one who said so wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,8 +97,11 @@ pub enum Event {
     FinalCheckpointCompleted {
         generation: Generation,
     },
-    /// The outcome of the last proposal is known and has been told by `MetadataChanged`.
-    ProposalSettled,
+    /// The last proposal has been applied, which `MetadataChanged` has told.
+    ProposalApplied,
+    /// The last proposal changed nothing. It was decided on facts that no longer hold, and the new ones
+    /// follow; if not, it is tried again after a while.
+    ProposalRejected,
     TimePassed,
 }
 
@@ -159,6 +165,7 @@ pub struct JobMachine {
     not_before: Tick,
     final_completed: Option<Generation>,
     proposing: bool,
+    hold_until: Tick,
     checkpointing: Checkpointing,
 }
 
@@ -254,6 +261,7 @@ impl JobMachine {
             not_before: now,
             final_completed: None,
             proposing: false,
+            hold_until: now,
             checkpointing: Checkpointing::Off,
         }
     }
@@ -270,7 +278,11 @@ impl JobMachine {
             Event::FinalCheckpointCompleted { generation } => {
                 self.final_completed = Some(generation);
             }
-            Event::ProposalSettled => self.proposing = false,
+            Event::ProposalApplied => self.proposing = false,
+            Event::ProposalRejected => {
+                self.proposing = false;
+                self.hold_until = now.plus(PROPOSE_AGAIN);
+            }
             Event::TimePassed => {}
         }
         let mut effects = Vec::new();
@@ -280,6 +292,7 @@ impl JobMachine {
             effects.push(Effect::Checkpoint(checkpointing));
         }
         if !self.proposing
+            && now >= self.hold_until
             && let Some(proposal) = self.next_step(now)
         {
             self.proposing = true;
@@ -294,7 +307,10 @@ impl JobMachine {
             Some(_) => self.deadline(),
             None => self.not_before,
         };
-        (at > now).then_some(at)
+        [at, self.hold_until]
+            .into_iter()
+            .filter(|at| *at > now)
+            .min()
     }
 
     pub fn facts(&self) -> &Facts {
@@ -324,6 +340,9 @@ impl JobMachine {
         if ended && facts.state != self.facts.state {
             self.failures.clear();
             self.not_before = now;
+        }
+        if facts != self.facts || workers != self.workers {
+            self.hold_until = now;
         }
         self.facts = facts;
         self.workers = workers;
@@ -471,6 +490,13 @@ impl JobMachine {
 
     /// The next generation, or waiting for what it needs.
     fn start(&self, failure: Option<String>) -> Proposal {
+        if self.facts.generation >= LAST_GENERATION {
+            return self.halt(
+                JobState::Failed,
+                "the job has used up its generations",
+                failure,
+            );
+        }
         let holders = match self.facts.completed {
             Some(_) => self.facts.holders.clone(),
             None => BTreeMap::new(),

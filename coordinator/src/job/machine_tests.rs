@@ -109,7 +109,7 @@ impl World {
         while let Some(proposal) = self.proposal.take() {
             self.apply(proposal);
             self.metadata_changed();
-            self.tell(Event::ProposalSettled);
+            self.tell(Event::ProposalApplied);
         }
     }
 
