@@ -11,12 +11,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use common::ids::{CheckpointId, Generation, MetadataVersion, NodeId, TaskId, WorkerEpoch};
+use common::ids::{Generation, NodeId, TaskId, WorkerEpoch};
 use common::limits::{DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW};
 use common::protocol::job::JobState;
-use common::protocol::task::{TaskAssignment, TaskState};
+use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
 
+use super::facts::{Facts, Proposal, RunningTasks, Workers};
+use crate::metadata::jobs::Desired;
 use crate::placement::tasks::{JobShape, Problem, place};
 
 /// The pause before the second attempt; it doubles with every further one.
@@ -26,59 +28,12 @@ const PROPOSE_AGAIN: Span = Span::from_secs(1);
 /// A generation is 16 bits of a job's producer ids, and starting one may take two: the old ends, the new begins.
 const LAST_GENERATION: Generation = Generation(u16::MAX as u32 - 1);
 
-/// What the user wants of the job. The last one who said so wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Desired {
-    Running,
-    /// Stopped at a last checkpoint, to be resumed.
-    Paused,
-    /// Stopped at a last checkpoint, for good unless it is resumed.
-    Stopped,
-    /// Stopped at once.
-    Cancelled,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub restart_budget: usize,
     pub restart_window: Span,
     pub deploy_timeout: Span,
 }
-
-/// What the metadata says of the job.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Facts {
-    pub state: JobState,
-    pub reason: String,
-    /// A job that comes to a terminal state is one that is wanted `Stopped`, until its user resumes it.
-    pub desired: Desired,
-    pub generation: Generation,
-    /// The tasks of this generation; `None`: nothing of it runs.
-    pub running: Option<RunningTasks>,
-    /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
-    /// only a new generation makes them read again.
-    pub halting: bool,
-    pub completed: Option<CheckpointId>,
-    /// Where the state of `completed` is.
-    pub holders: BTreeMap<TaskId, NodeId>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RunningTasks {
-    /// The command that started them.
-    pub version: MetadataVersion,
-    pub worker_of: BTreeMap<TaskId, NodeId>,
-}
-
-/// An active worker, as this job sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct WorkerRoom {
-    pub epoch: WorkerEpoch,
-    /// Slots that no other job uses.
-    pub free_slots: u32,
-}
-
-pub type Workers = BTreeMap<NodeId, WorkerRoom>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -110,30 +65,6 @@ pub enum Effect {
     Propose(Proposal),
     /// Told whenever it changes.
     Checkpoint(Checkpointing),
-}
-
-/// A change of the facts, valid only while `generation` is the current one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Proposal {
-    /// The next generation, from the last completed checkpoint.
-    Start {
-        generation: Generation,
-        tasks: Vec<TaskAssignment>,
-        /// `Deploying` or `Recovering`.
-        state: JobState,
-        reason: String,
-        /// What ended the generation before, if it failed.
-        failure: Option<String>,
-    },
-    /// This generation ends, and nothing of the job runs.
-    Halt {
-        generation: Generation,
-        state: JobState,
-        reason: String,
-        failure: Option<String>,
-    },
-    /// Every task of this generation runs.
-    Run { generation: Generation },
 }
 
 /// What checkpoints the job takes.
@@ -179,56 +110,6 @@ enum TaskStatus {
 struct Failure {
     reason: String,
     fatal: bool,
-}
-
-/// Whether a job in state `from` may come to state `to`: every transition there is.
-pub fn may_follow(from: JobState, to: JobState) -> bool {
-    use JobState::*;
-    match from {
-        Created => matches!(to, Waiting | Deploying | Paused | Stopped | Cancelled),
-        Waiting => matches!(
-            to,
-            Waiting | Deploying | Recovering | Paused | Stopped | Cancelled
-        ),
-        Deploying => matches!(
-            to,
-            Running | Deploying | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
-        ),
-        Running => matches!(
-            to,
-            Recovering | Deploying | Waiting | Paused | Stopped | Finished | Failed | Cancelled
-        ),
-        Recovering => matches!(
-            to,
-            Running | Recovering | Waiting | Paused | Stopped | Failed | Cancelled
-        ),
-        Paused => matches!(to, Deploying | Waiting | Stopped | Cancelled),
-        Stopped | Failed => matches!(to, Deploying | Waiting),
-        Finished | Cancelled => false,
-    }
-}
-
-/// What a wish of the user means to a job in this state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Wish {
-    Granted,
-    /// Things are as wished already.
-    Fulfilled,
-    /// The job's life is over.
-    Refused,
-}
-
-pub fn wish(state: JobState, desired: Desired) -> Wish {
-    use JobState::*;
-    match (state, desired) {
-        (Finished | Cancelled, Desired::Running | Desired::Paused) => Wish::Refused,
-        (Stopped | Failed, Desired::Paused) => Wish::Refused,
-        (Stopped | Failed | Finished | Cancelled, Desired::Stopped | Desired::Cancelled) => {
-            Wish::Fulfilled
-        }
-        (Stopped | Failed, Desired::Running) => Wish::Granted,
-        (Created | Waiting | Deploying | Running | Recovering | Paused, _) => Wish::Granted,
-    }
 }
 
 impl Default for Settings {

@@ -10,7 +10,10 @@ use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
 use proptest::prelude::*;
 
+use super::facts::*;
 use super::machine::*;
+use super::wishes::*;
+use crate::metadata::jobs::{Desired, may_follow};
 use crate::placement::tasks::{JobShape, StageShape};
 
 /// A job of two stages, two instances, on workers 1 and 2 with two slots each; and the metadata around

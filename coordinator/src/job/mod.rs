@@ -1,5 +1,7 @@
 //! A job's life: created, placed, deployed, running, recovered, paused, ended.
 
+pub mod wishes;
+pub mod facts;
 pub mod machine;
 #[cfg(test)]
 mod machine_tests;
