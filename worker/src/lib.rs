@@ -9,6 +9,7 @@ pub mod task;
 pub mod keyed_state;
 pub mod checkpoint;
 pub mod exchange;
+pub mod format;
 pub mod source;
 pub mod operator;
 pub mod sink;

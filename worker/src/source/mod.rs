@@ -37,6 +37,10 @@ pub struct SplitState {
 
 /// What a source gives.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is rows, and they are moved once"
+)]
 pub enum SourceEvent {
     Rows(SourceRows),
     /// This split has nothing more right now: everything that may be read was read.
