@@ -1,0 +1,168 @@
+//! The way out of a task: its sink and its dead letters, driven by one future behind a bounded queue.
+//!
+//! The task puts rows, dead letters and barriers in order and goes on; the future writes them, and tells
+//! when everything before a barrier is prepared. A full queue is the task's backpressure.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use common::ids::CheckpointId;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
+
+use super::dead_letter::DeadLetter;
+use super::message::Rows;
+use crate::sink::dead_letters::DeadLetterSink;
+use crate::sink::{Committable, Sink, SinkError};
+use crate::source::LINGER;
+
+/// Batches that wait for the sink.
+const QUEUE: usize = 4;
+
+/// What the task tells its sink, in order.
+#[derive(Debug)]
+pub enum SinkCommand {
+    Rows(Rows),
+    DeadLetters(Vec<DeadLetter>),
+    /// Everything before this belongs to the checkpoint.
+    Barrier(CheckpointId),
+    /// The checkpoint is completed; these were prepared up to it.
+    Commit(CheckpointId, Vec<Committable>),
+}
+
+/// What the sink tells its task.
+#[derive(Debug)]
+pub enum SinkEvent {
+    Prepared(CheckpointId, Option<Committable>),
+    Failed(SinkError),
+}
+
+/// The task's end of the queue.
+#[derive(Debug)]
+pub struct SinkQueue {
+    commands: mpsc::Sender<SinkCommand>,
+    /// What did not fit; goes first.
+    waiting: VecDeque<SinkCommand>,
+    events: mpsc::Receiver<SinkEvent>,
+}
+
+/// The future's end.
+pub struct SinkPump {
+    sink: Option<Box<dyn Sink>>,
+    letters: DeadLetterSink,
+    commands: mpsc::Receiver<SinkCommand>,
+    events: mpsc::Sender<SinkEvent>,
+    wake: Arc<Notify>,
+}
+
+/// A queue and the pump behind it. `wake`: wakes the task.
+pub fn sink_queue(
+    sink: Option<Box<dyn Sink>>,
+    letters: DeadLetterSink,
+    wake: Arc<Notify>,
+) -> (SinkQueue, SinkPump) {
+    let (commands, received) = mpsc::channel(QUEUE);
+    let (told, events) = mpsc::channel(QUEUE);
+    let queue = SinkQueue { commands, waiting: VecDeque::new(), events };
+    (queue, SinkPump { sink, letters, commands: received, events: told, wake })
+}
+
+impl SinkQueue {
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.commands.capacity() > 0
+    }
+
+    /// Puts a command behind all others.
+    pub fn push(&mut self, command: SinkCommand) {
+        self.waiting.push_back(command);
+        self.advance();
+    }
+
+    /// Moves what waits into the queue as far as it fits.
+    pub fn advance(&mut self) {
+        while let Some(command) = self.waiting.pop_front() {
+            match self.commands.try_send(command) {
+                Ok(()) => {}
+                Err(TrySendError::Full(command)) => {
+                    self.waiting.push_front(command);
+                    return;
+                }
+                // The pump has failed and said so; the task is about to end.
+                Err(TrySendError::Closed(_)) => {}
+            }
+        }
+    }
+
+    pub fn event(&mut self) -> Option<SinkEvent> {
+        self.events.try_recv().ok()
+    }
+}
+
+impl SinkPump {
+    /// Runs until the task is gone, or writing has failed.
+    pub async fn run(mut self) {
+        if let Err(error) = self.write_all().await {
+            self.tell(SinkEvent::Failed(error)).await;
+        }
+    }
+
+    async fn write_all(&mut self) -> Result<(), SinkError> {
+        loop {
+            let command = tokio::time::timeout(LINGER.as_duration(), self.commands.recv()).await;
+            let Ok(command) = command else {
+                self.flush().await?;
+                match self.commands.recv().await {
+                    Some(command) => self.perform(command).await?,
+                    None => return Ok(()),
+                }
+                continue;
+            };
+            match command {
+                Some(command) => self.perform(command).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn perform(&mut self, command: SinkCommand) -> Result<(), SinkError> {
+        // One place in the queue is free again.
+        self.wake.notify_one();
+        match command {
+            SinkCommand::Rows(rows) => {
+                let sink = self.sink.as_mut().expect("rows come out only of a task with a sink");
+                sink.write(rows).await
+            }
+            SinkCommand::DeadLetters(letters) => self.letters.write(letters).await,
+            SinkCommand::Barrier(checkpoint) => {
+                self.letters.prepare(checkpoint).await?;
+                let committable = match &mut self.sink {
+                    Some(sink) => sink.prepare(checkpoint).await?,
+                    None => None,
+                };
+                self.tell(SinkEvent::Prepared(checkpoint, committable)).await;
+                Ok(())
+            }
+            SinkCommand::Commit(checkpoint, prepared) => {
+                self.letters.commit(checkpoint);
+                match &mut self.sink {
+                    Some(sink) => sink.commit(checkpoint, prepared).await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), SinkError> {
+        self.letters.flush().await?;
+        match &mut self.sink {
+            Some(sink) => sink.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn tell(&self, event: SinkEvent) {
+        // A task that is gone needs to hear nothing.
+        self.events.send(event).await.unwrap_or_default();
+        self.wake.notify_one();
+    }
+}
