@@ -23,5 +23,10 @@ pub mod plan;
 pub mod protocol;
 
 pub mod transport;
+
+pub mod config;
+pub mod telemetry;
+pub mod shutdown;
+pub mod data_dir;
 pub mod seglog;
 pub mod client;

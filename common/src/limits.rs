@@ -63,6 +63,13 @@ pub const MAX_BUNDLE_BYTES: usize = 4 << 20;
 pub const DEFAULT_KEY_GROUPS: u16 = 256;
 pub const MAX_KEY_GROUPS: u16 = 32_768;
 
+/// A slot runs one parallel instance of a whole job.
+pub const SLOTS_PER_CORE: u32 = 16;
+pub const MAX_SLOTS: u32 = 4_096;
+/// Threads that run partitions and tasks, and threads that answer HTTP, of one process.
+pub const MAX_DATA_THREADS: u32 = 256;
+pub const MAX_HTTP_THREADS: u32 = 64;
+
 pub const HEARTBEAT_INTERVAL: Span = Span::from_millis(500);
 pub const DEFAULT_SESSION_TIMEOUT: Span = Span::from_secs(3);
 pub const DEFAULT_CHECKPOINT_INTERVAL: Span = Span::from_secs(1);

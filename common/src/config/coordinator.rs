@@ -1,0 +1,73 @@
+//! The coordinator's options.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{
+    ConfigError, LogFormat, Options, address, cores, count, directory, log_filter, log_format,
+    optional, span, url,
+};
+use crate::limits::{HEARTBEAT_INTERVAL, MAX_HTTP_THREADS};
+use crate::time::Span;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoordinatorConfig {
+    pub listen: SocketAddr,
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    pub session_timeout: Span,
+    pub http_threads: u32,
+    pub shutdown_timeout: Span,
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+impl CoordinatorConfig {
+    /// From the program's arguments, the first of which is its own name, and its environment.
+    pub fn load(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<CoordinatorConfig, ConfigError> {
+        let about =
+            "Holds the cluster's metadata, places partitions and jobs, and completes checkpoints.";
+        let options = Options::load("coordinator", about, arguments, environment)?;
+        CoordinatorConfig::check(options)
+    }
+
+    /// Every option at its default.
+    pub fn defaults() -> CoordinatorConfig {
+        CoordinatorConfig::load([OsString::from("coordinator")], |_| None)
+            .expect("the defaults are valid, as a test shows")
+    }
+
+    fn check(mut options: Options) -> Result<CoordinatorConfig, ConfigError> {
+        let listen = options.get("listen", address);
+        let advertise = options.get("advertise", optional(url));
+        let data_dir = options.get("data-dir", directory);
+        let session_timeout = options.get(
+            "session-timeout",
+            span(Span(HEARTBEAT_INTERVAL.0 * 3), Span::from_secs(600)),
+        );
+        let http_threads = options.get("http-threads", count(MAX_HTTP_THREADS, || cores().min(4)));
+        let shutdown_timeout = options.get(
+            "shutdown-timeout",
+            span(Span::from_secs(1), Span::from_secs(600)),
+        );
+        let log = options.get("log", log_filter);
+        let log_format = options.get("log-format", log_format);
+        let config = (|| {
+            Some(CoordinatorConfig {
+                listen: listen?,
+                advertise: advertise?,
+                data_dir: data_dir?,
+                session_timeout: session_timeout?,
+                http_threads: http_threads?,
+                shutdown_timeout: shutdown_timeout?,
+                log: log?,
+                log_format: log_format?,
+            })
+        })();
+        options.finish(config)
+    }
+}

@@ -1,0 +1,95 @@
+//! The worker's options.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{
+    ConfigError, LogFormat, Options, address, bytes, cores, count, directory, log_filter,
+    log_format, optional, span, url,
+};
+use crate::limits::{MAX_DATA_THREADS, MAX_HTTP_THREADS, MAX_SLOTS, SLOTS_PER_CORE};
+use crate::time::Span;
+
+/// A worker's buffers and segments need this much before it has any state.
+const LEAST_MEMORY_BYTES: u64 = 64 << 20;
+const MOST_MEMORY_BYTES: u64 = 16 << 40;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerConfig {
+    pub coordinator: String,
+    pub listen: SocketAddr,
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    pub slots: u32,
+    pub memory_bytes: u64,
+    pub data_threads: u32,
+    pub http_threads: u32,
+    pub shutdown_timeout: Span,
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+impl WorkerConfig {
+    /// From the program's arguments, the first of which is its own name, and its environment.
+    pub fn load(
+        arguments: impl IntoIterator<Item = OsString>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<WorkerConfig, ConfigError> {
+        let about = "Holds partitions, and runs the tasks of jobs with their state.";
+        let options = Options::load("worker", about, arguments, environment)?;
+        WorkerConfig::check(options)
+    }
+
+    /// Every option at its default.
+    pub fn defaults() -> WorkerConfig {
+        WorkerConfig::load([OsString::from("worker")], |_| None)
+            .expect("the defaults are valid, as a test shows")
+    }
+
+    fn check(mut options: Options) -> Result<WorkerConfig, ConfigError> {
+        let coordinator = options.get("coordinator", url);
+        let listen = options.get("listen", address);
+        let advertise = options.get("advertise", optional(url));
+        let kafka_listen = options.get("kafka-listen", no_kafka_yet);
+        let data_dir = options.get("data-dir", directory);
+        let slots = options.get("slots", count(MAX_SLOTS, || cores() * SLOTS_PER_CORE));
+        let memory_bytes = options.get("memory", bytes(LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES));
+        let data_threads = options.get("data-threads", count(MAX_DATA_THREADS, cores));
+        let http_threads = options.get("http-threads", count(MAX_HTTP_THREADS, || cores().min(4)));
+        let shutdown_timeout = options.get(
+            "shutdown-timeout",
+            span(Span::from_secs(1), Span::from_secs(600)),
+        );
+        let log = options.get("log", log_filter);
+        let log_format = options.get("log-format", log_format);
+        let config = (|| {
+            kafka_listen?;
+            Some(WorkerConfig {
+                coordinator: coordinator?,
+                listen: listen?,
+                advertise: advertise?,
+                data_dir: data_dir?,
+                slots: slots?,
+                memory_bytes: memory_bytes?,
+                data_threads: data_threads?,
+                http_threads: http_threads?,
+                shutdown_timeout: shutdown_timeout?,
+                log: log?,
+                log_format: log_format?,
+            })
+        })();
+        options.finish(config)
+    }
+}
+
+/// Refused rather than ignored: who asks for it has clients that would find nobody.
+fn no_kafka_yet(text: &str) -> Result<(), String> {
+    match text {
+        "" => Ok(()),
+        _ => Err(
+            "Kafka clients are not served in this version; leave it out, and use the REST interface"
+                .to_owned(),
+        ),
+    }
+}

@@ -1,0 +1,202 @@
+//! A node's data directory: one process at a time, whose it is, and whether its last life ended in order.
+//!
+//! ```text
+//! LOCK            held by the process that uses the directory
+//! identity.json   which cluster and node it belongs to; its storage id never changes
+//! CLEAN           there if the last life ended in order; gone before the next one writes anything
+//! ```
+//!
+//! Files are replaced as a whole: written beside, made durable, renamed, and the directory made durable.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, NodeId, StorageId};
+
+/// Held for as long as the process uses the directory.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Whose a data directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub storage: StorageId,
+    /// `None`: it has yet to join a cluster.
+    pub cluster: Option<ClusterId>,
+    /// A worker's number; `None` for a coordinator, and before the first registration.
+    pub worker: Option<NodeId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("\"{}\" is used by another process", .path.display())]
+    Locked { path: PathBuf },
+    #[error("could not {operation} \"{}\"", .path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("\"{}\" is damaged", .path.display())]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl DataDir {
+    /// Makes the directory if there is none, and takes it for this process.
+    pub fn open(path: impl Into<PathBuf>) -> Result<DataDir, DataDirError> {
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(|e| failed("create", &path, e))?;
+        let lock_path = path.join("LOCK");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| failed("open", &lock_path, e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(DataDir { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::Locked { path }),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path, error)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whose the directory is; a new one is given its storage id here.
+    pub fn identity(&self) -> Result<Identity, DataDirError> {
+        let path = self.path.join("identity.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let identity = Identity {
+                    storage: StorageId(uuid::Uuid::new_v4()),
+                    cluster: None,
+                    worker: None,
+                };
+                self.keep_identity(&identity)?;
+                return Ok(identity);
+            }
+            Err(error) => return Err(failed("read", &path, error)),
+        };
+        serde_json::from_slice(&bytes).map_err(|source| DataDirError::Damaged { path, source })
+    }
+
+    pub fn keep_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
+        let json = serde_json::to_vec_pretty(identity).expect("an identity is plain data");
+        self.replace("identity.json", &json)
+    }
+
+    /// Whether the last life ended in order. From here on this one has not, until it says so.
+    pub fn begin_life(&self) -> Result<bool, DataDirError> {
+        let path = self.path.join("CLEAN");
+        match fs::remove_file(&path) {
+            Ok(()) => {
+                self.sync()?;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("remove", &path, error)),
+        }
+    }
+
+    /// Says that this life ends in order: everything else is on the disk.
+    pub fn end_life(&self) -> Result<(), DataDirError> {
+        self.replace("CLEAN", b"")
+    }
+
+    /// Replaces a file as a whole: afterwards, and after any crash, it is the old one or the new one.
+    pub fn replace(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
+        let path = self.path.join(name);
+        let beside = self.path.join(format!("{name}.new"));
+        let written = File::create(&beside).and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        });
+        written.map_err(|e| failed("write", &beside, e))?;
+        fs::rename(&beside, &path).map_err(|e| failed("replace", &path, e))?;
+        self.sync()
+    }
+
+    /// The content of a file, `None` if there is none.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path, error)),
+        }
+    }
+
+    fn sync(&self) -> Result<(), DataDirError> {
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|e| failed("sync", &self.path, e))
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> DataDirError {
+    DataDirError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_serves_one_process_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/b");
+        let first = DataDir::open(&path).unwrap();
+        let second = DataDir::open(&path).unwrap_err();
+        assert!(matches!(second, DataDirError::Locked { .. }), "{second}");
+        drop(first);
+        DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn the_storage_id_is_given_once_and_the_rest_is_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(parent.path()).unwrap();
+        let new = directory.identity().unwrap();
+        assert_eq!((new.cluster, new.worker), (None, None));
+        let joined = Identity {
+            cluster: Some(ClusterId(uuid::Uuid::new_v4())),
+            worker: Some(NodeId(3)),
+            ..new
+        };
+        directory.keep_identity(&joined).unwrap();
+        drop(directory);
+        let again = DataDir::open(parent.path()).unwrap();
+        assert_eq!(again.identity().unwrap(), joined);
+        fs::write(parent.path().join("identity.json"), "{").unwrap();
+        let damaged = again.identity().unwrap_err();
+        assert!(matches!(damaged, DataDirError::Damaged { .. }));
+    }
+
+    #[test]
+    fn only_a_life_that_ended_in_order_is_followed_by_a_clean_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(parent.path()).unwrap();
+        assert!(!directory.begin_life().unwrap());
+        directory.end_life().unwrap();
+        assert!(directory.begin_life().unwrap());
+        assert!(!directory.begin_life().unwrap());
+    }
+}
