@@ -29,4 +29,5 @@ pub mod telemetry;
 pub mod shutdown;
 pub mod data_dir;
 pub mod seglog;
+pub mod kv;
 pub mod client;

@@ -156,6 +156,31 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// A file that someone else writes, to be made durable.
+#[derive(Debug)]
+pub struct DataFile {
+    file: File,
+}
+
+impl DataFile {
+    /// Opens the file, which is created if need be, once nobody holds its lock. Blocks until then.
+    pub fn open_when_unlocked(path: &Path) -> io::Result<DataFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        file.lock()?;
+        file.unlock()?;
+        Ok(DataFile { file })
+    }
+
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
 fn timestamp(time: SystemTime) -> Timestamp {
     let milliseconds = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
