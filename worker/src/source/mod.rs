@@ -5,6 +5,8 @@
 //! after a restore each record is read again exactly if its effects were rolled back. A source itself
 //! remembers nothing: it is opened at the positions of the checkpoint.
 
+pub mod watermark;
+
 use std::sync::Arc;
 
 use common::time::Span;
