@@ -5,3 +5,6 @@ pub mod facts;
 pub mod machine;
 #[cfg(test)]
 mod machine_tests;
+pub mod observed;
+#[cfg(test)]
+mod room_tests;

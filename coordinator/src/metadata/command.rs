@@ -236,6 +236,8 @@ pub enum Rejection {
         restore: Option<CheckpointId>,
         completed: Option<CheckpointId>,
     },
+    #[error("worker {worker} has no room for job {job}")]
+    NoRoom { job: JobId, worker: NodeId },
     #[error("the assignment does not name every task of job {job} once")]
     WrongTasks { job: JobId },
     #[error(
@@ -271,6 +273,7 @@ impl Rejection {
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }
+            | Rejection::NoRoom { .. }
             | Rejection::WrongCheckpoint { .. } => ErrorCode::Conflict,
             Rejection::NestedBatch => ErrorCode::Internal,
         }
@@ -303,6 +306,7 @@ impl From<Rejection> for Problem {
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }
+            | Rejection::NoRoom { .. }
             | Rejection::WrongCheckpoint { .. }
             | Rejection::NestedBatch => problem,
         }

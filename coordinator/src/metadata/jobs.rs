@@ -22,6 +22,7 @@ use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::checkpoints::CompletedCheckpoint;
 use super::command::{Outcome, Rejection};
+use crate::placement::tasks::slots_used;
 
 /// What the user wants of a job. The last one who said so wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -254,6 +255,7 @@ impl ClusterMetadata {
         (state, reason): (JobState, &str),
         failure: Option<&String>,
     ) -> Result<Outcome, Rejection> {
+        self.check_room(job, tasks)?;
         let outcome = self.change_job(index, at, job, |row| {
             row.check_generation(generation)?;
             let completed = row.completed;
@@ -286,6 +288,34 @@ impl ClusterMetadata {
         })?;
         self.changes.touch(index, RowKey::Deployment(job));
         Ok(outcome)
+    }
+
+    /// Jobs are placed independently of each other: two may have counted on the same slots, and a worker
+    /// may have gone since.
+    fn check_room(&self, job: JobId, tasks: &[TaskAssignment]) -> Result<(), Rejection> {
+        let on_workers = |tasks: &[TaskAssignment]| -> BTreeMap<NodeId, u32> {
+            slots_used(tasks.iter().map(|task| (task.task, task.worker))).collect()
+        };
+        let needed = on_workers(tasks);
+        let mut free: BTreeMap<NodeId, u32> = self
+            .active_workers()
+            .map(|worker| (worker.id, worker.slots))
+            .collect();
+        let others = self.jobs.values().filter(|row| row.id != job);
+        for deployment in others.filter_map(|row| row.deployment.as_ref()) {
+            for (worker, used) in on_workers(&deployment.tasks) {
+                if let Some(free) = free.get_mut(&worker) {
+                    *free = free.saturating_sub(used);
+                }
+            }
+        }
+        match needed
+            .into_iter()
+            .find(|(worker, needed)| free.get(worker).is_none_or(|free| needed > free))
+        {
+            Some((worker, _)) => Err(Rejection::NoRoom { job, worker }),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn generation_runs(
