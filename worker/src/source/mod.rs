@@ -9,7 +9,7 @@ pub mod watermark;
 
 use std::sync::Arc;
 
-use common::time::Span;
+use common::time::{Span, Tick};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -88,3 +88,6 @@ pub enum SourceError {
 
 /// How long a batch may grow when records come slowly.
 pub const LINGER: Span = Span::from_millis(5);
+
+/// How often a split that has nothing to read says so.
+pub const CAUGHT_UP_EVERY: Span = Span::from_millis(200);
