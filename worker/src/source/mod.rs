@@ -45,9 +45,12 @@ pub struct SplitState {
 )]
 pub enum SourceEvent {
     Rows(SourceRows),
-    /// This split has nothing more right now: everything that may be read was read.
+    /// At this time the split had nothing more: everything that may be read was read. Said again every
+    /// `CAUGHT_UP_EVERY` for as long as it holds, because only that tells a quiet split from one that is
+    /// not being read.
     CaughtUp {
         split: Arc<str>,
+        at: Tick,
     },
     /// A new split was found (a file in a watched directory, a partition).
     Discovered {

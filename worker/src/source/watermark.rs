@@ -50,8 +50,7 @@ impl Watermarks {
     pub fn add(&mut self, split: &Arc<str>, latest: Option<Timestamp>) {
         let clock = SplitClock {
             latest,
-            drained: None,
-            ended: false,
+            ..SplitClock::default()
         };
         self.splits.insert(split.clone(), clock);
     }
@@ -92,11 +91,10 @@ impl Watermarks {
             return self.say(Timestamp::MAX);
         }
         let delay = self.delay?;
-        let idle_timeout = self.idle_timeout;
         let counting: Vec<&SplitClock> = self
             .splits
             .values()
-            .filter(|clock| clock.counts(now, idle_timeout))
+            .filter(|clock| !clock.idle && !clock.ended)
             .collect();
         if counting.is_empty() {
             let news = !self.splits.is_empty() && !std::mem::replace(&mut self.idle, true);
