@@ -3,6 +3,8 @@
 //! In the order a record meets it.
 
 pub mod metadata_image;
+pub mod partition;
+pub mod log;
 pub mod link;
 pub mod log_client;
 pub mod task;

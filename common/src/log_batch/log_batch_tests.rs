@@ -121,6 +121,8 @@ fn stamping_changes_offset_and_epoch_and_nothing_else() {
     assert_eq!(reread.header().end_offset(), Offset(7_000_000_010));
     assert_eq!(reread.header().leader_epoch, LeaderEpoch(42));
     assert_eq!(reread.bytes()[16..], original.bytes()[16..]);
+    let start = original.stamped_start(Offset(7_000_000_000), LeaderEpoch(42));
+    assert_eq!(reread.bytes()[..16], start);
 
     let mut alone = original.clone();
     drop(original);

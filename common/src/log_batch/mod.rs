@@ -90,9 +90,9 @@ impl LogBatch {
 
     /// Takes the first batch off `bytes`; its header and checksum are verified.
     pub fn split_from(bytes: &mut Bytes) -> Result<LogBatch, BatchError> {
-        let batch = LogBatch::split_trusted_from(bytes)?;
-        batch.verify_checksum()?;
-        Ok(batch)
+        let header = LogBatch::verify(bytes)?;
+        let bytes = bytes.split_to(header.total_bytes());
+        Ok(LogBatch { header, bytes })
     }
 
     /// Takes the first batch off bytes whose checksums this process has verified before.
@@ -111,13 +111,22 @@ impl LogBatch {
         })
     }
 
-    fn verify_checksum(&self) -> Result<(), BatchError> {
-        let computed = crc32c::crc32c(&self.bytes[header::CHECKED_FROM..]);
-        if computed == self.header.crc {
-            Ok(())
+    /// Whether `bytes` begin with a whole sound batch; its header if so.
+    pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+        let header = BatchHeader::parse(bytes)?;
+        let needed = header.total_bytes();
+        let Some(batch) = bytes.get(..needed) else {
+            return Err(BatchError::CutOff {
+                present: bytes.len(),
+                needed,
+            });
+        };
+        let computed = crc32c::crc32c(&batch[header::CHECKED_FROM..]);
+        if computed == header.crc {
+            Ok(header)
         } else {
             Err(BatchError::Checksum {
-                stored: self.header.crc,
+                stored: header.crc,
                 computed,
             })
         }
@@ -146,6 +155,17 @@ impl LogBatch {
         self.bytes = bytes.freeze();
         self.header.base_offset = base_offset;
         self.header.leader_epoch = leader_epoch;
+    }
+
+    /// The first bytes of the batch as they would be stamped, for writers that do not own its bytes: all
+    /// that comes behind them stays as it is.
+    pub fn stamped_start(&self, base_offset: Offset, leader_epoch: LeaderEpoch) -> [u8; 16] {
+        let mut start = *self
+            .bytes
+            .first_chunk::<16>()
+            .expect("a batch has a header");
+        header::stamp(&mut start, base_offset, leader_epoch);
+        start
     }
 
     /// The records, decompressed if they were compressed. Each is checked as it is reached.

@@ -49,7 +49,7 @@ pub enum CleanupPolicy {
 }
 
 /// When a record counts as stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// Once it is on the disk of every in-sync replica.

@@ -1,0 +1,19 @@
+//! One actor per partition this node has: the story of an append from request to acknowledgement.
+//!
+//! A batch arrives at the actor, which asks the machine whether this node may append it at all. The log
+//! then goes, with every batch that is waiting, to a thread that may block: there each batch is checked
+//! against its producer's numbers and the open transactions, stamped, and written. Back at the actor, a
+//! sync is begun; while it runs, more is written, and the next sync takes all of that (group commit).
+//! What is durable here and on every in-sync replica is committed, and the appends that waited for it
+//! are answered.
+//!
+//! Reading does not pass through the actor's turn: it says up to where a reader may read, or parks the
+//! reader until there is more, and the bytes are then read on the reader's side.
+
+pub mod machine;
+pub mod waiting;
+pub mod transactions;
+pub mod reconcile;
+
+#[cfg(test)]
+mod machine_tests;
