@@ -9,7 +9,7 @@ pub mod watermark;
 
 use std::sync::Arc;
 
-use common::time::Span;
+use common::time::{Span, Tick};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -45,9 +45,12 @@ pub struct SplitState {
 )]
 pub enum SourceEvent {
     Rows(SourceRows),
-    /// This split has nothing more right now: everything that may be read was read.
+    /// At this time the split had nothing more: everything that may be read was read. Said again every
+    /// `CAUGHT_UP_EVERY` for as long as it holds, because only that tells a quiet split from one that is
+    /// not being read.
     CaughtUp {
         split: Arc<str>,
+        at: Tick,
     },
     /// A new split was found (a file in a watched directory, a partition).
     Discovered {
@@ -88,3 +91,6 @@ pub enum SourceError {
 
 /// How long a batch may grow when records come slowly.
 pub const LINGER: Span = Span::from_millis(5);
+
+/// How often a split that has nothing to read says so.
+pub const CAUGHT_UP_EVERY: Span = Span::from_millis(200);

@@ -29,6 +29,7 @@ struct SplitClock {
     latest: Option<Timestamp>,
     /// Since when everything that may be read has been.
     drained: Option<Tick>,
+    idle: bool,
     ended: bool,
 }
 
@@ -49,8 +50,7 @@ impl Watermarks {
     pub fn add(&mut self, split: &Arc<str>, latest: Option<Timestamp>) {
         let clock = SplitClock {
             latest,
-            drained: None,
-            ended: false,
+            ..SplitClock::default()
         };
         self.splits.insert(split.clone(), clock);
     }
@@ -61,13 +61,18 @@ impl Watermarks {
         let clock = self.splits.entry(split.clone()).or_default();
         clock.latest = clock.latest.max(latest);
         clock.drained = None;
+        clock.idle = false;
         std::mem::replace(&mut self.idle, false).then_some(Signal::Active)
     }
 
-    /// Everything that may be read of the split has been.
-    pub fn caught_up(&mut self, split: &Arc<str>, now: Tick) {
+    /// At this time everything that may be read of the split had been. Idleness is known only from these:
+    /// a split of which nothing is heard may simply not be read, because what follows is busy.
+    pub fn caught_up(&mut self, split: &Arc<str>, at: Tick) {
+        let idle_timeout = self.idle_timeout;
         let clock = self.splits.entry(split.clone()).or_default();
-        clock.drained = clock.drained.or(Some(now));
+        let quiet_for = at.since(*clock.drained.get_or_insert(at));
+        clock.idle =
+            clock.latest.is_none() || idle_timeout.is_some_and(|timeout| quiet_for >= timeout);
     }
 
     /// Nothing will ever come of the split again.
@@ -80,18 +85,16 @@ impl Watermarks {
         self.exhausted = true;
     }
 
-    /// What is to be said now, if it is news. Must not be asked while rows wait to be taken: a split would
-    /// seem idle that is only not being read.
-    pub fn advance(&mut self, now: Tick) -> Option<Signal> {
+    /// What is to be said now, if it is news.
+    pub fn advance(&mut self) -> Option<Signal> {
         if self.exhausted {
             return self.say(Timestamp::MAX);
         }
         let delay = self.delay?;
-        let idle_timeout = self.idle_timeout;
         let counting: Vec<&SplitClock> = self
             .splits
             .values()
-            .filter(|clock| clock.counts(now, idle_timeout))
+            .filter(|clock| !clock.idle && !clock.ended)
             .collect();
         if counting.is_empty() {
             let news = !self.splits.is_empty() && !std::mem::replace(&mut self.idle, true);
@@ -115,21 +118,6 @@ impl Watermarks {
         }
         self.said = watermark;
         Some(Signal::Watermark(watermark))
-    }
-}
-
-impl SplitClock {
-    fn counts(&self, now: Tick, idle_timeout: Option<Span>) -> bool {
-        if self.ended {
-            return false;
-        }
-        match (self.drained, self.latest) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(since), Some(_)) => {
-                idle_timeout.is_none_or(|idle_timeout| now.since(since) < idle_timeout)
-            }
-        }
     }
 }
 
@@ -158,9 +146,9 @@ mod tests {
     fn a_split_that_was_not_read_yet_holds_the_watermark_back() {
         let mut watermarks = two_splits(None);
         watermarks.rows(&split(0), Some(Timestamp(100)));
-        assert_eq!(watermarks.advance(Tick(0)), None);
+        assert_eq!(watermarks.advance(), None);
         watermarks.rows(&split(1), Some(Timestamp(50)));
-        assert_eq!(watermarks.advance(Tick(0)), at(45));
+        assert_eq!(watermarks.advance(), at(45));
     }
 
     #[test]
@@ -168,7 +156,7 @@ mod tests {
         let mut watermarks = two_splits(None);
         watermarks.rows(&split(0), Some(Timestamp(100)));
         watermarks.caught_up(&split(1), Tick(0));
-        assert_eq!(watermarks.advance(Tick(0)), at(95));
+        assert_eq!(watermarks.advance(), at(95));
     }
 
     #[test]
@@ -177,7 +165,8 @@ mod tests {
         watermarks.rows(&split(0), Some(Timestamp(100)));
         watermarks.rows(&split(1), Some(Timestamp(50)));
         watermarks.caught_up(&split(1), Tick(0));
-        assert_eq!(watermarks.advance(Tick(1_000_000)), at(45));
+        watermarks.caught_up(&split(1), Tick(1_000_000));
+        assert_eq!(watermarks.advance(), at(45));
     }
 
     #[test]
@@ -186,20 +175,19 @@ mod tests {
         watermarks.rows(&split(0), Some(Timestamp(100)));
         watermarks.rows(&split(1), Some(Timestamp(50)));
         watermarks.caught_up(&split(1), Tick(0));
-        assert_eq!(watermarks.advance(Tick(9)), at(45));
-        assert_eq!(watermarks.advance(Tick(10)), at(95));
+        watermarks.caught_up(&split(1), Tick(9));
+        assert_eq!(watermarks.advance(), at(45));
+        watermarks.caught_up(&split(1), Tick(10));
+        assert_eq!(watermarks.advance(), at(95));
         watermarks.caught_up(&split(0), Tick(10));
-        assert_eq!(watermarks.advance(Tick(30)), Some(Signal::Idle));
-        assert_eq!(watermarks.advance(Tick(31)), None);
+        watermarks.caught_up(&split(0), Tick(30));
+        assert_eq!(watermarks.advance(), Some(Signal::Idle));
+        assert_eq!(watermarks.advance(), None);
         assert_eq!(
             watermarks.rows(&split(1), Some(Timestamp(60))),
             Some(Signal::Active)
         );
-        assert_eq!(
-            watermarks.advance(Tick(32)),
-            None,
-            "the watermark does not fall"
-        );
+        assert_eq!(watermarks.advance(), None, "the watermark does not fall");
     }
 
     #[test]
@@ -207,9 +195,9 @@ mod tests {
         let mut watermarks = Watermarks::new(None, None, Timestamp::MIN);
         watermarks.add(&split(0), None);
         watermarks.ended(&split(0));
-        assert_eq!(watermarks.advance(Tick(0)), None);
+        assert_eq!(watermarks.advance(), None);
         watermarks.exhausted();
-        assert_eq!(watermarks.advance(Tick(0)), at(i64::MAX));
+        assert_eq!(watermarks.advance(), at(i64::MAX));
     }
 
     #[test]
@@ -219,11 +207,7 @@ mod tests {
         watermarks.add(&split(1), Some(Timestamp(50)));
         watermarks.caught_up(&split(1), Tick(0));
         watermarks.rows(&split(0), Some(Timestamp(200)));
-        assert_eq!(
-            watermarks.advance(Tick(9_999)),
-            None,
-            "split 1 is still waited for"
-        );
+        assert_eq!(watermarks.advance(), None, "split 1 is still waited for");
     }
 
     proptest! {
@@ -237,25 +221,25 @@ mod tests {
             }
             let mut latest = [None; 3];
             let mut drained = [None; 3];
+            let mut idle = [false; 3];
             let (mut now, mut last) = (0, i64::MIN);
             for (index, step, ms, wait) in steps {
                 now += wait;
                 if step == 0 {
-                    drained[index] = drained[index].or(Some(now));
+                    let since = *drained[index].get_or_insert(now);
+                    idle[index] = latest[index].is_none() || now - since >= 50;
                     watermarks.caught_up(&split(index), Tick(now));
                 } else {
                     latest[index] = latest[index].max(Some(ms));
                     drained[index] = None;
+                    idle[index] = false;
                     watermarks.rows(&split(index), Some(Timestamp(ms)));
                 }
-                if let Some(Signal::Watermark(Timestamp(said))) = watermarks.advance(Tick(now)) {
+                if let Some(Signal::Watermark(Timestamp(said))) = watermarks.advance() {
                     prop_assert!(said > last);
                     last = said;
                     for index in 0..3 {
-                        let idle = drained[index].is_some_and(|since| {
-                            latest[index].is_none() || now - since >= 50
-                        });
-                        prop_assert!(idle || latest[index].is_some_and(|ms| said <= ms - 7));
+                        prop_assert!(idle[index] || latest[index].is_some_and(|ms| said <= ms - 7));
                     }
                 }
             }
