@@ -40,6 +40,9 @@ pub const MAX_CALL_BYTES: usize = 64 << 20;
 /// long poll for each, and its other calls must still get through.
 pub const MAX_CALLS_IN_FLIGHT: usize = 4_096;
 
+/// One command of the metadata log: a job with its text and its plan, with room to spare.
+pub const MAX_COMMAND_BYTES: usize = 32 << 20;
+
 /// One SQL text or job graph.
 pub const MAX_JOB_TEXT_BYTES: usize = 1 << 20;
 /// Operators, sources and sinks of one job together.

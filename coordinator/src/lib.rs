@@ -1,6 +1,7 @@
 //! The coordinator: where decisions about the cluster live.
 
 pub mod metadata;
+pub mod metadata_log;
 pub mod election;
 pub mod placement;
 

@@ -1,0 +1,244 @@
+//! The one-node log over a disk that fails, fills up, loses power, and forgets nothing it has answered.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use common::data_dir::DataDir;
+use common::ids::{ClusterId, ControlEpoch, ProducerId};
+use common::random::seeded;
+use common::seglog::memory::MemoryStorage;
+use common::time::{ManualClock, Timestamp};
+
+use super::single::{OpenError, SingleNodeLog, SnapshotPolicy};
+use super::*;
+use crate::metadata::command::Command;
+
+struct Disk {
+    log: MemoryStorage,
+    directory: TempDir,
+    policy: SnapshotPolicy,
+}
+
+impl Disk {
+    fn new(after_bytes: u64) -> Disk {
+        Disk {
+            log: MemoryStorage::new(Arc::new(ManualClock::default())),
+            directory: tempfile::tempdir().unwrap(),
+            policy: SnapshotPolicy { after_bytes },
+        }
+    }
+
+    fn try_open(&self) -> Result<(SingleNodeLog, MetadataLog), OpenError> {
+        let data_dir = Arc::new(DataDir::open(self.directory.path()).unwrap());
+        SingleNodeLog::open(self.log.shared(), data_dir, self.policy, |_| ())
+    }
+
+    fn open(&self) -> (SingleNodeLog, MetadataLog) {
+        self.try_open().unwrap()
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn entry(control_epoch: ControlEpoch, command: Command) -> Entry {
+    Entry {
+        control_epoch,
+        at: Timestamp(0),
+        command,
+    }
+}
+
+fn announce(log: &MetadataLog) -> ControlEpoch {
+    let cluster = ClusterId(Uuid::from_u128(1));
+    let command = Command::LeaderAnnounce { cluster };
+    let committed = block_on(log.propose(entry(ControlEpoch(0), command))).unwrap();
+    let Outcome::Announced(epoch) = committed.outcome else {
+        panic!("not announced: {committed:?}");
+    };
+    epoch
+}
+
+async fn allocate(log: &MetadataLog, epoch: ControlEpoch) -> Result<i64, ProposeError> {
+    let command = Command::AllocProducerIds { count: 1 };
+    let committed = log.propose(entry(epoch, command)).await?;
+    match committed.outcome {
+        Outcome::ProducerIds {
+            first: ProducerId(id),
+        } => Ok(id),
+        other => panic!("no producer id: {other:?}"),
+    }
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_restart_and_nothing_is_given_out_twice() {
+    let disk = Disk::new(1 << 20);
+    let mut given = Vec::new();
+    for _ in 0..3 {
+        let (owner, log) = disk.open();
+        let epoch = announce(&log);
+        for _ in 0..5 {
+            given.push(block_on(allocate(&log, epoch)).unwrap());
+        }
+        assert_eq!(log.view().read(|m| m.control_epoch()), epoch);
+        owner.stop();
+    }
+    assert!(given.is_sorted_by(|a, b| a < b), "{given:?}");
+    assert_eq!(given.len(), 15);
+}
+
+#[test]
+fn proposals_from_everywhere_are_answered_each_with_its_own_outcome() {
+    let disk = Disk::new(1 << 20);
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let log = log.clone();
+            std::thread::spawn(move || {
+                block_on(async {
+                    let all = (0..50).map(|_| allocate(&log, epoch));
+                    futures_util::future::join_all(all).await
+                })
+            })
+        })
+        .collect();
+    let mut ids: Vec<i64> = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().unwrap())
+        .map(|id| id.unwrap())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 200);
+    assert_eq!(log.view().version(), MetadataVersion(201));
+    owner.stop();
+}
+
+#[test]
+fn the_log_does_not_grow_without_bound() {
+    let disk = Disk::new(4_096);
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    let mut most = 0;
+    let mut last = 0;
+    for _ in 0..1_000 {
+        last = block_on(allocate(&log, epoch)).unwrap();
+        most = most.max(disk.log.used());
+    }
+    assert!(most < 4 * 4_096, "the log grew to {most} bytes");
+    owner.stop();
+    let (_owner, log) = disk.open();
+    assert_eq!(log.view().version(), MetadataVersion(1_001));
+    let epoch = announce(&log);
+    assert_eq!(block_on(allocate(&log, epoch)).unwrap(), last + 1);
+}
+
+#[test]
+fn a_failed_sync_leaves_the_outcome_open_and_ends_the_log() {
+    let disk = Disk::new(1 << 20);
+    let (told, failure) = sync_channel(1);
+    let data_dir = Arc::new(DataDir::open(disk.directory.path()).unwrap());
+    let (owner, log) =
+        SingleNodeLog::open(disk.log.shared(), data_dir, disk.policy, move |error| {
+            told.send(error.to_string()).unwrap();
+        })
+        .unwrap();
+    let epoch = announce(&log);
+    disk.log.fail_syncs(1);
+    assert_eq!(block_on(allocate(&log, epoch)), Err(ProposeError::Unknown));
+    assert!(failure.recv().unwrap().contains("durable"));
+    let after = block_on(allocate(&log, epoch));
+    assert!(
+        matches!(after, Err(ProposeError::NotAccepted(_))),
+        "{after:?}"
+    );
+    assert_eq!(
+        log.view().version(),
+        MetadataVersion(1),
+        "it was not applied"
+    );
+    owner.stop();
+}
+
+#[test]
+fn a_full_disk_refuses_commands_and_takes_them_again_once_there_is_room() {
+    let disk = Disk::new(1 << 20);
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    disk.log.set_quota(Some(disk.log.used()));
+    let refused = block_on(allocate(&log, epoch));
+    let Err(ProposeError::NotAccepted(problem)) = refused else {
+        panic!("not refused: {refused:?}");
+    };
+    assert_eq!(problem.code, ErrorCode::DiskFull);
+    disk.log.set_quota(None);
+    assert_eq!(block_on(allocate(&log, epoch)), Ok(1));
+    owner.stop();
+}
+
+#[test]
+fn after_the_stop_nothing_is_accepted() {
+    let disk = Disk::new(1 << 20);
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    owner.stop();
+    let refused = block_on(allocate(&log, epoch));
+    assert!(
+        matches!(refused, Err(ProposeError::NotAccepted(_))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn damage_below_what_was_answered_keeps_the_coordinator_from_starting() {
+    let disk = Disk::new(1 << 20);
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    for _ in 0..10 {
+        block_on(allocate(&log, epoch)).unwrap();
+    }
+    owner.stop();
+    drop(log);
+    let segment = disk.log.shared().list().unwrap();
+    let segment = segment.iter().find(|name| name.ends_with(".log")).unwrap();
+    disk.log.flip_bit(segment, 30, 3);
+    let refused = disk.try_open().map(|_| ()).unwrap_err();
+    assert!(matches!(refused, OpenError::Log(_)), "{refused}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn the_power_may_fail_at_any_time_and_no_answer_is_taken_back(
+        seed in any::<u64>(),
+        lives in prop::collection::vec(0..40_usize, 1..6),
+    ) {
+        let disk = Disk::new(600);
+        let mut random = seeded(seed, 0);
+        let mut last = 0;
+        for proposals in lives {
+            let (owner, log) = disk.open();
+            let epoch = announce(&log);
+            block_on(async {
+                let all = (0..proposals).map(|_| allocate(&log, epoch));
+                for id in futures_util::future::join_all(all).await {
+                    let id = id.unwrap();
+                    assert!(id > last, "{id} after {last}");
+                    last = id;
+                }
+            });
+            disk.log.lose_power(&mut random);
+            owner.stop();
+        }
+    }
+}
