@@ -140,7 +140,7 @@ impl EncodedKeys {
     }
 
     /// Replaces what `hashes` holds by the hash of every key, the one key groups are made of.
-    pub fn hash(&self, hashes: &mut Vec<u64>) {
+    pub fn hash_each(&self, hashes: &mut Vec<u64>) {
         hashes.clear();
         hashes.extend(self.iter().map(hash_key));
     }

@@ -191,7 +191,7 @@ fn the_short_way_for_one_bigint_is_the_same_key_and_hash() {
     ));
     let (_, keys) = encode(&[column]);
     let mut hashes = Vec::new();
-    keys.hash(&mut hashes);
+    keys.hash_each(&mut hashes);
     for (row, value) in values.into_iter().enumerate() {
         assert_eq!(keys.key(row), bigint_key(value));
         assert_eq!(hashes[row], hash_key(&bigint_key(value)));

@@ -2,7 +2,10 @@
 
 mod ordered;
 pub mod codec;
+pub mod row_codec;
 pub mod table;
 
 #[cfg(test)]
 mod codec_tests;
+#[cfg(test)]
+mod row_codec_tests;

@@ -121,10 +121,10 @@ impl Ordered for f32 {
     type Bytes = [u8; 4];
 
     fn ordered(self) -> [u8; 4] {
-        let one_of_equals = match self {
-            nan if nan.is_nan() => f32::NAN.abs(),
-            zero if zero == 0.0 => 0.0,
-            other => other,
+        // Adding zero makes -0.0 the other zero and leaves everything else as it is.
+        let one_of_equals = match self.is_nan() {
+            true => f32::NAN.abs(),
+            false => self + 0.0,
         };
         let bits = one_of_equals.to_bits();
         let flip = if bits >> 31 == 1 { u32::MAX } else { 1 << 31 };
@@ -142,10 +142,10 @@ impl Ordered for f64 {
     type Bytes = [u8; 8];
 
     fn ordered(self) -> [u8; 8] {
-        let one_of_equals = match self {
-            nan if nan.is_nan() => f64::NAN.abs(),
-            zero if zero == 0.0 => 0.0,
-            other => other,
+        // Adding zero makes -0.0 the other zero and leaves everything else as it is.
+        let one_of_equals = match self.is_nan() {
+            true => f64::NAN.abs(),
+            false => self + 0.0,
         };
         let bits = one_of_equals.to_bits();
         let flip = if bits >> 63 == 1 { u64::MAX } else { 1 << 63 };

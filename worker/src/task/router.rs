@@ -153,7 +153,7 @@ impl ByKey {
             return;
         }
         self.codec.encode(columns, rows, &mut self.encoded);
-        self.encoded.hash(&mut self.hashes);
+        self.encoded.hash_each(&mut self.hashes);
     }
 
     /// Sorts the rows' positions by target, in order, and takes each target's.
