@@ -6,6 +6,7 @@
 
 pub mod expression;
 pub mod window;
+pub mod aggregate_function;
 pub mod operator;
 pub mod connector;
 pub mod generator;
