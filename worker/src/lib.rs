@@ -13,5 +13,6 @@ pub mod checkpoint;
 pub mod exchange;
 pub mod format;
 pub mod source;
+pub mod window;
 pub mod operator;
 pub mod sink;
