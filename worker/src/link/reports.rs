@@ -35,6 +35,15 @@ impl TaskReports {
         status
     }
 
+    pub fn get(
+        &self,
+        job: JobId,
+        generation: Generation,
+        task: TaskId,
+    ) -> Option<Arc<TaskStatus>> {
+        self.tasks().get(&(job, generation, task)).cloned()
+    }
+
     /// Forgets a generation that has been stopped.
     pub fn remove(&self, job: JobId, generation: Generation) {
         self.tasks()

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use common::ids::CheckpointId;
+use futures_util::future::LocalBoxFuture;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
@@ -43,11 +44,16 @@ pub struct SinkQueue {
     commands: mpsc::Sender<SinkCommand>,
     /// What did not fit; goes first.
     waiting: VecDeque<SinkCommand>,
+    has_sink: bool,
     events: mpsc::Receiver<SinkEvent>,
 }
 
+/// A sink that is being opened.
+pub type Opening = LocalBoxFuture<'static, Result<Box<dyn Sink>, SinkError>>;
+
 /// The future's end.
 pub struct SinkPump {
+    opening: Option<Opening>,
     sink: Option<Box<dyn Sink>>,
     letters: DeadLetterSink,
     commands: mpsc::Receiver<SinkCommand>,
@@ -57,17 +63,22 @@ pub struct SinkPump {
 
 /// A queue and the pump behind it. `wake`: wakes the task.
 pub fn sink_queue(
-    sink: Option<Box<dyn Sink>>,
+    opening: Option<Opening>,
     letters: DeadLetterSink,
     wake: Arc<Notify>,
 ) -> (SinkQueue, SinkPump) {
     let (commands, received) = mpsc::channel(QUEUE);
     let (told, events) = mpsc::channel(QUEUE);
-    let queue = SinkQueue { commands, waiting: VecDeque::new(), events };
-    (queue, SinkPump { sink, letters, commands: received, events: told, wake })
+    let queue = SinkQueue { commands, waiting: VecDeque::new(), has_sink: opening.is_some(), events };
+    (queue, SinkPump { opening, sink: None, letters, commands: received, events: told, wake })
 }
 
 impl SinkQueue {
+    /// Whether rows can be written here, and not only dead letters.
+    pub fn has_sink(&self) -> bool {
+        self.has_sink
+    }
+
     pub fn has_room(&self) -> bool {
         self.waiting.is_empty() && self.commands.capacity() > 0
     }
@@ -107,6 +118,9 @@ impl SinkPump {
     }
 
     async fn write_all(&mut self) -> Result<(), SinkError> {
+        if let Some(opening) = self.opening.take() {
+            self.sink = Some(opening.await?);
+        }
         loop {
             let command = tokio::time::timeout(LINGER.as_duration(), self.commands.recv()).await;
             let Ok(command) = command else {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -21,23 +22,21 @@ pub struct SourceInput {
     splits: BTreeMap<Arc<str>, SplitState>,
 }
 
+/// A source that is being opened; it may have to ask partitions where they end.
+pub type Opening = LocalBoxFuture<'static, Result<Box<dyn Source>, SourceError>>;
+
 impl SourceInput {
-    /// Starts reading on this thread. `wake` wakes the task when there is something to take.
-    pub fn start(mut source: Box<dyn Source>, wake: Arc<Notify>) -> SourceInput {
-        let splits = source.splits().into_iter().map(|split| (split.split.clone(), split)).collect();
+    /// Opens the source and reads it on this thread. `wake` wakes the task when there is something to take.
+    pub fn start(opening: Opening, wake: Arc<Notify>) -> SourceInput {
         let (sender, events) = mpsc::channel(AHEAD);
         let pump = tokio::task::spawn_local(async move {
-            loop {
-                let event = source.next().await;
-                let last = matches!(event, Err(_) | Ok(SourceEvent::Exhausted));
-                if sender.send(event).await.is_err() || last {
-                    wake.notify_one();
-                    return;
-                }
-                wake.notify_one();
+            if let Err(error) = read(opening, &sender, &wake).await {
+                // A task that is gone needs to hear nothing.
+                sender.send(Err(error)).await.unwrap_or_default();
             }
+            wake.notify_one();
         });
-        SourceInput { events, pump, splits }
+        SourceInput { events, pump, splits: BTreeMap::new() }
     }
 
     /// The next event, with the positions moved past it.
@@ -68,5 +67,28 @@ impl SourceInput {
 impl Drop for SourceInput {
     fn drop(&mut self) {
         self.pump.abort();
+    }
+}
+
+async fn read(
+    opening: Opening,
+    sender: &mpsc::Sender<Result<SourceEvent, SourceError>>,
+    wake: &Notify,
+) -> Result<(), SourceError> {
+    let mut source = opening.await?;
+    let found = source.splits().into_iter().map(|split| SourceEvent::Discovered { split });
+    for event in found.collect::<Vec<_>>() {
+        if sender.send(Ok(event)).await.is_err() {
+            return Ok(());
+        }
+        wake.notify_one();
+    }
+    loop {
+        let event = source.next().await?;
+        let last = matches!(event, SourceEvent::Exhausted);
+        if sender.send(Ok(event)).await.is_err() || last {
+            return Ok(());
+        }
+        wake.notify_one();
     }
 }

@@ -1,0 +1,599 @@
+//! The shell of one generation of a job on this worker: restores its tasks, connects and starts them,
+//! makes what they seal durable, tells them what was completed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseActFuture,
+    ResponseFuture, WrapFuture,
+};
+use common::error::{ErrorCode, Problem};
+use common::ids::{CheckpointId, TaskId};
+use common::key_group::KeyGroupRange;
+use common::plan::connector::SourceSpec;
+use common::protocol::checkpoint::{AckCheckpoint, DeclineCheckpoint, TaskSnapshot};
+use common::protocol::state::StateEntries;
+use common::protocol::task::{Deployment, TaskState as Standing};
+use common::time::{Span, Timestamp};
+use tokio::sync::Notify;
+use tracing::{error, info, warn};
+
+use super::messages::{Barrier, Completed, ReadState, StopJob};
+use super::services::Services;
+use super::wiring::connections;
+use crate::checkpoint::participant::{Participant, Persist};
+use crate::checkpoint::store::{JobStateStore, StoreError, TaskTables};
+use crate::operator;
+use crate::source::watermark::Watermarks;
+use crate::source::{self, SourceContext};
+use crate::sink::{self, SinkContext};
+use crate::task::actor::{Input, Progress, SourceSide, TaskActor};
+use crate::task::chain::Chain;
+use crate::task::channel::channel;
+use crate::task::channel_input::{ChannelInput, InputChannel};
+use crate::task::context::OperatorState;
+use crate::task::messages::{Complete, Inject, Query, Sealed, Snapshot, Stop};
+use crate::task::output::{Output, Writer};
+use crate::task::router::Router;
+use crate::task::sink_pump::sink_queue;
+use crate::task::source_input::SourceInput;
+use crate::task::task_state::{SINK, TASK, TaskState};
+
+/// Snapshots, completions and questions that may wait at once.
+const MAILBOX: usize = 1024;
+/// How often dead tasks are looked for, and what was not delivered is delivered again.
+const LOOK_EVERY: Span = Span::from_millis(250);
+const ACK_DEADLINE: Span = Span::from_secs(3);
+/// A disk that was full is tried again after this.
+const RETRY_EVERY: Span = Span::from_secs(1);
+
+#[derive(Debug)]
+pub struct JobActor {
+    deployment: Arc<Deployment>,
+    services: Services,
+    local: BTreeSet<TaskId>,
+    tasks: BTreeMap<TaskId, Addr<TaskActor>>,
+    participant: Participant<Snapshot>,
+    store: Option<Arc<JobStateStore>>,
+    /// The newest completed checkpoint of this generation, and how far the store has folded.
+    completed: Option<CheckpointId>,
+    folding: bool,
+    folded: Option<CheckpointId>,
+    stopping: bool,
+}
+
+/// What a task starts from.
+type Restored = BTreeMap<TaskId, TaskTables>;
+
+impl JobActor {
+    pub fn new(deployment: Arc<Deployment>, services: Services) -> JobActor {
+        let me = services.session.worker;
+        let local: BTreeSet<TaskId> = deployment
+            .tasks
+            .iter()
+            .filter(|assignment| assignment.worker == me)
+            .map(|assignment| assignment.task)
+            .collect();
+        JobActor {
+            participant: Participant::new(local.clone()),
+            deployment,
+            services,
+            local,
+            tasks: BTreeMap::new(),
+            store: None,
+            completed: None,
+            folding: false,
+            folded: None,
+            stopping: false,
+        }
+    }
+
+    /// Brings every local task's tables back from disk.
+    fn restore(&mut self, context: &mut Context<Self>) {
+        for task in &self.local {
+            self.services.reports.add(
+                self.deployment.job,
+                self.deployment.generation,
+                *task,
+                self.services.urgent.clone(),
+            );
+        }
+        let directory = self.services.jobs_directory.join(self.deployment.job.to_string());
+        let deployment = self.deployment.clone();
+        let image = self.services.image.clone();
+        let tasks = self.local.clone();
+        let restoring = tokio::task::spawn_blocking(move || {
+            let store = JobStateStore::open(&directory, deployment.job)?;
+            let facts = image.borrow().jobs.get(&deployment.job).cloned();
+            let counts = |generation, checkpoint| {
+                facts.as_ref().and_then(|job| job.counts(generation, checkpoint)) == Some(true)
+            };
+            let mut restored = Restored::new();
+            for task in tasks {
+                let tables = match deployment.restore {
+                    Some(checkpoint) => store.restore(task, checkpoint, &counts)?,
+                    None => TaskTables::default(),
+                };
+                restored.insert(task, tables);
+            }
+            Ok::<_, StoreError>((store, restored))
+        });
+        let restored = restoring.into_actor(self).map(|outcome, actor, context| match outcome {
+            Ok(Ok((store, restored))) => {
+                actor.store = Some(Arc::new(store));
+                actor.start_tasks(restored, context);
+            }
+            Ok(Err(error)) => actor.fail_all(format!("the state cannot be restored: {error}")),
+            Err(error) => actor.fail_all(format!("restoring the state panicked: {error}")),
+        });
+        context.spawn(restored);
+    }
+
+    fn start_tasks(&mut self, mut restored: Restored, context: &mut Context<Self>) {
+        if self.stopping {
+            return;
+        }
+        let wakes: BTreeMap<TaskId, Arc<Notify>> =
+            self.local.iter().map(|task| (*task, Arc::default())).collect();
+        let mut inputs: BTreeMap<TaskId, Vec<InputChannel>> = BTreeMap::new();
+        let mut outputs: BTreeMap<TaskId, Vec<(usize, Vec<Writer>)>> = BTreeMap::new();
+        for index in 0..self.deployment.graph.edges.len() {
+            for connection in connections(&self.deployment, index) {
+                let (from, to) = (wakes.get(&connection.from), wakes.get(&connection.to));
+                let exchange = &self.services.exchange;
+                let (writer, reader) = match (from, to) {
+                    (None, None) => continue,
+                    (Some(from), Some(to)) => {
+                        let (writer, reader) = channel(to.clone(), from.clone());
+                        (Some(Writer::Local(writer)), Some(reader))
+                    }
+                    (Some(from), None) => {
+                        let writer =
+                            exchange.writer(connection.channel, connection.to_worker, from.clone());
+                        (Some(Writer::Remote(writer)), None)
+                    }
+                    (None, Some(to)) => {
+                        let reader =
+                            exchange.reader(connection.channel, connection.from_worker, to.clone());
+                        (None, Some(reader))
+                    }
+                };
+                if let Some(reader) = reader {
+                    let input = InputChannel { reader, input: connection.input };
+                    inputs.entry(connection.to).or_default().push(input);
+                }
+                if let Some(writer) = writer {
+                    let edges = outputs.entry(connection.from).or_default();
+                    match edges.last_mut() {
+                        Some((edge, writers)) if *edge == index => writers.push(writer),
+                        _ => edges.push((index, vec![writer])),
+                    }
+                }
+            }
+        }
+        for (task, wake) in wakes {
+            let parts = TaskParts {
+                task,
+                wake,
+                inputs: inputs.remove(&task).unwrap_or_default(),
+                outputs: outputs.remove(&task).unwrap_or_default(),
+                tables: restored.remove(&task).unwrap_or_default(),
+            };
+            match self.start_task(parts, context) {
+                Ok(address) => drop(self.tasks.insert(task, address)),
+                Err(problem) => self.fail(task, problem.to_string(), true),
+            }
+        }
+        info!(
+            job = %self.deployment.name, generation = %self.deployment.generation,
+            restored = ?self.deployment.restore, tasks = self.tasks.len(), "tasks started",
+        );
+    }
+
+    fn start_task(
+        &self,
+        parts: TaskParts,
+        context: &mut Context<Self>,
+    ) -> Result<Addr<TaskActor>, Problem> {
+        let deployment = &self.deployment;
+        let stage = deployment.graph.stage(parts.task.stage);
+        let key_groups = deployment.graph.key_groups;
+        let mut tables = parts.tables.by_operator();
+        let mut own = |id: &str| OperatorState { tables: tables.remove(id).unwrap_or_default() };
+        let mut state = TaskState::new(own(TASK), own(SINK));
+        let watermark = state.watermark();
+        let sealed = deployment.restore.unwrap_or_default();
+        let mut operators = Vec::new();
+        for planned in &stage.operators {
+            let id = planned.spec.id();
+            let built = operator::build(planned, key_groups, &self.services.custom)?;
+            operators.push((id.to_owned(), built, own(id)));
+        }
+        let key_range = KeyGroupRange::of_task(parts.task.index, key_groups, stage.parallelism);
+        let chain = Chain::new(operators, watermark, key_range, key_groups);
+        let mut outputs = Vec::new();
+        for (index, writers) in parts.outputs {
+            let edge = &deployment.graph.edges[index];
+            let router = Router::new(&edge.route, &edge.columns, writers.len(), key_groups)?;
+            outputs.push(Output::new(router, writers));
+        }
+        let status = self.services.reports.add(
+            deployment.job,
+            deployment.generation,
+            parts.task,
+            self.services.urgent.clone(),
+        );
+        let starting = StartingTask {
+            sink: SinkContext {
+                job: deployment.job,
+                job_name: deployment.name.clone(),
+                generation: deployment.generation,
+                ordinal: deployment.ordinal_of(parts.task),
+                task_index: parts.task.index,
+                restored: deployment.restore,
+                log: self.services.log.clone(),
+                transport: self.services.transport.clone(),
+                clock: self.services.clock.clone(),
+            },
+            source: SourceContext {
+                task_index: parts.task.index,
+                parallelism: stage.parallelism,
+                restored: deployment.restore.map(|_| state.splits()),
+                log: self.services.log.clone(),
+                clock: self.services.clock.clone(),
+            },
+            stage: stage.clone(),
+            inputs: parts.inputs,
+        };
+        let (task, wake, restored) = (parts.task, parts.wake, deployment.restore);
+        let (clock, job) = (self.services.clock.clone(), context.address());
+        let thread = self.services.threads.task(deployment.job, task);
+        // Sources and sinks are made on the thread they stay on.
+        Ok(TaskActor::start_in_arbiter(&thread, move |_| {
+            let letters = sink::open_dead_letters(&starting.sink);
+            let sink_opening = starting.open_sink();
+            let (sink, pump) = sink_queue(sink_opening, letters, wake.clone());
+            let input = starting.open_input(&mut state, sealed, watermark, wake.clone());
+            TaskActor {
+                task,
+                job,
+                status,
+                clock,
+                wake,
+                input,
+                chain,
+                state,
+                outputs,
+                sink,
+                pump: Some(pump),
+                progress: Progress::restored(sealed, watermark),
+                restored,
+            }
+        }))
+    }
+
+    /// Makes durable what all local tasks have sealed, and acknowledges it.
+    fn persist(&mut self, context: &mut Context<Self>) {
+        let Some(store) = self.store.clone() else { return };
+        if let Some(persist) = self.participant.next() {
+            self.write(store, Arc::new(persist), context);
+        }
+    }
+
+    fn write(
+        &mut self,
+        store: Arc<JobStateStore>,
+        persist: Arc<Persist<Snapshot>>,
+        context: &mut Context<Self>,
+    ) {
+        let generation = self.deployment.generation;
+        let chunks = persist.clone();
+        let writing = tokio::task::spawn_blocking(move || store.persist(generation, &chunks.chunks));
+        let written = writing.into_actor(self).map(|outcome, actor, context| {
+            match outcome.expect("writing a checkpoint does not panic") {
+                Ok(written) => {
+                    actor.participant.persisted(persist.checkpoint);
+                    actor.acknowledge(&persist, &written.bytes, context);
+                    actor.persist(context);
+                }
+                Err(error) if error.is_disk_full() => {
+                    // The tasks go on; what they sealed is written when there is room again.
+                    actor.decline(persist.checkpoint, error.to_string(), context);
+                    context.run_later(RETRY_EVERY.as_duration(), |actor, context| {
+                        if let Some(store) = actor.store.clone() {
+                            actor.write(store, persist, context);
+                        }
+                    });
+                }
+                Err(error) => {
+                    // The disk no longer holds what it said it holds: nothing of this process can be
+                    // trusted to be durable.
+                    error!(%error, "a checkpoint cannot be written; the worker ends");
+                    std::process::abort();
+                }
+            }
+        });
+        context.spawn(written);
+    }
+
+    fn acknowledge(
+        &self,
+        persist: &Persist<Snapshot>,
+        bytes: &BTreeMap<TaskId, u64>,
+        context: &mut Context<Self>,
+    ) {
+        let newest = persist.chunks.iter().filter(|(c, _, _)| *c == persist.checkpoint);
+        let tasks = newest.map(|(_, task, snapshot)| TaskSnapshot {
+            task: *task,
+            delta_bytes: bytes.get(task).copied().unwrap_or(0),
+            state_bytes: snapshot.state_bytes,
+            positions: snapshot.positions.clone(),
+        });
+        let ack = AckCheckpoint {
+            worker: self.services.session.worker,
+            worker_epoch: self.services.session.epoch(),
+            job: self.deployment.job,
+            generation: self.deployment.generation,
+            checkpoint: persist.checkpoint,
+            tasks: tasks.collect(),
+        };
+        let services = self.services.clone();
+        let telling = async move {
+            loop {
+                let told = services.transport.call(&services.coordinator, &ack, ACK_DEADLINE).await;
+                match told {
+                    Ok(_) => return,
+                    Err(error) if error.is_retriable() => {
+                        tokio::time::sleep(LOOK_EVERY.as_duration()).await;
+                    }
+                    Err(error) => {
+                        info!(checkpoint = %ack.checkpoint, %error, "an acknowledgement is of the past");
+                        return;
+                    }
+                }
+            }
+        };
+        context.spawn(telling.into_actor(self));
+    }
+
+    fn decline(&self, checkpoint: CheckpointId, reason: String, context: &mut Context<Self>) {
+        warn!(job = %self.deployment.name, %checkpoint, %reason, "declined");
+        let decline = DeclineCheckpoint {
+            worker: self.services.session.worker,
+            worker_epoch: self.services.session.epoch(),
+            job: self.deployment.job,
+            generation: self.deployment.generation,
+            checkpoint,
+            reason,
+        };
+        let services = self.services.clone();
+        let telling = async move {
+            // Lost, it is only noticed later: the checkpoint times out.
+            let told = services.transport.call(&services.coordinator, &decline, ACK_DEADLINE).await;
+            drop(told);
+        };
+        context.spawn(telling.into_actor(self));
+    }
+
+    /// Folds what was completed into the base, one fold at a time; those that gathered are one.
+    fn fold(&mut self, context: &mut Context<Self>) {
+        let (Some(store), Some(completed)) = (self.store.clone(), self.completed) else { return };
+        if self.folding || self.folded >= Some(completed) {
+            return;
+        }
+        self.folding = true;
+        let job = self.deployment.job;
+        let facts = self.services.image.borrow().jobs.get(&job).cloned();
+        let folding = tokio::task::spawn_blocking(move || {
+            let counts = |generation, checkpoint| {
+                facts.as_ref().and_then(|job| job.counts(generation, checkpoint)) == Some(true)
+            };
+            store.complete(completed, &counts)
+        });
+        let folded = folding.into_actor(self).map(move |outcome, actor, context| {
+            actor.folding = false;
+            match outcome.expect("folding does not panic") {
+                Ok(()) => {
+                    actor.folded = Some(completed);
+                    actor.fold(context);
+                }
+                // The deltas stay until a later fold succeeds: nothing is lost, only longer to replay.
+                Err(error) => warn!(job = %actor.deployment.name, %error, "cannot fold"),
+            }
+        });
+        context.spawn(folded);
+    }
+
+    /// Notices tasks that are gone without having said why, and repeats what may not have arrived.
+    fn look(&mut self) {
+        for (task, address) in &self.tasks {
+            if !address.connected() && !self.stopping {
+                self.fail(*task, "the task panicked".to_owned(), false);
+            }
+        }
+        self.tell_completed();
+    }
+
+    fn tell_completed(&self) {
+        let Some(completed) = self.completed else { return };
+        for address in self.tasks.values() {
+            // A full mailbox is tried again at the next look.
+            drop(address.try_send(Complete(completed)));
+        }
+    }
+
+    fn fail_all(&self, reason: String) {
+        for task in &self.local {
+            self.fail(*task, reason.clone(), false);
+        }
+    }
+
+    fn fail(&self, task: TaskId, reason: String, fatal: bool) {
+        let (job, generation) = (self.deployment.job, self.deployment.generation);
+        if let Some(status) = self.services.reports.get(job, generation, task) {
+            status.set_state(Standing::Failed { reason, fatal });
+        }
+    }
+}
+
+/// What is particular to one task.
+struct TaskParts {
+    task: TaskId,
+    wake: Arc<Notify>,
+    inputs: Vec<InputChannel>,
+    /// The writers of each outgoing edge.
+    outputs: Vec<(usize, Vec<Writer>)>,
+    tables: TaskTables,
+}
+
+/// What opens a task's source and sink, once it is on its thread.
+struct StartingTask {
+    sink: SinkContext,
+    source: SourceContext,
+    stage: common::plan::task_graph::Stage,
+    inputs: Vec<InputChannel>,
+}
+
+impl StartingTask {
+    fn open_sink(&self) -> Option<crate::task::sink_pump::Opening> {
+        let planned = self.stage.sink.clone()?;
+        let context = self.sink.clone();
+        Some(Box::pin(async move {
+            sink::open(&planned, context).await.map_err(sink::SinkError::from)
+        }))
+    }
+
+    fn open_input(
+        self,
+        state: &mut TaskState,
+        sealed: CheckpointId,
+        watermark: Timestamp,
+        wake: Arc<Notify>,
+    ) -> Input {
+        let Some(planned) = self.stage.source else {
+            return Input::Channels(ChannelInput::new(self.inputs, sealed, watermark));
+        };
+        let event_time = planned.spec.watermark().cloned();
+        let time_column = event_time.as_ref().and_then(|event_time| {
+            planned.columns.iter().position(|column| column.name == event_time.column)
+        });
+        let delay = event_time.map(|event_time| event_time.delay);
+        let idle_timeout = planned.spec.idle_timeout();
+        let context = self.source;
+        let opening = async move {
+            source::open(&planned, context).await.map_err(source::SourceError::from)
+        };
+        Input::Source(SourceSide {
+            reader: SourceInput::start(Box::pin(opening), wake),
+            watermarks: Watermarks::new(delay, idle_timeout, watermark),
+            time_column,
+            clocks: state.clocks().into_iter().collect(),
+        })
+    }
+}
+
+impl Actor for JobActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        context.set_mailbox_capacity(MAILBOX);
+        self.restore(context);
+        context.run_interval(LOOK_EVERY.as_duration(), |actor, _| actor.look());
+    }
+}
+
+impl Handler<Sealed> for JobActor {
+    type Result = ();
+
+    fn handle(&mut self, sealed: Sealed, context: &mut Context<Self>) {
+        self.participant.sealed(sealed.task, sealed.checkpoint, sealed.snapshot);
+        self.persist(context);
+    }
+}
+
+impl Handler<Barrier> for JobActor {
+    type Result = Result<(), Problem>;
+
+    fn handle(&mut self, Barrier(inject): Barrier, _: &mut Context<Self>) -> Self::Result {
+        if inject.generation != self.deployment.generation {
+            let detail = format!(
+                "generation {} runs here, not {}",
+                self.deployment.generation, inject.generation
+            );
+            let newer = inject.generation > self.deployment.generation;
+            let code = if newer { ErrorCode::MetadataStale } else { ErrorCode::FencedGeneration };
+            return Err(Problem::new(code, detail));
+        }
+        let stop = inject.kind == common::protocol::checkpoint::CheckpointKind::Stop;
+        let barrier = crate::task::message::Barrier { checkpoint: inject.checkpoint, stop };
+        let sources: Vec<TaskId> = self
+            .local
+            .iter()
+            .filter(|task| self.deployment.graph.stage(task.stage).source.is_some())
+            .copied()
+            .collect();
+        for task in sources {
+            let taken = self.tasks.get(&task).map(|address| address.try_send(Inject(barrier)));
+            if !matches!(taken, Some(Ok(()))) {
+                let detail = format!("task {task} cannot take a barrier now");
+                return Err(Problem::new(ErrorCode::MetadataStale, detail));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Handler<Completed> for JobActor {
+    type Result = ();
+
+    fn handle(&mut self, Completed(checkpoint): Completed, context: &mut Context<Self>) {
+        if self.completed >= Some(checkpoint) {
+            return;
+        }
+        self.completed = Some(checkpoint);
+        self.tell_completed();
+        self.fold(context);
+    }
+}
+
+impl Handler<ReadState> for JobActor {
+    type Result = ResponseFuture<Result<StateEntries, Problem>>;
+
+    fn handle(&mut self, ReadState(query): ReadState, _: &mut Context<Self>) -> Self::Result {
+        let stale = query.generation != self.deployment.generation;
+        let address = self.tasks.get(&query.task).cloned();
+        Box::pin(async move {
+            let gone = || {
+                Problem::new(ErrorCode::StaleGeneration, "the job is being started anew")
+                    .hint("Ask again; a new generation takes over within moments.")
+            };
+            match address {
+                Some(address) if !stale => address.send(Query(query)).await.map_err(|_| gone())?,
+                Some(_) | None => Err(gone()),
+            }
+        })
+    }
+}
+
+impl Handler<StopJob> for JobActor {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: StopJob, _: &mut Context<Self>) -> Self::Result {
+        self.stopping = true;
+        let tasks: Vec<Addr<TaskActor>> = self.tasks.values().cloned().collect();
+        let ended = async move {
+            for task in tasks {
+                // One that is gone already has stopped.
+                drop(task.send(Stop).await);
+            }
+        };
+        Box::pin(ended.into_actor(self).map(|(), actor: &mut JobActor, context| {
+            let (job, generation) = (actor.deployment.job, actor.deployment.generation);
+            actor.services.exchange.close(job, generation);
+            actor.services.reports.remove(job, generation);
+            actor.store = None;
+            context.stop();
+        }))
+    }
+}

@@ -1,0 +1,141 @@
+//! The shell that keeps the jobs of this worker as the metadata says they should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, StreamHandler,
+    WrapFuture,
+};
+use common::error::{ErrorCode, Problem};
+use common::ids::{Generation, JobId};
+use common::protocol::state::StateEntries;
+use tracing::warn;
+
+use super::actor::JobActor;
+use super::assignment::changes;
+use super::messages::{Barrier, Completed, ImageChanged, ReadState, StopJob};
+use super::services::Services;
+use crate::checkpoint::store::JobStateStore;
+use crate::metadata_image::MetadataImage;
+
+#[derive(Debug)]
+pub struct JobsActor {
+    services: Services,
+    running: BTreeMap<JobId, (Generation, Addr<JobActor>)>,
+    /// Jobs whose last generation is being stopped; the next one starts when that is done, because a
+    /// job's files are open once.
+    stopping: BTreeSet<JobId>,
+    kept: BTreeSet<JobId>,
+}
+
+impl JobsActor {
+    /// `kept`: the jobs that have state on this disk.
+    pub fn new(services: Services, kept: BTreeSet<JobId>) -> JobsActor {
+        JobsActor { services, running: BTreeMap::new(), stopping: BTreeSet::new(), kept }
+    }
+
+    fn follow(&mut self, image: &MetadataImage, context: &mut Context<Self>) {
+        let running = self.running.iter().map(|(job, (g, _))| (*job, *g)).collect();
+        let session = &self.services.session;
+        let changes = changes(image, session.worker, session.epoch(), &running, &self.kept);
+        for (job, _) in changes.stop {
+            self.stop(job, context);
+        }
+        for deployment in changes.start {
+            if self.stopping.contains(&deployment.job) {
+                continue;
+            }
+            let (job, generation) = (deployment.job, deployment.generation);
+            let actor = JobActor::new(deployment, self.services.clone());
+            let address =
+                JobActor::start_in_arbiter(&self.services.threads.control(), move |_| actor);
+            self.kept.insert(job);
+            self.running.insert(job, (generation, address));
+        }
+        for (job, (_, address)) in &self.running {
+            if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
+                // What does not fit comes again with the next image.
+                drop(address.try_send(Completed(completed)));
+            }
+        }
+        for job in changes.forget {
+            if !self.stopping.contains(&job) {
+                self.forget(job, context);
+            }
+        }
+    }
+
+    fn stop(&mut self, job: JobId, context: &mut Context<Self>) {
+        let Some((_, address)) = self.running.remove(&job) else { return };
+        self.stopping.insert(job);
+        let stopped = address.send(StopJob).into_actor(self).map(move |_, actor, context| {
+            actor.stopping.remove(&job);
+            let image = actor.services.image.borrow().clone();
+            actor.follow(&image, context);
+        });
+        context.spawn(stopped);
+    }
+
+    fn forget(&mut self, job: JobId, context: &mut Context<Self>) {
+        self.kept.remove(&job);
+        let directory = self.services.jobs_directory.join(job.to_string());
+        let removing = tokio::task::spawn_blocking(move || JobStateStore::remove(&directory));
+        let removed = removing.into_actor(self).map(move |outcome, _, _| match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%job, %error, "the state of a deleted job stays on disk"),
+            Err(error) => warn!(%job, %error, "removing the state of a deleted job panicked"),
+        });
+        context.spawn(removed);
+    }
+
+    fn job(&self, job: JobId) -> Result<Addr<JobActor>, Problem> {
+        let not_here = || {
+            Problem::new(ErrorCode::MetadataStale, format!("job {job} does not run here yet"))
+        };
+        self.running.get(&job).map(|(_, address)| address.clone()).ok_or_else(not_here)
+    }
+}
+
+impl Actor for JobsActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        let image = self.services.image.clone();
+        let images = futures_util::stream::unfold(image, |mut image| async {
+            image.changed().await.ok()?;
+            let newest = image.borrow_and_update().clone();
+            Some((ImageChanged(newest), image))
+        });
+        context.add_stream(images);
+        let image = self.services.image.borrow().clone();
+        self.follow(&image, context);
+    }
+}
+
+impl StreamHandler<ImageChanged> for JobsActor {
+    fn handle(&mut self, ImageChanged(image): ImageChanged, context: &mut Context<Self>) {
+        self.follow(&image, context);
+    }
+}
+
+impl Handler<Barrier> for JobsActor {
+    type Result = ResponseFuture<Result<(), Problem>>;
+
+    fn handle(&mut self, barrier: Barrier, _: &mut Context<Self>) -> Self::Result {
+        let job = self.job(barrier.0.job);
+        Box::pin(async move { job?.send(barrier).await.map_err(|_| gone())? })
+    }
+}
+
+impl Handler<ReadState> for JobsActor {
+    type Result = ResponseFuture<Result<StateEntries, Problem>>;
+
+    fn handle(&mut self, read: ReadState, _: &mut Context<Self>) -> Self::Result {
+        let job = self.job(read.0.job);
+        Box::pin(async move { job?.send(read).await.map_err(|_| gone())? })
+    }
+}
+
+fn gone() -> Problem {
+    Problem::new(ErrorCode::StaleGeneration, "the job is being started anew")
+}
