@@ -3,9 +3,14 @@
 mod ordered;
 pub mod codec;
 pub mod row_codec;
+mod space;
+pub mod overlay;
+mod base;
 pub mod table;
 
 #[cfg(test)]
 mod codec_tests;
 #[cfg(test)]
 mod row_codec_tests;
+#[cfg(test)]
+mod table_tests;
