@@ -7,3 +7,5 @@ pub mod placement;
 
 pub mod job;
 pub mod checkpoint;
+
+pub mod planner;

@@ -1,0 +1,87 @@
+//! Queries as users write them, and the plans they get.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use common::ids::TopicName;
+use common::limits::DEFAULT_KEY_GROUPS;
+
+use super::*;
+
+fn context() -> PlanContext {
+    let topic = |name: &str| TopicName::new(name).unwrap();
+    PlanContext {
+        topics: BTreeMap::from([(topic("bids"), 4), (topic("auctions"), 2)]),
+        worker_cores: 8,
+        custom_operators: BTreeSet::new(),
+    }
+}
+
+fn plan_of(sql: &str) -> Result<PlannedJob, Problem> {
+    plan_sql(sql, None, DEFAULT_KEY_GROUPS, &context())
+}
+
+fn planned(sql: &str) -> PlannedJob {
+    match plan_of(sql) {
+        Ok(job) => job,
+        Err(problem) => panic!("{problem}\n{sql}"),
+    }
+}
+
+fn plans() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/planner/plans")
+}
+
+/// Every `plans/<name>.sql`.
+fn golden_queries() -> Vec<(PathBuf, String)> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(plans())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "there are no queries");
+    paths
+        .into_iter()
+        .map(|path| {
+            let sql = std::fs::read_to_string(&path).unwrap();
+            (path, sql)
+        })
+        .collect()
+}
+
+/// `UPDATE_PLANS=1` writes the plans anew, to be read before they are committed.
+#[test]
+fn every_query_has_the_plan_beside_it() {
+    let update = std::env::var_os("UPDATE_PLANS").is_some();
+    let mut different = Vec::new();
+    for (path, sql) in golden_queries() {
+        let found = explain(&planned(&sql));
+        let plan = path.with_extension("plan");
+        if update {
+            std::fs::write(&plan, &found).unwrap();
+        }
+        let expected = std::fs::read_to_string(&plan).unwrap_or_default();
+        if found != expected {
+            different.push(format!(
+                "{}\n--- expected\n{expected}\n--- found\n{found}",
+                path.display()
+            ));
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn the_graph_of_a_query_posted_back_is_the_same_job() {
+    for (path, sql) in golden_queries() {
+        let job = planned(&sql);
+        let text = serde_json::to_string(&job.graph).unwrap();
+        let graph: JobGraph = serde_json::from_str(&text).unwrap();
+        let again = plan_graph(&graph, None, DEFAULT_KEY_GROUPS, &context())
+            .unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
+        assert_eq!(again.tasks, job.tasks, "{}", path.display());
+        assert_eq!(again.graph, job.graph, "{}", path.display());
+        assert_eq!(again.sink_topics, job.sink_topics, "{}", path.display());
+    }
+}
