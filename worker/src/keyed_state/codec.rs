@@ -139,6 +139,20 @@ impl EncodedKeys {
             .map(|bounds| &self.bytes[bounds[0]..bounds[1]])
     }
 
+    /// Adds a key that was encoded before.
+    pub fn push(&mut self, key: &[u8]) {
+        if self.bounds.is_empty() {
+            self.bounds.push(0);
+        }
+        self.bytes.extend_from_slice(key);
+        self.bounds.push(self.bytes.len());
+    }
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bounds.clear();
+    }
+
     /// Replaces what `hashes` holds by the hash of every key, the one key groups are made of.
     pub fn hash_each(&self, hashes: &mut Vec<u64>) {
         hashes.clear();

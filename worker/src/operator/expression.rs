@@ -15,10 +15,12 @@ use common::schema::{Column, ColumnType, to_arrow_schema};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Operator as SqlOperator, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::{AggregateFunctionExpr, LoweredAggregateBuilder};
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::prelude::SessionConfig;
 
@@ -42,6 +44,13 @@ pub struct CompiledExpression {
     /// What `evaluate` gives.
     wanted: DataType,
     nullable: bool,
+}
+
+/// An aggregate function with what it is called on.
+pub(super) struct CompiledAggregate {
+    pub(super) function: Arc<AggregateFunctionExpr>,
+    pub(super) arguments: Vec<CompiledExpression>,
+    pub(super) filter: Option<CompiledExpression>,
 }
 
 /// An expression's values over a batch.
@@ -129,22 +138,41 @@ impl Expressions {
         &self,
         expression: &Expression,
     ) -> Result<CompiledExpression, Problem> {
-        let compiled = self.compile(expression)?;
-        match compiled.wanted {
-            DataType::Boolean => Ok(compiled),
-            DataType::Null => Ok(CompiledExpression {
-                wanted: DataType::Boolean,
-                ..compiled
-            }),
-            other => {
-                let detail = format!("\"{}\" is no condition: it gives {other}", expression.0);
-                Err(Problem::new(ErrorCode::SqlPlan, detail))
-            }
-        }
+        condition(self.compile(expression)?)
+    }
+
+    /// Types and compiles a call of an aggregate function, with its filter.
+    pub(super) fn compile_aggregate(&self, text: &str) -> Result<CompiledAggregate, Problem> {
+        let failed = |error: DataFusionError| not_planned(text, &error);
+        let coerced = self.coerced(text)?;
+        let lowered = LoweredAggregateBuilder::new(
+            &coerced,
+            &self.columns,
+            &self.schema,
+            self.session.execution_props(),
+            &PhysicalPlanningContext::default(),
+        )
+        .build()
+        .map_err(failed)?;
+        let arguments = lowered
+            .aggregate
+            .expressions()
+            .into_iter()
+            .map(|argument| self.checked(text, argument))
+            .collect::<Result<_, _>>()?;
+        let filter = match lowered.filter {
+            Some(filter) => Some(condition(self.checked(text, filter)?)?),
+            None => None,
+        };
+        Ok(CompiledAggregate {
+            function: lowered.aggregate,
+            arguments,
+            filter,
+        })
     }
 
     /// A text as a logical expression whose types fit, also an aggregate's.
-    pub(super) fn coerced(&self, text: &str) -> Result<Expr, Problem> {
+    fn coerced(&self, text: &str) -> Result<Expr, Problem> {
         let parsed = self
             .session
             .create_logical_expr(text, &self.columns)
@@ -156,7 +184,7 @@ impl Expressions {
     }
 
     /// A logical expression as DataFusion evaluates it, without the type conversion of a column.
-    pub(super) fn lower(&self, text: &str, expr: &Expr) -> Result<CompiledExpression, Problem> {
+    fn lower(&self, text: &str, expr: &Expr) -> Result<CompiledExpression, Problem> {
         let failed = |error: DataFusionError| not_planned(text, &error);
         let physical = self
             .session
@@ -165,7 +193,7 @@ impl Expressions {
         self.checked(text, physical)
     }
 
-    pub(super) fn checked(
+    fn checked(
         &self,
         text: &str,
         physical: Arc<dyn PhysicalExpr>,
@@ -290,6 +318,20 @@ impl Search<'_> {
                 Ok(())
             }
             Err(error) => self.narrow(start, rows, error),
+        }
+    }
+}
+
+fn condition(compiled: CompiledExpression) -> Result<CompiledExpression, Problem> {
+    match compiled.wanted {
+        DataType::Boolean => Ok(compiled),
+        DataType::Null => Ok(CompiledExpression {
+            wanted: DataType::Boolean,
+            ..compiled
+        }),
+        other => {
+            let detail = format!("\"{}\" is no condition: it gives {other}", compiled.text);
+            Err(Problem::new(ErrorCode::SqlPlan, detail))
         }
     }
 }

@@ -55,6 +55,22 @@ impl Harness {
         self.call(|operator, context| operator.process(0, rows, context));
     }
 
+    pub(super) fn watermark(&mut self, milliseconds: i64) {
+        let watermark = Timestamp(milliseconds);
+        self.call(|operator, context| operator.watermark(watermark, context));
+        self.watermark = watermark;
+    }
+
+    pub(super) fn seal(&mut self) {
+        self.call(|operator, context| operator.seal(context));
+    }
+
+    /// What a failure leaves: the tables as they were sealed, and a new operator over them.
+    pub(super) fn restore(&mut self, planned: &PlannedOperator) {
+        self.operator = build(planned, &CustomOperators::default()).unwrap();
+        self.call(|operator, context| operator.restore(context));
+    }
+
     /// What was given since the last time, as a text table with the kinds if there are any.
     pub(super) fn table(&mut self) -> String {
         let shown = std::mem::take(&mut self.outputs.rows)

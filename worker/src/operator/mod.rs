@@ -8,9 +8,13 @@ pub mod expression;
 pub mod filter;
 pub mod project;
 pub mod union;
+pub mod window_aggregate;
 pub mod custom;
 
+mod accumulators;
 mod give_up;
+mod groups;
+mod key;
 mod row_json;
 
 #[cfg(test)]
@@ -19,6 +23,8 @@ mod harness;
 mod expression_tests;
 #[cfg(test)]
 mod row_operator_tests;
+#[cfg(test)]
+mod window_aggregate_tests;
 
 use common::error::{ErrorCode, Problem};
 use common::plan::operator::OperatorSpec;
@@ -96,7 +102,10 @@ pub fn build(
         OperatorSpec::Filter(spec) => Box::new(filter::FilterRows::new(spec, planned)?),
         OperatorSpec::Project(spec) => Box::new(project::ProjectColumns::new(spec, planned)?),
         OperatorSpec::Union(spec) => Box::new(union::UnionRows::new(spec, planned)?),
-        OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) => {
+        OperatorSpec::WindowAggregate(spec) => {
+            Box::new(window_aggregate::WindowAggregateRows::new(spec, planned)?)
+        }
+        OperatorSpec::Aggregate(_) => {
             let detail = format!("a worker cannot run a {} yet", planned.spec.type_name());
             return Err(Problem::new(ErrorCode::UnsupportedFeature, detail));
         }

@@ -1,4 +1,4 @@
-//! Rows and values as JSON, for people: what a dead letter holds.
+//! Rows and values as JSON, for people: dead letters and state read over HTTP.
 //!
 //! Timestamps without zone and with only the digits they need, decimals and integers as exact numbers,
 //! bytes as base64, NaN and infinities as null.
@@ -14,6 +14,7 @@ use arrow::datatypes::{
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use base64::Engine;
 use chrono::{DateTime, Days, NaiveDate, NaiveDateTime, NaiveTime, Timelike};
+use serde_json::{Map, Value};
 
 /// One row as a JSON object's text.
 pub(crate) fn row_text(batch: &RecordBatch, row: usize) -> String {
@@ -34,6 +35,22 @@ pub(crate) fn row_text(batch: &RecordBatch, row: usize) -> String {
     }
     text.push('}');
     text
+}
+
+/// Columns' values in one row, by name.
+pub(crate) fn object<'a>(
+    columns: impl IntoIterator<Item = (&'a str, &'a dyn Array)>,
+    row: usize,
+) -> Map<String, Value> {
+    columns
+        .into_iter()
+        .map(|(name, column)| {
+            let mut text = String::new();
+            push_value(&mut text, column, row);
+            let value = serde_json::from_str(&text).expect("what is written here is JSON");
+            (name.to_owned(), value)
+        })
+        .collect()
 }
 
 fn push_value(text: &mut String, array: &dyn Array, row: usize) {
