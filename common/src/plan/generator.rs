@@ -7,7 +7,7 @@ impl GeneratorKind {
     /// All columns of this stream, in order. The last word on names and types: a table's own column
     /// list may only pick some of them.
     pub fn columns(self) -> Vec<Column> {
-        use ColumnType::{BigInt, Double, Timestamp, Varchar};
+        use ColumnType::{BigInt, Boolean, Double, Timestamp, Varchar};
         let columns: &[(&str, ColumnType)] = match self {
             GeneratorKind::NexmarkPerson => &[
                 ("id", BigInt),
@@ -41,18 +41,25 @@ impl GeneratorKind {
                 ("extra", Varchar),
             ],
             GeneratorKind::Clickstream => &[
+                ("session", BigInt),
                 ("user_id", BigInt),
                 ("action", Varchar),
                 ("page", Varchar),
                 ("product", BigInt),
+                ("price", Double),
+                ("quantity", BigInt),
                 ("ts", Timestamp(3)),
             ],
             GeneratorKind::Payments => &[
                 ("payment", BigInt),
                 ("card", BigInt),
                 ("merchant", Varchar),
+                ("category", Varchar),
                 ("country", Varchar),
                 ("amount", Double),
+                ("latitude", Double),
+                ("longitude", Double),
+                ("is_fraud", Boolean),
                 ("ts", Timestamp(3)),
             ],
             GeneratorKind::Sensors => &[
@@ -60,6 +67,7 @@ impl GeneratorKind {
                 ("site", Varchar),
                 ("temperature", Double),
                 ("humidity", Double),
+                ("is_anomaly", Boolean),
                 ("ts", Timestamp(3)),
             ],
         };
