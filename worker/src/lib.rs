@@ -16,3 +16,6 @@ pub mod source;
 pub mod window;
 pub mod operator;
 pub mod sink;
+
+#[cfg(test)]
+mod test_log;

@@ -182,6 +182,22 @@ pub(crate) fn write_row(out: &mut Vec<u8>, row: Row<'_>) {
     }
 }
 
+/// Whether a line is the names of these columns.
+pub(crate) fn is_header(line: &[u8], schema: &[Column]) -> bool {
+    let Ok(text) = std::str::from_utf8(line) else {
+        return false;
+    };
+    let mut fields = Vec::new();
+    let found = split(text, &mut fields);
+    found.is_ok_and(|found| found == schema.len())
+        && fields.iter().zip(schema).all(|(f, c)| f.text == c.name)
+}
+
+/// Whether a record goes on behind the end of this line: an odd number of quotes is open.
+pub(crate) fn is_open(text: &[u8]) -> bool {
+    text.iter().filter(|byte| **byte == b'"').count() % 2 == 1
+}
+
 fn write_field(out: &mut Vec<u8>, field: &[u8]) {
     let plain = !field.is_empty()
         && !field

@@ -26,6 +26,7 @@ use common::error::{ErrorCode, Problem};
 use common::plan::connector::Format;
 use common::schema::Column;
 
+pub(crate) use csv::{is_header as is_csv_header, is_open as is_csv_open};
 pub use encoder::{EncodedRecord, EncodedRecords, Encoder};
 
 use debezium_json::DebeziumDecoder;

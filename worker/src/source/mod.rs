@@ -6,13 +6,26 @@
 //! remembers nothing: it is opened at the positions of the checkpoint.
 
 pub mod watermark;
+mod decoded;
+mod topic;
+mod files;
+mod generator;
+
+#[cfg(test)]
+mod files_tests;
+#[cfg(test)]
+mod topic_tests;
 
 use std::sync::Arc;
 
-use common::time::{Span, Tick};
+use common::error::Problem;
+use common::plan::connector::SourceSpec;
+use common::plan::task_graph::PlannedSource;
+use common::time::{Clock, Span, Tick};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::log_client::LogClient;
 use crate::task::dead_letter::DeadLetter;
 use crate::task::message::Rows;
 
@@ -31,7 +44,7 @@ pub trait Source: std::fmt::Debug {
 pub struct SplitState {
     /// Unique in its source and the same in every generation: a partition's number, a file's path.
     pub split: Arc<str>,
-    /// The number of the next record.
+    /// The number of the next record; in a file the byte where it begins.
     pub position: i64,
     /// Where a bounded source stops reading; taken once, at the job's first start.
     pub end: Option<i64>,
@@ -94,3 +107,51 @@ pub const LINGER: Span = Span::from_millis(5);
 
 /// How often a split that has nothing to read says so.
 pub const CAUGHT_UP_EVERY: Span = Span::from_millis(200);
+
+/// What a source is opened with.
+#[derive(Clone, Debug)]
+pub struct SourceContext {
+    /// Which task of its stage this is, of how many.
+    pub task_index: u32,
+    pub parallelism: u32,
+    /// The source's splits in the checkpoint to start from, those of all its tasks: after a change of
+    /// parallelism they are dealt anew. `None`: the job starts for the first time.
+    pub restored: Option<Vec<SplitState>>,
+    pub log: LogClient,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Opens a task's share of a source.
+pub async fn open(
+    planned: &PlannedSource,
+    context: SourceContext,
+) -> Result<Box<dyn Source>, Problem> {
+    let PlannedSource {
+        name,
+        spec,
+        columns,
+    } = planned;
+    Ok(match spec {
+        SourceSpec::Topic(spec) => {
+            Box::new(topic::TopicSource::open(name, spec, columns, &context).await?)
+        }
+        SourceSpec::Files(spec) => {
+            Box::new(files::FileSource::open(name, spec, columns, &context)?)
+        }
+        SourceSpec::Generator(spec) => Box::new(generator::GeneratorSource::open(
+            name, spec, columns, &context,
+        )?),
+    })
+}
+
+impl SourceContext {
+    /// Where to go on reading a split; `None`: it is new.
+    fn restored_split(&self, split: &str) -> Option<&SplitState> {
+        let restored = self.restored.as_ref()?;
+        restored.iter().find(|state| &*state.split == split)
+    }
+
+    fn restored_position(&self, split: &str) -> Option<i64> {
+        Some(self.restored_split(split)?.position)
+    }
+}

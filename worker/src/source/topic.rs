@@ -1,0 +1,495 @@
+//! Topics of this cluster: one split per partition, dealt over the tasks by number.
+//!
+//! A split's position is an offset. While the records of one fetch are decoded, the next fetch of the
+//! same split is on its way, and no further one, so what waits is bounded. Records that are gone before
+//! they were read end the job: going on elsewhere would lose or repeat them without a word.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{PartitionId, TopicName, TopicPartition};
+use common::limits::{DEPLOY_TIMEOUT, MAX_ROWS_PER_MESSAGE};
+use common::log_batch::{LogBatches, Records};
+use common::offset::Offset;
+use common::plan::connector::{BoundedMode, Isolation, StartupMode, TopicSource as Spec};
+use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
+use common::schema::Column;
+use common::time::{Clock, Span, Tick, Timestamp};
+use common::transport::retry::Backoff;
+use futures_util::future::{FutureExt, LocalBoxFuture, join_all};
+use tokio::task::JoinSet;
+
+use super::decoded::{Place, SourceDecoder};
+use super::{CAUGHT_UP_EVERY, Source, SourceContext, SourceError, SourceEvent, SplitState};
+use crate::log_client::LogClient;
+
+/// What a task's fetches may bring together, and each of them at least and at most.
+const FETCH_BUDGET: usize = 32 << 20;
+const MIN_FETCH: usize = 128 << 10;
+const MAX_FETCH: usize = 4 << 20;
+
+/// Reads one task's partitions.
+#[derive(Debug)]
+pub(super) struct TopicSource {
+    topic: TopicName,
+    log: LogClient,
+    clock: Arc<dyn Clock>,
+    isolation: Isolation,
+    decoder: SourceDecoder,
+    splits: Vec<Split>,
+    fetches: JoinSet<Fetch>,
+    max_bytes: u32,
+    /// What is being decoded.
+    current: Option<Reading>,
+    said: VecDeque<SourceEvent>,
+    said_exhausted: bool,
+}
+
+#[derive(Debug)]
+struct Split {
+    place: Place,
+    partition: TopicPartition,
+    /// What comes after the rows given so far.
+    position: Offset,
+    end: Option<Offset>,
+    ended: bool,
+}
+
+/// The answer to one fetch of a split.
+#[derive(Debug)]
+struct Fetch {
+    split: usize,
+    result: Result<Fetched, Problem>,
+    attempt: u32,
+}
+
+#[derive(Debug)]
+struct Fetched {
+    offset: Offset,
+    reply: FetchedBatches,
+    /// Asked for when there was nothing to read, and when that was.
+    nothing: Option<(PartitionOffsets, Tick)>,
+}
+
+/// A fetch that is being turned into rows.
+#[derive(Debug)]
+struct Reading {
+    split: usize,
+    batches: LogBatches,
+    /// The batch that was begun, and how many of its records were taken.
+    records: Option<(Records, usize)>,
+    next_offset: Offset,
+    end_offset: Offset,
+    /// When there was nothing to read, not even behind an open transaction.
+    caught_up: Option<Tick>,
+}
+
+impl TopicSource {
+    pub(super) async fn open(
+        name: &str,
+        spec: &Spec,
+        columns: &[Column],
+        context: &SourceContext,
+    ) -> Result<TopicSource, Problem> {
+        let topic = context.log.topic(&spec.topic).ok_or_else(|| {
+            Problem::new(
+                ErrorCode::UnknownTopic,
+                format!("the topic \"{}\" does not exist", spec.topic),
+            )
+        })?;
+        let source: Arc<str> = spec.topic.as_str().into();
+        let partitions = (0_u32..).take(topic.partitions.len());
+        let own = partitions.filter(|number| number % context.parallelism == context.task_index);
+        let splits = own.map(|number| {
+            let partition = TopicPartition {
+                topic: topic.id,
+                partition: PartitionId(number),
+            };
+            let place = Place {
+                split: number.to_string().into(),
+                source: source.clone(),
+                partition: number,
+            };
+            async move {
+                let (position, end) = start(spec, context, partition, &place.split).await?;
+                Ok(Split {
+                    place,
+                    partition,
+                    position,
+                    end,
+                    ended: false,
+                })
+            }
+        });
+        let splits: Vec<Split> = join_all(splits)
+            .await
+            .into_iter()
+            .collect::<Result<_, Problem>>()?;
+        let share = FETCH_BUDGET / splits.len().max(1);
+        let max_bytes = share.clamp(MIN_FETCH, MAX_FETCH);
+        let mut source = TopicSource {
+            topic: spec.topic.clone(),
+            log: context.log.clone(),
+            clock: context.clock.clone(),
+            isolation: spec.isolation,
+            decoder: SourceDecoder::new(
+                name,
+                spec.format,
+                &spec.schema,
+                columns,
+                spec.bad_records,
+            )?,
+            max_bytes: u32::try_from(max_bytes).expect("a few megabytes"),
+            fetches: JoinSet::new(),
+            splits,
+            current: None,
+            said: VecDeque::new(),
+            said_exhausted: false,
+        };
+        for split in 0..source.splits.len() {
+            // The first fetch waits for nothing: an empty partition must not hold the others back.
+            source.fetch_or_end(split, source.splits[split].position, 0, Span(0));
+        }
+        Ok(source)
+    }
+
+    async fn next_event(&mut self) -> Result<SourceEvent, SourceError> {
+        loop {
+            if let Some(event) = self.said.pop_front() {
+                return Ok(event);
+            }
+            if self.current.is_some() {
+                self.decode()?;
+                continue;
+            }
+            match self.fetches.join_next().await {
+                Some(Ok(fetch)) => {
+                    self.take(fetch)?;
+                    // Lets the fetch that was just begun get on its way before this thread decodes.
+                    tokio::task::yield_now().await;
+                }
+                Some(Err(error)) => {
+                    return Err(SourceError::Broken(format!("a fetch was lost: {error}")));
+                }
+                None if self.said_exhausted => std::future::pending().await,
+                None => {
+                    self.said_exhausted = true;
+                    self.said.push_back(SourceEvent::Exhausted);
+                }
+            }
+        }
+    }
+
+    /// Begins the next fetch of a split, unless nothing more may be read of it.
+    fn fetch_or_end(&mut self, split: usize, offset: Offset, attempt: u32, wait: Span) {
+        let Split { partition, end, .. } = self.splits[split];
+        if end.is_some_and(|end| offset >= end) {
+            self.end_if_read(split);
+            return;
+        }
+        let request = FetchBatches {
+            partition,
+            offset,
+            max_bytes: self.max_bytes,
+            wait,
+            isolation: self.isolation,
+        };
+        let (log, clock) = (self.log.clone(), self.clock.clone());
+        self.fetches.spawn(async move {
+            if let Some(failed) = attempt.checked_sub(1) {
+                let delay = Backoff::CALLS.delay(failed, u64::from(partition.partition.0));
+                tokio::time::sleep(delay.as_duration()).await;
+            }
+            let result = fetch(&log, &*clock, request).await;
+            Fetch {
+                split,
+                result,
+                attempt,
+            }
+        });
+    }
+
+    fn end_if_read(&mut self, index: usize) {
+        let split = &mut self.splits[index];
+        if split.end.is_some_and(|end| split.position >= end) && !split.ended {
+            split.ended = true;
+            self.said.push_back(SourceEvent::Ended {
+                split: split.place.split.clone(),
+            });
+        }
+    }
+
+    fn take(&mut self, fetch: Fetch) -> Result<(), SourceError> {
+        let Fetch {
+            split,
+            result,
+            attempt,
+        } = fetch;
+        let fetched = match result {
+            Ok(fetched) => fetched,
+            Err(problem) if problem.code.is_retriable() => {
+                let position = self.splits[split].position;
+                self.fetch_or_end(split, position, attempt + 1, CAUGHT_UP_EVERY);
+                return Ok(());
+            }
+            Err(problem) => return Err(self.failure(split, problem)),
+        };
+        let Fetched {
+            offset,
+            reply,
+            nothing,
+        } = fetched;
+        let offsets = nothing.as_ref().map(|(offsets, _)| offsets);
+        self.check_nothing_is_gone(split, offset, &reply, offsets)?;
+        self.fetch_or_end(split, reply.next_offset, 0, CAUGHT_UP_EVERY);
+        self.current = Some(Reading {
+            split,
+            batches: LogBatches::new(reply.batches),
+            records: None,
+            next_offset: reply.next_offset,
+            end_offset: reply.end_offset,
+            // With an open transaction there is more than may be read now: that is not silence.
+            caught_up: nothing
+                .filter(|(offsets, _)| offsets.committed_offset <= offset)
+                .map(|(_, at)| at),
+        });
+        Ok(())
+    }
+
+    fn failure(&self, split: usize, problem: Problem) -> SourceError {
+        let Split {
+            place, position, ..
+        } = &self.splits[split];
+        let place = format!("topic \"{}\", partition {}", self.topic, place.partition);
+        match problem.code {
+            ErrorCode::OffsetOutOfRange => SourceError::Fatal(format!(
+                "{place}: the record at offset {position} is no longer there: {problem}"
+            )),
+            ErrorCode::UnknownTopic | ErrorCode::UnknownPartition | ErrorCode::CorruptLog => {
+                SourceError::Fatal(format!("{place}: {problem}"))
+            }
+            _ => SourceError::Broken(format!("{place}: {problem}")),
+        }
+    }
+
+    fn check_nothing_is_gone(
+        &self,
+        split: usize,
+        offset: Offset,
+        reply: &FetchedBatches,
+        offsets: Option<&PartitionOffsets>,
+    ) -> Result<(), SourceError> {
+        let gone = if reply.log_start_offset > offset {
+            format!(
+                "the records from {offset} to {} were deleted before they were read",
+                reply.log_start_offset
+            )
+        } else if let Some(end) = offsets
+            .map(|o| o.log_end_offset)
+            .filter(|end| *end < offset)
+        {
+            format!("the log ends at {end}, before the offset {offset} that was read up to")
+        } else {
+            return Ok(());
+        };
+        Err(SourceError::Fatal(format!(
+            "topic \"{}\", partition {}: {gone}",
+            self.topic, self.splits[split].place.partition
+        )))
+    }
+
+    /// Turns the next records of the current fetch into one batch of rows.
+    fn decode(&mut self) -> Result<(), SourceError> {
+        let Some(mut reading) = self.current.take() else {
+            return Ok(());
+        };
+        let split = &self.splits[reading.split];
+        let corrupt = |error| {
+            SourceError::Fatal(format!(
+                "topic \"{}\", partition {}: {error}",
+                self.topic, split.place.partition
+            ))
+        };
+        let mut next_position = split.position;
+        let mut finished = false;
+        while self.decoder.len() < MAX_ROWS_PER_MESSAGE {
+            let (records, taken) = match reading.records.take() {
+                Some(begun) => begun,
+                None => match reading.batches.next() {
+                    Some(batch) => {
+                        let batch = batch.map_err(corrupt)?;
+                        if batch.header().control {
+                            continue;
+                        }
+                        (batch.records().map_err(corrupt)?, 0)
+                    }
+                    None => {
+                        finished = true;
+                        break;
+                    }
+                },
+            };
+            let mut taken_now = 0;
+            let mut more = false;
+            for record in records.iter().skip(taken) {
+                let record = record.map_err(corrupt)?;
+                taken_now += 1;
+                if record.offset < split.position
+                    || split.end.is_some_and(|end| record.offset >= end)
+                {
+                    continue;
+                }
+                self.decoder
+                    .push(&split.place, record.offset.0, record.value)?;
+                next_position = record.offset.next();
+                if self.decoder.len() >= MAX_ROWS_PER_MESSAGE {
+                    more = true;
+                    break;
+                }
+            }
+            if more {
+                reading.records = Some((records, taken + taken_now));
+            }
+        }
+        if finished {
+            // Also past what was left out behind the last record.
+            let past_all = split
+                .end
+                .map_or(reading.next_offset, |end| end.min(reading.next_offset));
+            next_position = next_position.max(past_all);
+        }
+        let index = reading.split;
+        let caught_up = reading.caught_up.filter(|_| finished);
+        let end = split
+            .end
+            .map_or(reading.end_offset, |end| end.min(reading.end_offset));
+        let moved = next_position > split.position;
+        let place = split.place.clone();
+        if moved || self.decoder.len() > 0 {
+            let lag = end.since(next_position);
+            let rows = self.decoder.finish(&place, next_position.0, lag);
+            self.splits[index].position = next_position;
+            self.said.push_back(SourceEvent::Rows(rows));
+        }
+        self.end_if_read(index);
+        if let Some(at) = caught_up.filter(|_| !self.splits[index].ended) {
+            let split = place.split;
+            self.said.push_back(SourceEvent::CaughtUp { split, at });
+        }
+        if !finished {
+            self.current = Some(reading);
+        }
+        Ok(())
+    }
+}
+
+/// Fetches; if there is nothing, also asks where the log really ends.
+async fn fetch(
+    log: &LogClient,
+    clock: &dyn Clock,
+    request: FetchBatches,
+) -> Result<Fetched, Problem> {
+    let (partition, offset) = (request.partition, request.offset);
+    let reply = log.fetch(request).await?;
+    let is_empty = reply.batches.is_empty() && reply.next_offset <= offset;
+    let nothing = match is_empty {
+        true => {
+            let at = clock.tick();
+            let offsets = log
+                .offsets(ListOffsets {
+                    partition,
+                    at: None,
+                })
+                .await?;
+            Some((offsets, at))
+        }
+        false => None,
+    };
+    Ok(Fetched {
+        offset,
+        reply,
+        nothing,
+    })
+}
+
+/// Where a partition is read from, and up to where: as the checkpoint says, else as the options say.
+async fn start(
+    spec: &Spec,
+    context: &SourceContext,
+    partition: TopicPartition,
+    split: &str,
+) -> Result<(Offset, Option<Offset>), Problem> {
+    if let Some(restored) = context.restored_split(split) {
+        return Ok((Offset(restored.position), restored.end.map(Offset)));
+    }
+    let at = spec
+        .startup_timestamp_ms
+        .filter(|_| spec.startup == StartupMode::Timestamp);
+    let request = ListOffsets {
+        partition,
+        at: at.map(Timestamp),
+    };
+    let offsets = list_offsets(&context.log, &*context.clock, request).await?;
+    let readable_end = match spec.isolation {
+        Isolation::ReadCommitted => offsets.last_stable_offset,
+        Isolation::ReadUncommitted => offsets.committed_offset,
+    };
+    // A partition that was added while the job was down: nothing of it was ever read.
+    let added_later = context.restored.is_some();
+    let position = match spec.startup {
+        _ if added_later => offsets.log_start_offset,
+        StartupMode::Earliest => offsets.log_start_offset,
+        StartupMode::Latest => readable_end,
+        StartupMode::Timestamp => offsets.at.unwrap_or(readable_end),
+        StartupMode::Offsets => spec
+            .startup_offsets
+            .get(&partition.partition.0)
+            .map_or(offsets.log_start_offset, |offset| Offset(*offset)),
+    };
+    let end = match spec.bounded {
+        BoundedMode::Unbounded => None,
+        // The ends were taken when the job first started, and this partition had none.
+        BoundedMode::Latest if added_later => Some(position),
+        BoundedMode::Latest => Some(readable_end.max(position)),
+    };
+    Ok((position, end))
+}
+
+/// Asks until a leader answers, as long as a deployment may take.
+async fn list_offsets(
+    log: &LogClient,
+    clock: &dyn Clock,
+    request: ListOffsets,
+) -> Result<PartitionOffsets, Problem> {
+    let started = clock.tick();
+    let mut attempt = 0;
+    loop {
+        let problem = match log.offsets(request.clone()).await {
+            Ok(offsets) => return Ok(offsets),
+            Err(problem) => problem,
+        };
+        let waited = clock.tick().since(started);
+        if !problem.code.is_retriable() || waited >= DEPLOY_TIMEOUT {
+            return Err(problem);
+        }
+        let seed = u64::from(request.partition.partition.0);
+        tokio::time::sleep(Backoff::CALLS.delay(attempt, seed).as_duration()).await;
+        attempt += 1;
+    }
+}
+
+impl Source for TopicSource {
+    fn next(&mut self) -> LocalBoxFuture<'_, Result<SourceEvent, SourceError>> {
+        self.next_event().boxed_local()
+    }
+
+    fn splits(&self) -> Vec<SplitState> {
+        let state = |split: &Split| SplitState {
+            split: split.place.split.clone(),
+            position: split.position.0,
+            end: split.end.map(|end| end.0),
+        };
+        self.splits.iter().map(state).collect()
+    }
+}
