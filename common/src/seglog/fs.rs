@@ -133,6 +133,26 @@ impl LogFile for FsFile {
     }
 }
 
+/// The names of the directories in a directory, in no order.
+pub fn list_directories(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Removes a directory of log files and everything in it. Readers that have a file open keep it.
+pub fn remove_directory(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Creates the directory and those above it that are missing; each is durable in the one above.
 pub fn create_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {

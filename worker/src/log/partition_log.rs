@@ -255,34 +255,46 @@ impl PartitionLog {
         self.derived.transactions.committed(committed);
     }
 
-    /// Saves the derived state if it is worth it, or in any case when the log is about to be closed. Only
-    /// what is durable is saved.
-    pub fn save(&mut self, closing: bool) {
-        if self.log.durable() != self.log.end() {
-            return;
-        }
-        let Some(saved) = &mut self.saved else { return };
-        let grown = self.log.end().since(saved.at.min(self.log.end()));
+    /// Saves the derived state if it is worth it, or in any case when the log is about to be closed. What
+    /// is saved is durable before.
+    pub fn save(&mut self, closing: bool) -> Result<(), LogError> {
+        let Some(saved) = &self.saved else {
+            return Ok(());
+        };
+        let grown = self.log.end().0.saturating_sub(saved.at.0);
         let due = grown >= SAVE_AFTER_BYTES.max(saved.state_bytes * SAVE_AFTER_STATES);
         let wanted = due || (closing && grown > 0);
         if !wanted {
-            return;
+            return Ok(());
         }
+        self.sync()?;
         let covered = Covered {
             position: self.log.end(),
             offset: self.next_offset,
         };
+        let Some(saved) = &mut self.saved else {
+            return Ok(());
+        };
+        // Whether it goes well or not, it is tried again after as much more.
+        saved.at = covered.position;
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         match saved.store.save(covered, &self.derived, &view.index) {
-            Ok(state_bytes) => {
-                saved.at = covered.position;
-                saved.state_bytes = state_bytes;
-            }
-            // The log is whole without it; it is tried again after as much more.
+            Ok(state_bytes) => saved.state_bytes = state_bytes,
             Err(error) => {
                 tracing::warn!(%error, "the derived state of a partition could not be saved");
-                saved.at = covered.position;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was appended so far, on this thread.
+    pub fn sync(&mut self) -> Result<Offset, LogError> {
+        match self.begin_sync() {
+            Some(sync) => {
+                let synced = sync.run()?;
+                self.finish_sync(synced)
+            }
+            None => Ok(self.durable_offset),
         }
     }
 
@@ -364,6 +376,11 @@ impl PartitionLog {
     /// The offset the next record will have.
     pub fn end_offset(&self) -> Offset {
         self.next_offset
+    }
+
+    /// Records before this survive whatever happens.
+    pub fn durable_offset(&self) -> Offset {
+        self.durable_offset
     }
 
     pub fn derived(&self) -> &Derived {

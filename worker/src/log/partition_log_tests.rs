@@ -85,13 +85,7 @@ fn append(log: &mut PartitionLog, batch: &LogBatch) -> Offset {
 }
 
 fn sync(log: &mut PartitionLog) -> Offset {
-    match log.begin_sync() {
-        Some(sync) => {
-            let synced = sync.run().unwrap();
-            log.finish_sync(synced).unwrap()
-        }
-        None => log.end_offset(),
-    }
+    log.sync().unwrap()
 }
 
 fn values(bytes: Bytes) -> Vec<(i64, u32)> {
@@ -461,7 +455,7 @@ fn a_log_opened_with_what_was_saved_is_the_log_that_was_closed() {
         .unwrap();
     sync(&mut log);
     log.committed(log.end_offset());
-    log.save(true);
+    log.save(true).unwrap();
     append(&mut log, &batch(&[9]));
     sync(&mut log);
     log.committed(log.end_offset());
@@ -574,7 +568,7 @@ proptest! {
                     sync(&mut log);
                     durable = model.len();
                     log.committed(log.end_offset());
-                    log.save(true);
+                    log.save(true).unwrap();
                 }
                 Step::Crash(seed) => {
                     drop(log);

@@ -14,6 +14,13 @@ pub mod machine;
 pub mod waiting;
 pub mod transactions;
 pub mod reconcile;
+mod work;
+mod messages;
+pub mod actor;
+pub mod registry;
+pub(crate) mod problems;
 
 #[cfg(test)]
 mod machine_tests;
+#[cfg(test)]
+mod partition_tests;

@@ -71,12 +71,16 @@ impl Transactions {
         self.open.get(&producer).copied()
     }
 
-    /// Up to where readers of committed data may read. Never goes back: a transaction counts as ended
-    /// only once its marker is committed too.
+    /// Up to where readers of committed data may read.
     pub fn last_stable_offset(&self, committed: Offset) -> Offset {
-        let open = self.open.values().map(|open| open.first_offset);
-        let ending = self.ending.range(committed..).map(|(_, first)| *first);
-        open.chain(ending).min().unwrap_or(committed).min(committed)
+        self.undecided().last_stable_offset(committed)
+    }
+
+    pub fn undecided(&self) -> Undecided {
+        Undecided {
+            open: self.open.values().map(|open| open.first_offset).min(),
+            ending: self.ending.clone(),
+        }
     }
 
     /// Markers before this offset can no longer be lost.
@@ -92,6 +96,29 @@ impl Transactions {
     /// The log now starts here: what lies before need not be told apart any more.
     pub fn drop_before(&mut self, log_start: Offset) {
         self.aborted.retain(|t| t.marker >= log_start);
+    }
+}
+
+/// What of a partition's transactions holds readers back, apart from the log that knows it: what is
+/// appended later lies beyond what is committed now, and holds nobody back yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Undecided {
+    open: Option<Offset>,
+    /// Where each began that has ended, by where its marker lies.
+    ending: BTreeMap<Offset, Offset>,
+}
+
+impl Undecided {
+    /// Never goes back: a transaction counts as ended only once its marker is committed too.
+    pub fn last_stable_offset(&self, committed: Offset) -> Offset {
+        let ending = self.ending.range(committed..).map(|(_, first)| *first);
+        let first = ending.chain(self.open).min();
+        first.unwrap_or(committed).min(committed)
+    }
+
+    /// Whether a transaction waits for its marker.
+    pub fn has_open(&self) -> bool {
+        self.open.is_some()
     }
 }
 

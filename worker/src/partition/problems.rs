@@ -1,0 +1,89 @@
+//! What goes wrong at a partition, as its users are told.
+
+use common::error::{ErrorCode, Problem};
+use common::seglog::LogError;
+
+use super::machine::AppendRefusal;
+use super::reconcile::TransactionRefusal;
+use crate::log::partition_log::{AppendError, OpenError};
+use crate::log::producer_state::ProducerRefusal;
+use crate::log::reader::ReadError;
+
+pub(crate) fn append_refused(refusal: AppendRefusal) -> Problem {
+    let code = match refusal {
+        AppendRefusal::NotLeader { .. } => ErrorCode::NotLeader,
+        AppendRefusal::Fenced { .. } => ErrorCode::FencedLeaderEpoch,
+        AppendRefusal::NotHeardOf { .. } => ErrorCode::MetadataStale,
+        AppendRefusal::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
+    };
+    Problem::new(code, refusal.to_string())
+}
+
+pub(crate) fn append_failed(error: &AppendError) -> Problem {
+    match error {
+        AppendError::Producer(refusal) => Problem::new(producer_code(refusal), refusal.to_string()),
+        AppendError::Transaction(refusal) => {
+            Problem::new(transaction_code(refusal), refusal.to_string())
+        }
+        AppendError::KeyReused { .. } => Problem::new(ErrorCode::Conflict, error.to_string())
+            .hint("Use a new key for every request, and the same key only to repeat one."),
+        AppendError::Marker => Problem::new(ErrorCode::InvalidRecord, error.to_string()),
+        AppendError::Log(error) => log_failed(error),
+    }
+}
+
+pub(crate) fn log_failed(error: &LogError) -> Problem {
+    match error {
+        LogError::DiskFull => Problem::new(ErrorCode::DiskFull, error.to_string())
+            .hint("Free some space, or lower a topic's retention."),
+        LogError::Corrupt { .. } => Problem::new(ErrorCode::CorruptLog, error.to_string()),
+        LogError::OutOfRange { .. }
+        | LogError::SyncFailed { .. }
+        | LogError::Poisoned
+        | LogError::Io { .. } => Problem::new(ErrorCode::Internal, error.to_string()),
+    }
+}
+
+pub(crate) fn open_failed(error: &OpenError) -> Problem {
+    match error {
+        OpenError::Log(error) => log_failed(error),
+        OpenError::Read(error) => read_failed(error),
+        OpenError::Broken { .. } | OpenError::StartUnknown => {
+            Problem::new(ErrorCode::CorruptLog, error.to_string())
+        }
+    }
+}
+
+pub(crate) fn read_failed(error: &ReadError) -> Problem {
+    match error {
+        ReadError::OutOfRange { .. } => {
+            Problem::new(ErrorCode::OffsetOutOfRange, error.to_string())
+                .hint("Read from \"earliest\" or \"latest\", or from an offset in this range.")
+        }
+        ReadError::Corrupt { .. } | ReadError::Missing { .. } => {
+            Problem::new(ErrorCode::CorruptLog, error.to_string())
+        }
+        ReadError::Log(error) => log_failed(error),
+    }
+}
+
+fn producer_code(refusal: &ProducerRefusal) -> ErrorCode {
+    match refusal {
+        ProducerRefusal::Fenced { .. } | ProducerRefusal::Ended { .. } => ErrorCode::FencedProducer,
+        ProducerRefusal::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
+        ProducerRefusal::LongAgo { .. } => ErrorCode::DuplicateSequence,
+    }
+}
+
+fn transaction_code(refusal: &TransactionRefusal) -> ErrorCode {
+    match refusal {
+        TransactionRefusal::NotHeardOf { .. } | TransactionRefusal::EarlierIsOpen { .. } => {
+            ErrorCode::MetadataStale
+        }
+        TransactionRefusal::FencedGeneration { .. } => ErrorCode::FencedGeneration,
+        TransactionRefusal::Completed { .. } => ErrorCode::FencedProducer,
+        TransactionRefusal::NotTransactional | TransactionRefusal::Malformed { .. } => {
+            ErrorCode::InvalidRequest
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What is done to a log while it is away from its actor, on a thread that may block.
+//!
+//! Everything that waits goes at once: markers that the cluster's facts call for, every append that has
+//! queued up, retention. Each append stands or falls by itself.
+
+use std::sync::Arc;
+
+use common::error::Problem;
+use common::ids::LeaderEpoch;
+use common::log_batch::LogBatch;
+use common::offset::Offset;
+use common::protocol::produce::{Acks, AppendedBatch};
+use common::protocol::topic::TopicConfig;
+use common::seglog::LogError;
+use common::time::Timestamp;
+use tokio::sync::oneshot;
+
+use super::machine::AppendRefusal;
+use super::problems;
+use crate::log::partition_log::{AppendError, PartitionLog, Placed};
+use crate::metadata_image::MetadataImage;
+
+/// How an append is answered: one place per batch.
+pub(super) type AppendReply = oneshot::Sender<Result<Vec<AppendedBatch>, Problem>>;
+
+/// Batches that are appended one after another, with nothing between them.
+#[derive(Debug)]
+pub(super) struct QueuedAppend {
+    pub(super) batches: Vec<LogBatch>,
+    pub(super) acks: Acks,
+    pub(super) reply: AppendReply,
+}
+
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) log: Box<PartitionLog>,
+    pub(super) appends: Vec<QueuedAppend>,
+    /// `None`: this node does not lead the partition, and nothing may be appended.
+    pub(super) leader_epoch: Option<LeaderEpoch>,
+    pub(super) committed: Offset,
+    pub(super) image: Arc<MetadataImage>,
+    pub(super) now: Timestamp,
+    /// Remove what is too old, but nothing from this offset on.
+    pub(super) retain: Option<(TopicConfig, Offset)>,
+    pub(super) close: bool,
+}
+
+/// The log, and what came of it.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) log: Box<PartitionLog>,
+    pub(super) written: Vec<Written>,
+    /// After this nothing may be answered any more.
+    pub(super) fatal: Option<LogError>,
+    pub(super) disk_full: bool,
+}
+
+/// An append whose batches are in the log, and up to where.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) acks: Acks,
+    pub(super) reply: AppendReply,
+    pub(super) batches: Vec<AppendedBatch>,
+    pub(super) end: Offset,
+}
+
+impl Work {
+    /// May block.
+    pub(super) fn run(self) -> Done {
+        let mut done = Done {
+            log: self.log,
+            written: Vec::with_capacity(self.appends.len()),
+            fatal: None,
+            disk_full: false,
+        };
+        done.log.committed(self.committed);
+        if let Some(epoch) = self.leader_epoch {
+            let reconciled = done.log.reconcile(epoch, &self.image.jobs, self.now);
+            done.note(reconciled);
+        }
+        for append in self.appends {
+            let Some(epoch) = self.leader_epoch.filter(|_| done.fatal.is_none()) else {
+                let refusal = AppendRefusal::NotLeader { leader: None };
+                answer(append.reply, Err(problems::append_refused(refusal)));
+                continue;
+            };
+            done.append(append, epoch, &self.image, self.now);
+        }
+        if let Some((config, limit)) = &self.retain {
+            let retained = done.log.retain(config, *limit, self.now);
+            if let Some(Some(removal)) = done.note(retained) {
+                done.note(removal.run());
+            }
+        }
+        let saved = match self.close {
+            true => done.log.sync().and_then(|_| done.log.save(true)),
+            false => done.log.save(false),
+        };
+        done.note(saved);
+        done
+    }
+}
+
+impl Done {
+    fn append(
+        &mut self,
+        append: QueuedAppend,
+        epoch: LeaderEpoch,
+        image: &MetadataImage,
+        now: Timestamp,
+    ) {
+        let mut batches = Vec::with_capacity(append.batches.len());
+        let mut end = Offset::ZERO;
+        for batch in &append.batches {
+            match self.log.append(batch, epoch, &image.jobs, now) {
+                Ok(placed) => {
+                    end = end.max(placed.base_offset.plus(u64::from(placed.records)));
+                    batches.push(to_answer(placed));
+                }
+                Err(error) => {
+                    answer(append.reply, Err(problems::append_failed(&error)));
+                    if let AppendError::Log(error) = error {
+                        self.note(Err::<(), LogError>(error));
+                    }
+                    return;
+                }
+            }
+        }
+        self.written.push(Written {
+            acks: append.acks,
+            reply: append.reply,
+            batches,
+            end,
+        });
+    }
+
+    /// A failure of the disk: fatal, or to be tried again with the next work.
+    fn note<T>(&mut self, result: Result<T, LogError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) if error.is_fatal() => {
+                self.fatal.get_or_insert(error);
+                None
+            }
+            Err(LogError::DiskFull) => {
+                self.disk_full = true;
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a partition's log could not be changed");
+                None
+            }
+        }
+    }
+}
+
+/// Whoever asked may have gone; then nobody needs the answer.
+pub(super) fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    drop(reply.send(value));
+}
+
+fn to_answer(placed: Placed) -> AppendedBatch {
+    AppendedBatch {
+        base_offset: placed.base_offset,
+        records: placed.records,
+        duplicate: placed.duplicate,
+        timestamp: placed.max_timestamp,
+    }
+}
