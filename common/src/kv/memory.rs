@@ -47,6 +47,28 @@ impl MemoryStore {
         inner.writes_left = None;
     }
 
+    /// Everything is gone, damage too.
+    pub fn wipe(&self) {
+        *self.inner() = Inner::default();
+    }
+
+    /// Changes or removes an entry behind everyone's back.
+    pub fn forge(&self, key: &[u8], value: Option<&[u8]>) {
+        let mut inner = self.inner();
+        let key = Bytes::copy_from_slice(key);
+        let value = value.map(Bytes::copy_from_slice);
+        apply(&mut inner.flushed, key.clone(), value.clone());
+        apply(&mut inner.entries, key, value);
+    }
+
+    pub fn entries(&self) -> Vec<(Bytes, Bytes)> {
+        let inner = self.inner();
+        let entries = inner.entries.iter();
+        entries
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
     /// From now on everything fails with `Damaged`.
     pub fn damage(&self) {
         self.inner().damaged = true;
@@ -55,6 +77,11 @@ impl MemoryStore {
     /// After this many further writes and flushes, each fails, until the next crash.
     pub fn fail_after(&self, writes: u64) {
         self.inner().writes_left = Some(writes);
+    }
+
+    /// How many writes and flushes are left of those; `None`: no limit.
+    pub fn writes_left(&self) -> Option<u64> {
+        self.inner().writes_left
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

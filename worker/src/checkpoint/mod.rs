@@ -2,6 +2,12 @@
 //! acknowledgement says so.
 
 pub mod participant;
+pub mod chunk;
+mod delta_log;
+mod fold;
+pub mod state_store;
 
 #[cfg(test)]
 mod participant_tests;
+#[cfg(test)]
+mod state_store_tests;

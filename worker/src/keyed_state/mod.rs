@@ -7,6 +7,8 @@ mod space;
 pub mod overlay;
 mod base;
 pub mod table;
+pub mod section;
+pub mod base_file;
 
 #[cfg(test)]
 mod codec_tests;

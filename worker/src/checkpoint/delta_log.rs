@@ -1,0 +1,339 @@
+//! The delta log of a job on this worker: the chunks of all its tasks here, in the order they were sealed.
+//!
+//! One append log, one sync for everything that a checkpoint's tasks sealed. What it has is known
+//! by its index, which is read when it is opened: which chunk is where, of which generation and
+//! checkpoint. Whether a chunk counts is not written in it: that is a fact of the job's history.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::ids::{CheckpointId, Generation, TaskId};
+use common::seglog::storage::LogStorage;
+use common::seglog::{LogError, Options, Position, Reader, Record, SegLog};
+
+use super::chunk::{self, EncodedRecord, NotAChunk, TaskChunk};
+use crate::keyed_state::overlay::Overlay;
+use crate::keyed_state::section::TableId;
+
+#[derive(Debug)]
+pub(super) struct DeltaLog {
+    key_groups: u16,
+    /// Held from the encoding of chunks until they are in the index.
+    appending: Mutex<()>,
+    inner: Mutex<Inner>,
+    reader: Reader,
+}
+
+#[derive(Debug)]
+struct Inner {
+    log: SegLog,
+    chunks: BTreeMap<TaskId, Vec<ChunkRef>>,
+    /// The generation a task runs in, and the checkpoint its next chunk builds on.
+    last: BTreeMap<TaskId, (Generation, Option<CheckpointId>)>,
+    /// From here on there are chunks that the index does not have yet.
+    unindexed: Option<Position>,
+}
+
+/// Where a whole chunk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ChunkRef {
+    pub(super) generation: Generation,
+    pub(super) checkpoint: CheckpointId,
+    pub(super) previous: Option<CheckpointId>,
+    pub(super) bytes: u64,
+    records: Vec<Position>,
+}
+
+impl ChunkRef {
+    pub(super) fn position(&self) -> Position {
+        *self.records.first().expect("a chunk has a record")
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeltaLogError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("task {task} was not restored for generation {generation}")]
+    Stale {
+        task: TaskId,
+        generation: Generation,
+    },
+    #[error("at position {position} of the delta log: {source}")]
+    NotAChunk {
+        position: Position,
+        #[source]
+        source: NotAChunk,
+    },
+}
+
+impl DeltaLog {
+    pub(super) fn open(
+        storage: Arc<dyn LogStorage>,
+        key_groups: u16,
+        segment_bytes: u64,
+    ) -> Result<DeltaLog, DeltaLogError> {
+        let options = Options {
+            segment_bytes,
+            ..Options::standard()
+        };
+        let (log, recovery) = SegLog::open(storage, options)?;
+        if let Some(cut) = recovery.cut {
+            tracing::info!(at = %cut.at, bytes = cut.bytes, "a torn end of a delta log was cut off");
+        }
+        let reader = log.reader();
+        let mut chunks = BTreeMap::new();
+        let mut begun = BTreeMap::new();
+        for record in reader.records(reader.start()) {
+            index(&mut chunks, &mut begun, &record?)?;
+        }
+        let inner = Inner {
+            log,
+            chunks,
+            last: BTreeMap::new(),
+            unindexed: None,
+        };
+        Ok(DeltaLog {
+            key_groups,
+            appending: Mutex::new(()),
+            inner: Mutex::new(inner),
+            reader,
+        })
+    }
+
+    /// Makes chunks durable, with one sync; says how many bytes each task added. Blocks.
+    pub(super) fn append(
+        &self,
+        generation: Generation,
+        chunks: &[TaskChunk],
+    ) -> Result<BTreeMap<TaskId, u64>, DeltaLogError> {
+        let _turn = self
+            .appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Encoding and waiting for the disk are the work: readers go on meanwhile.
+        let mut previous = self.inner().last.clone();
+        let mut encoded = Vec::new();
+        for chunk in chunks {
+            let stale = || DeltaLogError::Stale {
+                task: chunk.task,
+                generation,
+            };
+            let last = previous
+                .get_mut(&chunk.task)
+                .filter(|(of, _)| *of == generation);
+            let (_, last) = last.ok_or_else(stale)?;
+            let before = last.replace(chunk.checkpoint);
+            let records = chunk::encode(chunk, generation, before, self.key_groups);
+            encoded.push((chunk, before, records));
+        }
+
+        let mut written = Vec::new();
+        let sync = {
+            let mut inner = self.inner();
+            inner.unindexed = Some(inner.log.end());
+            for (chunk, before, records) in &encoded {
+                let positions = inner.write(records)?;
+                let bytes = records.iter().map(EncodedRecord::bytes).sum::<usize>();
+                let at = ChunkRef {
+                    generation,
+                    checkpoint: chunk.checkpoint,
+                    previous: *before,
+                    bytes: u64::try_from(bytes).expect("a length fits into 64 bits"),
+                    records: positions,
+                };
+                written.push((chunk.task, at));
+            }
+            inner.log.begin_sync()
+        };
+        let synced = sync.map(|sync| sync.run()).transpose()?;
+
+        let mut inner = self.inner();
+        if let Some(synced) = synced {
+            inner.log.finish_sync(synced)?;
+        }
+        inner.last.extend(previous);
+        inner.unindexed = None;
+        let mut bytes = BTreeMap::new();
+        for (task, chunk) in written {
+            *bytes.entry(task).or_default() += chunk.bytes;
+            inner.note(task, chunk);
+        }
+        Ok(bytes)
+    }
+
+    /// A task begins again from this checkpoint.
+    pub(super) fn restart(&self, task: TaskId, generation: Generation, at: Option<CheckpointId>) {
+        let _turn = self
+            .appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.inner().last.insert(task, (generation, at));
+    }
+
+    /// Where the next chunk will be.
+    pub(super) fn end(&self) -> Position {
+        self.reader.end()
+    }
+
+    pub(super) fn tasks(&self) -> Vec<TaskId> {
+        self.inner().chunks.keys().copied().collect()
+    }
+
+    /// The chunks of a task that count, in order.
+    pub(super) fn counted(
+        &self,
+        task: TaskId,
+        counts: &dyn Fn(Generation, CheckpointId) -> bool,
+    ) -> Vec<ChunkRef> {
+        let inner = self.inner();
+        let chunks = inner.chunks.get(&task).into_iter().flatten();
+        let counted = chunks.filter(|chunk| counts(chunk.generation, chunk.checkpoint));
+        let mut counted: Vec<ChunkRef> = counted.cloned().collect();
+        counted.sort_by_key(|chunk| chunk.checkpoint);
+        counted
+    }
+
+    /// Applies a chunk's changes to what came before.
+    pub(super) fn apply(
+        &self,
+        chunk: &ChunkRef,
+        changes: &mut BTreeMap<TableId, Overlay>,
+    ) -> Result<(), DeltaLogError> {
+        for position in &chunk.records {
+            let not_a_chunk = |source| DeltaLogError::NotAChunk {
+                position: *position,
+                source,
+            };
+            let record = self
+                .reader
+                .records(*position)
+                .next()
+                .ok_or(LogError::OutOfRange {
+                    position: *position,
+                    start: self.reader.start(),
+                    end: self.reader.end(),
+                })??;
+            let (header, body) = chunk::decode(&record.payload()).map_err(not_a_chunk)?;
+            header.apply(&body, changes).map_err(not_a_chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the segments all of whose chunks nobody needs any more. Blocks.
+    pub(super) fn drop_unneeded(
+        &self,
+        needed: &dyn Fn(TaskId, &ChunkRef) -> bool,
+    ) -> Result<(), DeltaLogError> {
+        let removal = {
+            let mut inner = self.inner();
+            let oldest_needed = inner
+                .chunks
+                .iter()
+                .flat_map(|(task, chunks)| chunks.iter().map(move |chunk| (*task, chunk)))
+                .filter(|(task, chunk)| needed(*task, chunk))
+                .map(|(_, chunk)| chunk.position())
+                .min();
+            let end = inner.unindexed.unwrap_or(inner.log.end());
+            let before = oldest_needed.unwrap_or(end).min(end);
+            let removal = inner.log.drop_prefix(before);
+            let start = inner.log.start();
+            inner.forget_before(start);
+            removal
+        };
+        match removal {
+            Some(removal) => Ok(removal.run()?),
+            None => Ok(()),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn write(&mut self, records: &[EncodedRecord]) -> Result<Vec<Position>, LogError> {
+        let mut positions = Vec::with_capacity(records.len());
+        for record in records {
+            if self.log.needs_roll(record.bytes()) {
+                self.log.roll()?;
+            }
+            positions.push(self.log.append_framed(&record.parts())?);
+        }
+        Ok(positions)
+    }
+
+    /// A chunk that was written again takes the place of the former one.
+    fn note(&mut self, task: TaskId, chunk: ChunkRef) {
+        note(&mut self.chunks, task, chunk);
+    }
+
+    fn forget_before(&mut self, start: Position) {
+        for chunks in self.chunks.values_mut() {
+            chunks.retain(|chunk| chunk.records.iter().all(|position| *position >= start));
+        }
+        self.chunks.retain(|_, chunks| !chunks.is_empty());
+    }
+}
+
+fn note(chunks: &mut BTreeMap<TaskId, Vec<ChunkRef>>, task: TaskId, chunk: ChunkRef) {
+    let chunks = chunks.entry(task).or_default();
+    chunks.retain(|c| (c.generation, c.checkpoint) != (chunk.generation, chunk.checkpoint));
+    chunks.push(chunk);
+}
+
+type Begun = BTreeMap<(TaskId, Generation, CheckpointId), ChunkRef>;
+
+/// Adds a record to the index: its chunk is known once its last record is.
+fn index(
+    chunks: &mut BTreeMap<TaskId, Vec<ChunkRef>>,
+    begun: &mut Begun,
+    record: &Record,
+) -> Result<(), DeltaLogError> {
+    let position = record.position;
+    let (header, _) = chunk::decode(&record.payload())
+        .map_err(|source| DeltaLogError::NotAChunk { position, source })?;
+    let key = (header.task, header.generation, header.checkpoint);
+    if header.part == 0 {
+        let chunk = ChunkRef {
+            generation: header.generation,
+            checkpoint: header.checkpoint,
+            previous: header.previous,
+            bytes: 0,
+            records: Vec::new(),
+        };
+        begun.insert(key, chunk);
+    }
+    // The first records may have been dropped with an older segment: then it is needed by nobody.
+    let Some(mut chunk) = begun.remove(&key) else {
+        return Ok(());
+    };
+    chunk.bytes += u64::try_from(record.payload().len()).expect("a length fits into 64 bits");
+    chunk.records.push(position);
+    if header.last {
+        note(chunks, header.task, chunk);
+    } else {
+        begun.insert(key, chunk);
+    }
+    Ok(())
+}
+
+/// The chunks that lead from one checkpoint to another without a gap; `None` if there are none.
+pub(super) fn chain(
+    counted: &[ChunkRef],
+    from: Option<CheckpointId>,
+    to: CheckpointId,
+) -> Option<&[ChunkRef]> {
+    let first = counted.partition_point(|chunk| Some(chunk.checkpoint) <= from);
+    let end = counted.partition_point(|chunk| chunk.checkpoint <= to);
+    let chain = counted.get(first..end)?;
+    let mut at = from;
+    for chunk in chain {
+        if chunk.previous != at {
+            return None;
+        }
+        at = Some(chunk.checkpoint);
+    }
+    (at == Some(to)).then_some(chain)
+}

@@ -1,0 +1,505 @@
+//! What a worker keeps of one job's state on its disk, and the one way to it.
+//!
+//! ```text
+//! <job>/deltas/                     chunks: what each task changed until each checkpoint
+//! <job>/<task>/base-<checkpoint>.bin  all of a task's state at a completed checkpoint
+//! <job>/state.sled/                 a view of the same, key by key
+//! ```
+//!
+//! Base file and the chunks that count are the truth. Every chunk names the one before it, so a gap is
+//! noticed and never read over. The view answers restarts and single keys faster; it is thrown away and
+//! built anew whenever it does not open or is not exactly what was written to it.
+//!
+//! In the order of a task's life: `restore` gives it its tables; `persist` makes what it sealed durable;
+//! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::ids::{CheckpointId, Generation, StageId, TaskId};
+use common::kv::{KvError, KvStore, SledOptions, SledStore};
+use common::seglog::LogError;
+use common::seglog::fs::FsStorage;
+use common::seglog::storage::LogStorage;
+
+use super::chunk::TaskChunk;
+use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
+use super::fold::TaskView;
+use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
+use crate::keyed_state::overlay::Overlay;
+use crate::keyed_state::section::TableId;
+use crate::keyed_state::table::Table;
+
+const DELTAS: &str = "deltas";
+const VIEW: &str = "state.sled";
+
+/// The tables of one task.
+pub type TaskTables = BTreeMap<TableId, Table>;
+
+/// Whether what was sealed under this generation and checkpoint belongs to the job's past;
+/// `None`: it is not decided yet.
+pub type History<'a> = &'a dyn Fn(Generation, CheckpointId) -> Option<bool>;
+
+/// How a store works.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Fixed for the job's life.
+    pub key_groups: u16,
+    /// Memory for the view's pages.
+    pub view_cache_bytes: u64,
+    /// Completed checkpoints that are folded into the view together.
+    pub fold_every: usize,
+    /// Chunks of a task that are worth a new base file, if they are also more than its last one.
+    pub base_after_bytes: u64,
+    /// How far the log may grow beyond a chunk that is in no base file.
+    pub log_bytes: u64,
+}
+
+/// What a worker keeps of one job.
+pub struct JobStateStore {
+    directory: PathBuf,
+    options: StoreOptions,
+    log: DeltaLog,
+    view: ViewPlace,
+    /// Sealed, but not durable yet: after a failure they go with the next ones.
+    unpersisted: Mutex<Vec<TaskChunk>>,
+    folding: Mutex<Folding>,
+}
+
+/// How to get at the store the view is in.
+pub(super) struct ViewPlace {
+    pub(super) open: Box<dyn Fn() -> Result<Arc<dyn KvStore>, KvError> + Send + Sync>,
+    pub(super) set_aside: Box<dyn Fn() -> Result<(), StateError> + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Folding {
+    view: Option<Arc<dyn KvStore>>,
+    tasks: BTreeMap<TaskId, Folded>,
+}
+
+/// How far a task's chunks have been folded.
+#[derive(Default)]
+struct Folded {
+    base: Option<BaseFile>,
+    /// `None`: it is to be read back or built anew.
+    view: Option<TaskView>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Base(#[from] BaseFileError),
+    #[error(transparent)]
+    View(#[from] KvError),
+    #[error("the delta log of the job is damaged: {0}")]
+    DamagedLog(String),
+    /// A newer generation has begun; nothing of this one counts any more.
+    #[error("task {task} was not restored for generation {generation}")]
+    Stale {
+        task: TaskId,
+        generation: Generation,
+    },
+    #[error("the state of task {task} at checkpoint {at} is not on this worker")]
+    Lost { task: TaskId, at: CheckpointId },
+}
+
+impl StoreOptions {
+    pub fn new(key_groups: u16) -> StoreOptions {
+        StoreOptions {
+            key_groups,
+            view_cache_bytes: 16 << 20,
+            fold_every: 8,
+            base_after_bytes: 4 << 20,
+            log_bytes: 128 << 20,
+        }
+    }
+}
+
+impl JobStateStore {
+    /// Opens what the directory has of a job, or begins. Blocks.
+    pub fn open(directory: &Path, options: StoreOptions) -> Result<JobStateStore, StateError> {
+        let deltas = directory.join(DELTAS);
+        let storage = FsStorage::create(&deltas).map_err(|source| LogError::Io {
+            operation: "create",
+            file: deltas.display().to_string(),
+            source,
+        })?;
+        let view = directory.join(VIEW);
+        let sled = SledOptions {
+            cache_capacity: options.view_cache_bytes,
+        };
+        let place = ViewPlace {
+            open: Box::new({
+                let view = view.clone();
+                move || Ok(Arc::new(SledStore::open(&view, sled)?))
+            }),
+            set_aside: Box::new(move || Ok(base_file::set_aside(&view).map(drop)?)),
+        };
+        JobStateStore::assemble(directory, options, storage, place)
+    }
+
+    /// Removes everything kept of a job; no store of it may be open.
+    pub fn remove(directory: &Path) -> Result<(), StateError> {
+        Ok(base_file::remove_job(directory)?)
+    }
+
+    pub(super) fn assemble(
+        directory: &Path,
+        options: StoreOptions,
+        deltas: Arc<dyn LogStorage>,
+        view: ViewPlace,
+    ) -> Result<JobStateStore, StateError> {
+        let mut folding = Folding::default();
+        for task in base_file::subdirectories(directory)?
+            .iter()
+            .filter_map(|n| parse_task(n))
+        {
+            let base = newest_base(&directory.join(task.to_string()))?;
+            folding.tasks.insert(task, Folded { base, view: None });
+        }
+        Ok(JobStateStore {
+            directory: directory.to_owned(),
+            options,
+            log: DeltaLog::open(deltas, options.key_groups, options.log_bytes / 8)?,
+            view,
+            unpersisted: Mutex::default(),
+            folding: Mutex::new(folding),
+        })
+    }
+
+    /// The state a task begins with: that at a completed checkpoint, or none at all. Every task of a
+    /// generation is restored before anything of it is persisted. Blocks.
+    ///
+    /// `Lost` says that this disk does not have all of it; nothing is ever filled in.
+    pub fn restore(
+        &self,
+        generation: Generation,
+        task: TaskId,
+        at: Option<CheckpointId>,
+        history: History<'_>,
+    ) -> Result<TaskTables, StateError> {
+        let mut folding = lock(&self.folding);
+        lock(&self.unpersisted).retain(|chunk| chunk.task != task);
+        let tables = match at {
+            Some(at) => self.read(&mut folding, task, at, history)?,
+            None => BTreeMap::new(),
+        };
+        self.log.restart(task, generation, at);
+        let restored = tables
+            .into_iter()
+            .filter_map(|(table, overlay)| Some((table, Table::restored(at?, overlay))));
+        Ok(restored.collect())
+    }
+
+    /// Makes everything durable that tasks have sealed, with one sync, and says how many bytes each
+    /// task added. Blocks.
+    ///
+    /// If the disk is full, what was given is kept and goes with the next call: a later checkpoint builds
+    /// on it. After any other error the process has to stop (`is_fatal`), or the job to start again.
+    pub fn persist(
+        &self,
+        generation: Generation,
+        chunks: Vec<TaskChunk>,
+    ) -> Result<BTreeMap<TaskId, u64>, StateError> {
+        let mut unpersisted = lock(&self.unpersisted);
+        unpersisted.extend(chunks);
+        let appended = self.log.append(generation, &unpersisted);
+        if !matches!(appended, Err(DeltaLogError::Log(LogError::DiskFull))) {
+            unpersisted.clear();
+        }
+        Ok(appended?)
+    }
+
+    /// Brings completed checkpoints into view and base files, and lets go of the chunks that are in a base
+    /// file. In the background, one at a time, for the newest completed checkpoint. Blocks.
+    pub fn fold(&self, completed: CheckpointId, history: History<'_>) -> Result<(), StateError> {
+        let mut folding = lock(&self.folding);
+        let known: BTreeSet<TaskId> = folding
+            .tasks
+            .keys()
+            .copied()
+            .chain(self.log.tasks())
+            .collect();
+        for task in known {
+            let counted = self.counted(task, completed, history);
+            let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
+                continue;
+            };
+            self.write_base(&mut folding, task, to, &counted)?;
+            match self.fold_into_view(&mut folding, task, to, &counted) {
+                Ok(()) => {}
+                Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        let needed = |task: TaskId, chunk: &ChunkRef| {
+            let base = folding
+                .tasks
+                .get(&task)
+                .and_then(|folded| folded.base.as_ref());
+            let in_base = base.is_some_and(|base| chunk.checkpoint <= base.checkpoint());
+            !in_base && history(chunk.generation, chunk.checkpoint) != Some(false)
+        };
+        Ok(self.log.drop_unneeded(&needed)?)
+    }
+
+    /// The state of a task at a completed checkpoint, from the view if it is right, else from the truth.
+    fn read(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        at: CheckpointId,
+        history: History<'_>,
+    ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
+        let counted = self.counted(task, at, history);
+        let loaded = match self.load_view(folding, task) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.give_up_view(folding, error)?;
+                None
+            }
+        };
+        let folded = folding.tasks.entry(task).or_default();
+        folded.view = None;
+        if let Some((view, mut tables)) = loaded
+            && let Some(chunks) = chain(&counted, view.at(), at)
+        {
+            self.apply(chunks, &mut tables)?;
+            folded.view = Some(view);
+            return Ok(tables);
+        }
+        let base_at = folded.base.as_ref().map(BaseFile::checkpoint);
+        let chunks = chain(&counted, base_at, at).ok_or(StateError::Lost { task, at })?;
+        let mut tables = match &folded.base {
+            Some(base) => base.read()?,
+            None => BTreeMap::new(),
+        };
+        self.apply(chunks, &mut tables)?;
+        Ok(tables)
+    }
+
+    fn write_base(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let folded = folding.tasks.entry(task).or_default();
+        let before = folded.base.as_ref();
+        let from = before.map(BaseFile::checkpoint);
+        if from >= Some(to) {
+            return Ok(());
+        }
+        let chunks = chain(counted, from, to).ok_or(StateError::Lost { task, at: to })?;
+        let Some(oldest) = chunks.first() else {
+            return Ok(());
+        };
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+        let worth_it = self
+            .options
+            .base_after_bytes
+            .max(before.map_or(0, BaseFile::bytes));
+        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options.log_bytes;
+        if bytes < worth_it && !holds_up_the_log {
+            return Ok(());
+        }
+        let mut changes = BTreeMap::new();
+        self.apply(chunks, &mut changes)?;
+        let directory = self.directory.join(task.to_string());
+        let base = base_file::write(&directory, to, self.options.key_groups, before, &changes)?;
+        // The former one goes only now that the new one can be relied upon.
+        if let Some(before) = folded.base.replace(base) {
+            base_file::remove(before.path())?;
+        }
+        Ok(())
+    }
+
+    fn fold_into_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let store = self.open_view(folding)?;
+        let folded = folding.tasks.entry(task).or_default();
+        // An error leaves no view behind: half a fold is not to be built upon.
+        if folded
+            .view
+            .as_ref()
+            .is_some_and(|view| view.at() >= Some(to))
+        {
+            return Ok(());
+        }
+        if let Some(mut view) = folded.view.take()
+            && let Some(chunks) = chain(counted, view.at(), to)
+        {
+            if chunks.len() >= self.options.fold_every {
+                let mut changes = BTreeMap::new();
+                self.apply(chunks, &mut changes)?;
+                view.fold(to, &changes)?;
+            }
+            folded.view = Some(view);
+            return Ok(());
+        }
+        let base = folded.base.as_ref();
+        let to = base.map(BaseFile::checkpoint).max(Some(to)).unwrap_or(to);
+        let chunks = chain(counted, base.map(BaseFile::checkpoint), to)
+            .ok_or(StateError::Lost { task, at: to })?;
+        let mut changes = BTreeMap::new();
+        self.apply(chunks, &mut changes)?;
+        let mut view = TaskView::begin(&store, task)?;
+        base_file::merge(
+            base,
+            &changes,
+            self.options.key_groups,
+            &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
+        )?;
+        view.mark(to)?;
+        folded.view = Some(view);
+        Ok(())
+    }
+
+    fn load_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+    ) -> Result<Option<(TaskView, BTreeMap<TableId, Overlay>)>, KvError> {
+        let store = self.open_view(folding)?;
+        TaskView::load(&store, task)
+    }
+
+    fn open_view(&self, folding: &mut Folding) -> Result<Arc<dyn KvStore>, KvError> {
+        if let Some(store) = &folding.view {
+            return Ok(Arc::clone(store));
+        }
+        let store = (self.view.open)()?;
+        folding.view = Some(Arc::clone(&store));
+        Ok(store)
+    }
+
+    /// The view failed: it is closed, and thrown away if it is damaged. The truth is elsewhere.
+    fn give_up_view(&self, folding: &mut Folding, error: KvError) -> Result<(), StateError> {
+        for folded in folding.tasks.values_mut() {
+            folded.view = None;
+        }
+        folding.view = None;
+        match error {
+            KvError::SyncFailed { .. } => Err(error.into()),
+            KvError::Damaged { .. } => {
+                tracing::warn!(%error, "the view of a job's state is built anew");
+                (self.view.set_aside)()
+            }
+            KvError::InUse { .. } | KvError::Io { .. } => {
+                tracing::warn!(%error, "the view of a job's state cannot be used for now");
+                Ok(())
+            }
+        }
+    }
+
+    /// The chunks of a task that count, up to a checkpoint, in order.
+    fn counted(&self, task: TaskId, up_to: CheckpointId, history: History<'_>) -> Vec<ChunkRef> {
+        self.log.counted(task, &|generation, checkpoint| {
+            checkpoint <= up_to && history(generation, checkpoint) == Some(true)
+        })
+    }
+
+    fn apply(
+        &self,
+        chunks: &[ChunkRef],
+        tables: &mut BTreeMap<TableId, Overlay>,
+    ) -> Result<(), StateError> {
+        for chunk in chunks {
+            self.log.apply(chunk, tables)?;
+        }
+        Ok(())
+    }
+}
+
+impl StateError {
+    /// Whether the process has to stop, because what it wrote may not be there.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            StateError::Log(error) => error.is_fatal(),
+            StateError::Base(error) => matches!(error, BaseFileError::SyncFailed { .. }),
+            StateError::View(error) => matches!(error, KvError::SyncFailed { .. }),
+            StateError::DamagedLog(_) | StateError::Stale { .. } | StateError::Lost { .. } => false,
+        }
+    }
+
+    /// Whether the same may succeed once there is room.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            StateError::Log(error) => matches!(error, LogError::DiskFull),
+            StateError::Base(BaseFileError::Io { source, .. })
+            | StateError::View(KvError::Io { source, .. }) => {
+                matches!(
+                    source.kind(),
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+                )
+            }
+            StateError::Base(_)
+            | StateError::View(_)
+            | StateError::DamagedLog(_)
+            | StateError::Stale { .. }
+            | StateError::Lost { .. } => false,
+        }
+    }
+}
+
+impl From<DeltaLogError> for StateError {
+    fn from(error: DeltaLogError) -> StateError {
+        match error {
+            DeltaLogError::Log(error) => StateError::Log(error),
+            DeltaLogError::Stale { task, generation } => StateError::Stale { task, generation },
+            DeltaLogError::NotAChunk { .. } => StateError::DamagedLog(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Debug for JobStateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobStateStore")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The newest base file that is sound; older ones are removed, and are there only after a crash.
+fn newest_base(directory: &Path) -> Result<Option<BaseFile>, StateError> {
+    let mut newest: Option<BaseFile> = None;
+    for (_, path) in base_file::list(directory)? {
+        if newest.is_some() {
+            base_file::remove(&path)?;
+            continue;
+        }
+        match BaseFile::open(&path) {
+            Ok(base) => newest = Some(base),
+            Err(error @ BaseFileError::Damaged { .. }) => {
+                tracing::error!(%error, "a base file cannot be used");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(newest)
+}
+
+fn parse_task(name: &str) -> Option<TaskId> {
+    let (stage, index) = name.split_once('.')?;
+    let task = TaskId {
+        stage: StageId(stage.parse().ok()?),
+        index: index.parse().ok()?,
+    };
+    (task.to_string() == name).then_some(task)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

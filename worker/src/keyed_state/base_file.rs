@@ -1,0 +1,400 @@
+//! Base files: all tables of one task at a completed checkpoint.
+//!
+//! ```text
+//! magic | sections of table after table, by key group | footer (MessagePack) | footer length u32
+//!       | CRC-32C of the footer u32 | magic
+//! ```
+//!
+//! A base file is written beside its place, made durable, and renamed: there is either all of it or none.
+//! Together with the deltas that follow it, it is the truth about a task's state; a newer one takes its
+//! place before it is removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use common::ids::CheckpointId;
+use common::key_group::KeyGroup;
+use common::seglog::fs::{create_directory, sync_directory};
+use serde::{Deserialize, Serialize};
+
+use super::overlay::{Change, Overlay};
+use super::section::{Section, SectionEntry, SectionWriter, TableId, TableSections};
+
+const MAGIC: &[u8; 8] = b"MSBASE01";
+/// Footer length, its checksum, magic.
+const TAIL: u64 = 16;
+/// Written to the file at once.
+const BUFFER: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BaseFileError {
+    #[error("could not {operation} \"{}\"", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("\"{}\" is damaged", path.display())]
+    Damaged { path: PathBuf },
+    /// Fatal, as for a log.
+    #[error("\"{}\" could not be made durable", path.display())]
+    SyncFailed {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A base file, open for reading.
+#[derive(Debug)]
+pub struct BaseFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    footer: Footer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Footer {
+    checkpoint: CheckpointId,
+    key_groups: u16,
+    tables: Vec<TableSections>,
+}
+
+/// The base files of a task's directory, the newest first. What a crash left half written is removed.
+pub fn list(directory: &Path) -> Result<Vec<(CheckpointId, PathBuf)>, BaseFileError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("list", directory)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed("list", directory))?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if let Some(checkpoint) = parse_name(name) {
+            found.push((checkpoint, path));
+        } else if name.ends_with(".tmp") {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// The subdirectories of a job's directory.
+pub fn subdirectories(directory: &Path) -> Result<Vec<String>, BaseFileError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        let is_directory = entry
+            .file_type()
+            .map_err(failed("look at", directory))?
+            .is_dir();
+        if let (true, Ok(name)) = (is_directory, entry.file_name().into_string()) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Removes a base file that a newer one has replaced.
+pub fn remove(path: &Path) -> Result<(), BaseFileError> {
+    fs::remove_file(path).map_err(failed("remove", path))
+}
+
+/// Removes everything kept of a job.
+pub fn remove_job(directory: &Path) -> Result<(), BaseFileError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(failed("remove", directory)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Moves a directory beside itself, replacing what was moved there before.
+pub fn set_aside(directory: &Path) -> Result<PathBuf, BaseFileError> {
+    let mut aside = directory.as_os_str().to_owned();
+    aside.push(".quarantine");
+    let aside = PathBuf::from(aside);
+    remove_job(&aside)?;
+    match fs::rename(directory, &aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(failed("rename", directory)(error))
+        }
+        _ => Ok(aside),
+    }
+}
+
+/// Writes the base file that `base` and the changes since make; the newest state of every key.
+pub fn write(
+    directory: &Path,
+    checkpoint: CheckpointId,
+    key_groups: u16,
+    base: Option<&BaseFile>,
+    changes: &BTreeMap<TableId, Overlay>,
+) -> Result<BaseFile, BaseFileError> {
+    create_directory(directory).map_err(failed("create", directory))?;
+    let path = directory.join(format!("base-{:020}.bin", checkpoint.0));
+    let beside = path.with_extension("tmp");
+    let written = write_beside(&beside, checkpoint, key_groups, base, changes);
+    if let Err(error) = written {
+        // Room for others, if that is what is missing; what stays is removed at the next start.
+        fs::remove_file(&beside).ok();
+        return Err(error);
+    }
+    fs::rename(&beside, &path).map_err(failed("rename", &beside))?;
+    sync_directory(directory).map_err(|source| BaseFileError::SyncFailed {
+        path: directory.to_owned(),
+        source,
+    })?;
+    BaseFile::open(&path)
+}
+
+fn write_beside(
+    beside: &Path,
+    checkpoint: CheckpointId,
+    key_groups: u16,
+    base: Option<&BaseFile>,
+    changes: &BTreeMap<TableId, Overlay>,
+) -> Result<(), BaseFileError> {
+    let failed = |source| failed("write", beside)(source);
+    let file = File::create(beside).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    out.write_all(MAGIC).map_err(failed)?;
+    let mut tables: Vec<TableSections> = Vec::new();
+    let (mut writer, mut buffer) = (SectionWriter::default(), Vec::new());
+    merge(base, changes, key_groups, &mut |table, change| {
+        if tables.last().is_none_or(|last| last.table != *table) {
+            end_table(&mut tables, &mut writer);
+            tables.push(TableSections {
+                table: table.clone(),
+                cleared: Vec::new(),
+                sections: Vec::new(),
+            });
+        }
+        buffer.clear();
+        writer.push(&mut buffer, change);
+        out.write_all(&buffer).map_err(failed)
+    })?;
+    end_table(&mut tables, &mut writer);
+    let footer = Footer {
+        checkpoint,
+        key_groups,
+        tables,
+    };
+    let footer = rmp_serde::to_vec_named(&footer).expect("a footer can always be written");
+    let length = u32::try_from(footer.len()).expect("a footer has less than 4 GiB");
+    out.write_all(&footer).map_err(failed)?;
+    out.write_all(&length.to_le_bytes()).map_err(failed)?;
+    out.write_all(&crc32c::crc32c(&footer).to_le_bytes())
+        .map_err(failed)?;
+    out.write_all(MAGIC).map_err(failed)?;
+    let file = out
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(|source| BaseFileError::SyncFailed {
+        path: beside.to_owned(),
+        source,
+    })
+}
+
+fn end_table(tables: &mut [TableSections], writer: &mut SectionWriter) {
+    if let Some(last) = tables.last_mut() {
+        last.sections = writer.finish();
+    }
+}
+
+impl BaseFile {
+    pub fn open(path: &Path) -> Result<BaseFile, BaseFileError> {
+        let damaged = || BaseFileError::Damaged {
+            path: path.to_owned(),
+        };
+        let failed = |source| failed("read", path)(source);
+        let file = File::open(path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        let tail_at = bytes.checked_sub(TAIL).ok_or_else(damaged)?;
+        let mut tail = [0; 16];
+        file.read_exact_at(&mut tail, tail_at).map_err(failed)?;
+        let [l0, l1, l2, l3, c0, c1, c2, c3, magic @ ..] = tail;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]);
+        let footer_at = tail_at.checked_sub(length.into()).ok_or_else(damaged)?;
+        let mut footer = vec![0; length as usize];
+        file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+        let crc = u32::from_le_bytes([c0, c1, c2, c3]);
+        if magic != *MAGIC || crc32c::crc32c(&footer) != crc {
+            return Err(damaged());
+        }
+        let footer: Footer = rmp_serde::from_slice(&footer).map_err(|_| damaged())?;
+        let sections = footer.tables.iter().flat_map(|table| &table.sections);
+        let expected = sections.map(|section| section.bytes).sum::<u64>() + MAGIC.len() as u64;
+        if expected != footer_at {
+            return Err(damaged());
+        }
+        Ok(BaseFile {
+            path: path.to_owned(),
+            file,
+            bytes,
+            footer,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn checkpoint(&self) -> CheckpointId {
+        self.footer.checkpoint
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All tables, as changes of empty ones. Every section is verified.
+    pub fn read(&self) -> Result<BTreeMap<TableId, Overlay>, BaseFileError> {
+        let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
+        let mut read = |table: &TableId, change: Change<'_>| {
+            if !tables.contains_key(table) {
+                tables.insert(table.clone(), Overlay::default());
+            }
+            let overlay = tables.get_mut(table).expect("it was just put there");
+            let value = change.value.expect("a base file has no deletions");
+            overlay.put(change.namespace, change.key, value);
+            Ok::<(), BaseFileError>(())
+        };
+        merge(
+            Some(self),
+            &BTreeMap::new(),
+            self.footer.key_groups,
+            &mut read,
+        )?;
+        Ok(tables)
+    }
+
+    /// Where each section of a table begins.
+    fn sections(&self, table: &TableId) -> BTreeMap<KeyGroup, (u64, Section)> {
+        let mut at = MAGIC.len() as u64;
+        let mut found = BTreeMap::new();
+        for sections in &self.footer.tables {
+            for section in &sections.sections {
+                if sections.table == *table {
+                    found.insert(section.group, (at, *section));
+                }
+                at += section.bytes;
+            }
+        }
+        found
+    }
+
+    fn section_bytes(&self, at: u64, section: Section) -> Result<Vec<u8>, BaseFileError> {
+        let len = usize::try_from(section.bytes).expect("a section fits into memory");
+        let mut bytes = vec![0; len];
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(failed("read", &self.path))?;
+        Ok(bytes)
+    }
+}
+
+/// Visits every entry that a base and the changes since make, by table, key group, namespace and key.
+/// Holds one section of the base at a time.
+pub fn merge<E: From<BaseFileError>>(
+    base: Option<&BaseFile>,
+    changes: &BTreeMap<TableId, Overlay>,
+    key_groups: u16,
+    visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let in_base = base
+        .iter()
+        .flat_map(|base| base.footer.tables.iter().map(|t| &t.table));
+    let tables: BTreeSet<&TableId> = in_base.chain(changes.keys()).collect();
+    for table in tables {
+        let overlay = changes.get(table);
+        let cleared: BTreeSet<i64> = overlay.iter().flat_map(|o| o.cleared()).collect();
+        let newer = overlay.map_or_else(Vec::new, |overlay| overlay.sorted(key_groups));
+        let mut newer = newer.chunk_by(|a, b| a.group == b.group).peekable();
+        let sections = base.map(|base| base.sections(table)).unwrap_or_default();
+        for (group, (at, section)) in sections {
+            while let Some(changes) = newer.next_if(|changes| changes[0].group < group) {
+                merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
+            }
+            let changes = newer
+                .next_if(|changes| changes[0].group == group)
+                .unwrap_or_default();
+            let base = base.expect("it has a section");
+            let bytes = base.section_bytes(at, section)?;
+            let older = section
+                .entries(&bytes)
+                .map_err(|_| BaseFileError::Damaged {
+                    path: base.path.clone(),
+                })?
+                .filter(|entry| !cleared.contains(&entry.namespace))
+                .map(
+                    |SectionEntry {
+                         namespace,
+                         key,
+                         value,
+                     }| Change {
+                        group,
+                        namespace,
+                        key,
+                        value,
+                    },
+                );
+            merge_section(older, changes, &mut |change| visit(table, change))?;
+        }
+        for changes in newer {
+            merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
+        }
+    }
+    Ok(())
+}
+
+/// Merges entries with newer changes, both by namespace and key.
+fn merge_section<'a, E>(
+    older: impl Iterator<Item = Change<'a>>,
+    newer: &[Change<'_>],
+    visit: &mut dyn FnMut(Change<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut newer = newer.iter().copied().peekable();
+    let mut visit_kept = |change: Change<'_>| match change.value {
+        Some(_) => visit(change),
+        None => Ok(()),
+    };
+    for entry in older {
+        let place = (entry.namespace, entry.key);
+        while let Some(change) = newer.next_if(|change| (change.namespace, change.key) < place) {
+            visit_kept(change)?;
+        }
+        match newer.next_if(|change| (change.namespace, change.key) == place) {
+            Some(change) => visit_kept(change)?,
+            None => visit_kept(entry)?,
+        }
+    }
+    newer.try_for_each(visit_kept)
+}
+
+fn parse_name(name: &str) -> Option<CheckpointId> {
+    let digits = name.strip_prefix("base-")?.strip_suffix(".bin")?;
+    digits.parse().ok().map(CheckpointId)
+}
+
+fn failed<'p>(
+    operation: &'static str,
+    path: &'p Path,
+) -> impl FnOnce(io::Error) -> BaseFileError + 'p {
+    move |source| BaseFileError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
