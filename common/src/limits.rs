@@ -32,6 +32,9 @@ pub const MAX_FETCH_BYTES: usize = 16 << 20;
 pub const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 pub const MAX_FETCH_RECORDS: usize = 100_000;
 pub const DEFAULT_FETCH_RECORDS: usize = 1_000;
+/// Items on one page of a list.
+pub const DEFAULT_PAGE: usize = 100;
+pub const MAX_PAGE: usize = 1_000;
 /// A long poll answers with nothing after this.
 pub const MAX_WAIT: Span = Span::from_secs(30);
 /// One message between nodes: a bundle of frames, or a metadata image.

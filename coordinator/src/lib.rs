@@ -4,8 +4,13 @@ pub mod metadata;
 pub mod metadata_log;
 pub mod election;
 pub mod placement;
+pub mod controller;
+pub mod liveness;
 
+pub mod planner;
 pub mod job;
 pub mod checkpoint;
 
-pub mod planner;
+pub mod http;
+pub mod metrics;
+pub mod node;

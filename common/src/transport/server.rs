@@ -170,6 +170,11 @@ pub async fn read_body(payload: Payload, limit: usize) -> Result<Bytes, Problem>
     }
 }
 
+/// A JSON body that was read as a whole.
+pub fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| not_json(&error))
+}
+
 /// Answers a user's request with what another node says to it.
 pub async fn forward(
     transport: &Transport,
@@ -249,15 +254,17 @@ fn json_problem(error: &JsonPayloadError) -> Problem {
         JsonPayloadError::OverflowKnownLength { .. } | JsonPayloadError::Overflow { .. } => {
             Problem::new(ErrorCode::RequestTooLarge, error.to_string()).hint("Send less at a time.")
         }
-        JsonPayloadError::Deserialize(error) => {
-            let place = format!("line {}, column {}", error.line(), error.column());
-            let text = error.to_string();
-            // serde_json repeats the place at the end of its text.
-            let detail = text.split(" at line ").next().unwrap_or(&text);
-            Problem::new(ErrorCode::InvalidRequest, format!("the body: {detail}")).at(place)
-        }
+        JsonPayloadError::Deserialize(error) => not_json(error),
         other => Problem::new(ErrorCode::InvalidRequest, other.to_string()),
     }
+}
+
+fn not_json(error: &serde_json::Error) -> Problem {
+    let place = format!("line {}, column {}", error.line(), error.column());
+    let text = error.to_string();
+    // serde_json repeats the place at the end of its text.
+    let detail = text.split(" at line ").next().unwrap_or(&text);
+    Problem::new(ErrorCode::InvalidRequest, format!("the body: {detail}")).at(place)
 }
 
 fn query_problem(error: &QueryPayloadError) -> Problem {

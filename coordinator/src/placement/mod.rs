@@ -1,5 +1,6 @@
 //! What goes where: a problem in, an assignment out.
 
+pub mod replicas;
 pub mod tasks;
 #[cfg(test)]
 mod tasks_tests;

@@ -1,0 +1,34 @@
+//! More partitions, or other options.
+
+use actix_web::web::{Data, Json, Path};
+
+use common::error::Problem;
+use common::ids::TopicName;
+
+use super::State;
+use super::describe_topic::{TopicDescription, described};
+use crate::controller::topics::AlterTopic;
+
+#[utoipa::path(
+    patch,
+    path = "/v1/topics/{topic}",
+    tag = "topics",
+    params(("topic" = String, Path, description = "Its name")),
+    request_body = AlterTopic,
+    responses(
+        (status = 200, body = TopicDescription),
+        (status = 400, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem, description = "It was changed at the same time")
+    )
+)]
+pub(crate) async fn alter_topic(
+    state: Data<State>,
+    name: Path<String>,
+    change: Json<AlterTopic>,
+) -> Result<Json<TopicDescription>, Problem> {
+    let name = TopicName::new(name.into_inner())?;
+    let change = change.into_inner();
+    state.controller.alter_topic(name.clone(), change).await?;
+    described(&state, &name).map(Json)
+}

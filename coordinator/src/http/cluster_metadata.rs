@@ -1,0 +1,32 @@
+//! What changed in the facts: a long poll that is answered as soon as there is something new.
+
+use common::error::{ErrorCode, Problem};
+use common::limits::MAX_WAIT;
+use common::protocol::metadata::{FetchMetadata, MetadataDelta};
+
+use super::State;
+
+pub async fn handle(mut state: State, request: FetchMetadata) -> Result<MetadataDelta, Problem> {
+    let view = state.controller.view();
+    if view.read(|metadata| metadata.cluster()) != Some(request.cluster) {
+        return Err(Problem::new(
+            ErrorCode::WrongCluster,
+            "the node belongs to another cluster",
+        ));
+    }
+    if let Some(worker) = request.worker {
+        state.seen.note(worker, request.since);
+    }
+    let mut changes = view.changes();
+    let news = async {
+        tokio::select! {
+            // An error says that the log or the node has ended: then what there is is all there will be.
+            _ = changes.wait_for(|version| *version != request.since) => {}
+            _ = state.stopping.wait_for(|stopping| *stopping) => {}
+        }
+    };
+    let wait = request.wait.min(MAX_WAIT).as_duration();
+    // Whether something came or time is up, the answer says how things are.
+    drop(tokio::time::timeout(wait, news).await);
+    Ok(view.read(|metadata| metadata.delta_since(request.since)))
+}

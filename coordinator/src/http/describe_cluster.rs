@@ -1,0 +1,64 @@
+//! The cluster at a glance.
+
+use actix_web::web::{Data, Json};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::State;
+use crate::metadata::nodes::WorkerStatus;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ClusterDescription {
+    pub id: Option<String>,
+    /// Of this coordinator.
+    pub version: String,
+    /// Which reign of a coordinator this is.
+    pub control_epoch: u64,
+    /// How many commands made the cluster what it is.
+    pub metadata_version: u64,
+    pub workers: WorkerCounts,
+    pub topics: usize,
+    pub partitions: usize,
+    pub partitions_without_leader: usize,
+    pub jobs: usize,
+    pub jobs_running: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct WorkerCounts {
+    pub active: usize,
+    /// Recovering what is on their disks.
+    pub registered: usize,
+    /// Gone.
+    pub fenced: usize,
+}
+
+#[utoipa::path(
+    get,
+    path = "/v1/cluster",
+    tag = "cluster",
+    responses((status = 200, body = ClusterDescription))
+)]
+pub(crate) async fn describe_cluster(state: Data<State>) -> Json<ClusterDescription> {
+    Json(state.controller.view().read(|metadata| {
+        let workers = |status| metadata.workers().filter(|w| w.status == status).count();
+        let partitions = || metadata.topics_by_name().flat_map(|row| &row.partitions);
+        let running = metadata.jobs_by_name().filter(|j| j.deployment.is_some());
+        ClusterDescription {
+            id: metadata.cluster().map(|id| id.to_string()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            control_epoch: metadata.control_epoch().0,
+            metadata_version: metadata.version().0,
+            workers: WorkerCounts {
+                active: workers(WorkerStatus::Active),
+                registered: workers(WorkerStatus::Registered),
+                fenced: workers(WorkerStatus::Fenced),
+            },
+            topics: metadata.topics_by_name().count(),
+            partitions: partitions().count(),
+            partitions_without_leader: partitions().filter(|p| p.leader.is_none()).count(),
+            jobs: metadata.jobs_by_name().count(),
+            jobs_running: running.count(),
+        }
+    }))
+}

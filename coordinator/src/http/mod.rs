@@ -1,0 +1,111 @@
+//! The route table, one line per endpoint: decode, ask an actor or look at the facts, encode.
+
+pub mod register_node;
+pub mod heartbeat_node;
+pub mod cluster_metadata;
+pub mod create_topic;
+pub mod list_topics;
+pub mod describe_topic;
+pub mod alter_topic;
+pub mod delete_topic;
+pub mod forward_records;
+pub mod describe_cluster;
+pub mod list_workers;
+pub mod health;
+pub mod metrics;
+pub mod docs;
+pub mod paging;
+#[cfg(test)]
+mod http_tests;
+
+use std::sync::Arc;
+
+use actix_web::web::{self, Data, ServiceConfig, delete, get, patch, post};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+
+use common::error::Problem;
+use common::transport::client::Transport;
+use common::transport::server::{register, resource};
+
+use crate::controller::Controller;
+use crate::controller::seen::Seen;
+use crate::liveness::Liveness;
+use crate::metrics::Metrics;
+
+/// What endpoints stand on.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub controller: Controller,
+    pub liveness: Liveness,
+    pub transport: Transport,
+    pub seen: Seen,
+    pub metrics: Arc<Metrics>,
+    /// Becomes true when the node begins to stop: what is parked is then answered.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// The public endpoints, as `/openapi.json` describes them.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "Millstream",
+        description = "Topics, jobs and their state. Errors are problem documents (RFC 9457) with a stable code."
+    ),
+    paths(
+        create_topic::create_topic,
+        list_topics::list_topics,
+        describe_topic::describe_topic,
+        alter_topic::alter_topic,
+        delete_topic::delete_topic,
+        describe_cluster::describe_cluster,
+        list_workers::list_workers,
+        health::live,
+        health::ready,
+        metrics::metrics,
+    ),
+    components(schemas(Problem))
+)]
+pub struct Api;
+
+/// Adds every endpoint. Called once per thread of the server.
+pub fn routes(config: &mut ServiceConfig, state: &State) {
+    config.app_data(Data::new(state.clone()));
+
+    let State {
+        controller,
+        liveness,
+        ..
+    } = state.clone();
+    register(config, move |request| {
+        register_node::handle(controller.clone(), request)
+    });
+    register(config, move |request| {
+        heartbeat_node::handle(liveness.clone(), request)
+    });
+    let parked = state.clone();
+    register(config, move |request| {
+        cluster_metadata::handle(parked.clone(), request)
+    });
+
+    config
+        .service(
+            resource("/v1/topics")
+                .route(post().to(create_topic::create_topic))
+                .route(get().to(list_topics::list_topics)),
+        )
+        .service(
+            resource("/v1/topics/{topic}")
+                .route(get().to(describe_topic::describe_topic))
+                .route(patch().to(alter_topic::alter_topic))
+                .route(delete().to(delete_topic::delete_topic)),
+        )
+        .service(web::resource("/v1/topics/{topic}/{rest:.*}").to(forward_records::forward_records))
+        .service(resource("/v1/cluster").route(get().to(describe_cluster::describe_cluster)))
+        .service(resource("/v1/workers").route(get().to(list_workers::list_workers)))
+        .service(resource("/health/live").route(get().to(health::live)))
+        .service(resource("/health/ready").route(get().to(health::ready)))
+        .service(resource("/metrics").route(get().to(metrics::metrics)))
+        .service(resource("/openapi.json").route(get().to(docs::openapi)))
+        .service(resource("/docs").route(get().to(docs::docs)));
+}

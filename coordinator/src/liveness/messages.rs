@@ -1,0 +1,32 @@
+//! The mailbox of the liveness actor.
+
+use std::collections::BTreeMap;
+
+use actix::Message;
+
+use common::error::Problem;
+use common::ids::{NodeId, WorkerEpoch};
+use common::protocol::node::{Heartbeat, HeartbeatReply, NodeLoad};
+use common::time::Span;
+
+#[derive(Debug)]
+pub struct Heard(pub Heartbeat);
+
+impl Message for Heard {
+    type Result = Result<HeartbeatReply, Problem>;
+}
+
+/// What was last heard of each worker.
+#[derive(Debug)]
+pub struct Describe;
+
+impl Message for Describe {
+    type Result = BTreeMap<NodeId, LastHeard>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LastHeard {
+    pub epoch: WorkerEpoch,
+    pub ago: Span,
+    pub load: NodeLoad,
+}

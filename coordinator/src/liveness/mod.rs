@@ -1,0 +1,10 @@
+//! How we decide that a worker is gone: it is silent for a session timeout, or refuses connections.
+//!
+//! Nothing is lost by a wrong decision, only time: what a worker does under an epoch that was ended is
+//! refused everywhere, whether it agrees or not.
+
+pub mod machine;
+pub mod messages;
+pub mod actor;
+
+pub use actor::Liveness;

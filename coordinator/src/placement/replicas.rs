@@ -1,0 +1,102 @@
+//! Partition replicas → workers.
+//!
+//! Goals, the first one first: the replicas of a partition are on different workers; every worker has
+//! about as many replicas as every other; every worker is the preferred leader of about as many
+//! partitions. What is placed stays where it is: only what is new is placed, and the same question has
+//! the same answer.
+
+use std::collections::BTreeMap;
+
+use common::ids::NodeId;
+
+/// What a worker holds already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    pub replicas: u32,
+    /// Of these, how many it is the preferred leader of.
+    pub preferred: u32,
+}
+
+/// Places new partitions on these workers; `None` if there are fewer workers than replicas.
+/// Each partition's first replica is its preferred leader.
+pub fn place(
+    partitions: u32,
+    replication_factor: u32,
+    workers: &BTreeMap<NodeId, Held>,
+) -> Option<Vec<Vec<NodeId>>> {
+    let factor = usize::try_from(replication_factor).ok()?;
+    if factor == 0 || workers.len() < factor {
+        return None;
+    }
+    let mut held = workers.clone();
+    let placed = (0..partitions).map(|_| {
+        let mut emptiest: Vec<(Held, NodeId)> = held.iter().map(|(n, h)| (*h, *n)).collect();
+        emptiest.sort_unstable();
+        emptiest.truncate(factor);
+        emptiest.sort_unstable_by_key(|(held, node)| (held.preferred, held.replicas, *node));
+        let nodes: Vec<NodeId> = emptiest.into_iter().map(|(_, node)| node).collect();
+        for node in &nodes {
+            held.entry(*node).or_default().replicas += 1;
+        }
+        held.entry(nodes[0]).or_default().preferred += 1;
+        nodes
+    });
+    Some(placed.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn workers(count: u32) -> BTreeMap<NodeId, Held> {
+        (1..=count).map(|n| (NodeId(n), Held::default())).collect()
+    }
+
+    #[test]
+    fn new_partitions_go_to_the_workers_that_have_the_fewest() {
+        let mut uneven = workers(2);
+        uneven.insert(
+            NodeId(1),
+            Held {
+                replicas: 2,
+                preferred: 2,
+            },
+        );
+        let placed = place(4, 1, &uneven).unwrap();
+        let on = |node| placed.iter().filter(|r| r[..] == [NodeId(node)]).count();
+        assert_eq!((on(1), on(2)), (1, 3));
+        assert_eq!(place(1, 3, &workers(2)), None);
+        assert_eq!(place(1, 1, &workers(0)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn replicas_are_apart_and_evenly_spread(
+            nodes in 1..9_u32, factor in 1..4_u32, partitions in 0..200_u32,
+        ) {
+            let placed = place(partitions, factor, &workers(nodes));
+            prop_assert_eq!(placed.is_none(), nodes < factor);
+            let Some(placed) = placed else { return Ok(()) };
+            prop_assert_eq!(placed.len(), partitions as usize);
+            let mut held = workers(nodes);
+            for replicas in &placed {
+                let apart: BTreeSet<NodeId> = replicas.iter().copied().collect();
+                prop_assert_eq!(apart.len(), factor as usize);
+                for node in replicas {
+                    held.get_mut(node).unwrap().replicas += 1;
+                }
+                held.get_mut(&replicas[0]).unwrap().preferred += 1;
+            }
+            let spread = |count: fn(&Held) -> u32| {
+                let counts = held.values().map(count);
+                counts.clone().max().unwrap() - counts.min().unwrap()
+            };
+            prop_assert!(spread(|h| h.replicas) <= 1);
+            prop_assert!(spread(|h| h.preferred) <= factor);
+        }
+    }
+}
