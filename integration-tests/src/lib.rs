@@ -3,3 +3,4 @@
 pub mod process;
 pub mod cluster;
 pub mod data;
+pub mod source_tree;

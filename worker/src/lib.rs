@@ -16,6 +16,11 @@ pub mod source;
 pub mod window;
 pub mod operator;
 pub mod sink;
+pub mod job;
+
+pub mod slots;
+pub mod http;
+pub mod node;
 
 #[cfg(test)]
 mod test_log;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::{TopicName, TopicPartition};
+use common::log_batch::LogBatch;
 use common::protocol::Call;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
 use common::protocol::metadata::TopicImage;
@@ -12,6 +13,8 @@ use common::transport::client::Transport;
 use std::sync::Arc;
 
 use crate::metadata_image::ImageWatch;
+use crate::partition::actor::PartitionHandle;
+use crate::partition::registry::Partitions;
 
 /// An answer that takes longer is given up; its outcome is unknown.
 const DEADLINE: Span = Span::from_secs(10);
@@ -20,11 +23,25 @@ const DEADLINE: Span = Span::from_secs(10);
 pub struct LogClient {
     image: ImageWatch,
     transport: Transport,
+    /// The partitions of this worker; `None` where there are none.
+    local: Option<Partitions>,
 }
 
 impl LogClient {
     pub fn new(image: ImageWatch, transport: Transport) -> LogClient {
-        LogClient { image, transport }
+        LogClient {
+            image,
+            transport,
+            local: None,
+        }
+    }
+
+    /// Goes to these partitions directly where this worker leads them.
+    pub fn with_local(self, partitions: Partitions) -> LogClient {
+        LogClient {
+            local: Some(partitions),
+            ..self
+        }
     }
 
     /// The topic as this worker knows it now.
@@ -43,6 +60,9 @@ impl LogClient {
         partition: TopicPartition,
         batch: Bytes,
     ) -> Result<AppendedBatch, Problem> {
+        if let Some(local) = self.local(partition) {
+            return local.append(LogBatch::parse(batch)?, Acks::All, None).await;
+        }
         let batches = vec![PartitionAppend {
             partition,
             leader_epoch: None,
@@ -59,12 +79,22 @@ impl LogClient {
 
     /// Batches from an offset on; waits for some as long as the request says.
     pub async fn fetch(&self, request: FetchBatches) -> Result<FetchedBatches, Problem> {
+        if let Some(local) = self.local(request.partition) {
+            return local.fetch(&request).await;
+        }
         let deadline = Span(request.wait.0 + DEADLINE.0);
         self.call(request.partition, &request, deadline).await
     }
 
     pub async fn offsets(&self, request: ListOffsets) -> Result<PartitionOffsets, Problem> {
+        if let Some(local) = self.local(request.partition) {
+            return local.offsets(request.at).await;
+        }
         self.call(request.partition, &request, DEADLINE).await
+    }
+
+    fn local(&self, partition: TopicPartition) -> Option<PartitionHandle> {
+        self.local.as_ref()?.get(partition)
     }
 
     async fn call<C: Call>(

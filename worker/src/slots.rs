@@ -17,7 +17,11 @@ pub struct Threads {
 impl Threads {
     pub fn start(cores: u32) -> Threads {
         let data = (0..cores.max(1)).map(|_| Arbiter::new()).collect();
-        Threads { data, control: Arbiter::new(), log: Arbiter::new() }
+        Threads {
+            data,
+            control: Arbiter::new(),
+            log: Arbiter::new(),
+        }
     }
 
     /// The thread of a task. The instances of one stage are spread, and so are its neighbours'.
@@ -36,8 +40,11 @@ impl Threads {
 
     /// Ends all threads, and waits until they have ended.
     pub fn stop(self) {
-        let arbiters: Vec<Arbiter> =
-            self.data.into_iter().chain([self.control, self.log]).collect();
+        let arbiters: Vec<Arbiter> = self
+            .data
+            .into_iter()
+            .chain([self.control, self.log])
+            .collect();
         for arbiter in &arbiters {
             arbiter.stop();
         }

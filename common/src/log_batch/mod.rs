@@ -41,6 +41,7 @@ pub use header::{BatchHeader, HEADER_BYTES, ProducerStamp};
 pub use records::{HeaderRef, HeadersRef, RecordRef, Records, RecordsIter};
 
 use crate::compression::{Compression, CompressionError};
+use crate::error::{ErrorCode, Problem};
 use crate::ids::LeaderEpoch;
 use crate::limits::MAX_BATCH_BYTES;
 use crate::offset::Offset;
@@ -238,3 +239,12 @@ impl Iterator for LogBatches {
 }
 
 const _: () = assert!(MAX_BATCH_BYTES <= crate::limits::MAX_UNCOMPRESSED_BATCH_BYTES);
+
+impl From<BatchError> for Problem {
+    fn from(error: BatchError) -> Problem {
+        Problem::new(
+            ErrorCode::InvalidRecord,
+            format!("the record batch is refused: {error}"),
+        )
+    }
+}

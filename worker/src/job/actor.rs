@@ -11,7 +11,6 @@ use actix::{
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
 use common::key_group::KeyGroupRange;
-use common::plan::connector::SourceSpec;
 use common::protocol::checkpoint::{AckCheckpoint, DeclineCheckpoint, TaskSnapshot};
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
@@ -22,12 +21,14 @@ use tracing::{error, info, warn};
 use super::messages::{Barrier, Completed, ReadState, StopJob};
 use super::services::Services;
 use super::wiring::connections;
+use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::{Participant, Persist};
-use crate::checkpoint::store::{JobStateStore, StoreError, TaskTables};
+use crate::checkpoint::state_store::{JobStateStore, StateError, StoreOptions, TaskTables};
 use crate::operator;
+use crate::sink::dead_letters::DeadLetterSink;
+use crate::sink::{self, SinkContext};
 use crate::source::watermark::Watermarks;
 use crate::source::{self, SourceContext};
-use crate::sink::{self, SinkContext};
 use crate::task::actor::{Input, Progress, SourceSide, TaskActor};
 use crate::task::chain::Chain;
 use crate::task::channel::channel;
@@ -99,34 +100,35 @@ impl JobActor {
                 self.services.urgent.clone(),
             );
         }
-        let directory = self.services.jobs_directory.join(self.deployment.job.to_string());
+        let directory = self
+            .services
+            .jobs_directory
+            .join(self.deployment.job.to_string());
         let deployment = self.deployment.clone();
         let image = self.services.image.clone();
         let tasks = self.local.clone();
         let restoring = tokio::task::spawn_blocking(move || {
-            let store = JobStateStore::open(&directory, deployment.job)?;
+            let options = StoreOptions::new(deployment.graph.key_groups);
+            let store = JobStateStore::open(&directory, options)?;
             let facts = image.borrow().jobs.get(&deployment.job).cloned();
-            let counts = |generation, checkpoint| {
-                facts.as_ref().and_then(|job| job.counts(generation, checkpoint)) == Some(true)
-            };
+            let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
             let mut restored = Restored::new();
             for task in tasks {
-                let tables = match deployment.restore {
-                    Some(checkpoint) => store.restore(task, checkpoint, &counts)?,
-                    None => TaskTables::default(),
-                };
-                restored.insert(task, tables);
+                let (generation, at) = (deployment.generation, deployment.restore);
+                restored.insert(task, store.restore(generation, task, at, &history)?);
             }
-            Ok::<_, StoreError>((store, restored))
+            Ok::<_, StateError>((store, restored))
         });
-        let restored = restoring.into_actor(self).map(|outcome, actor, context| match outcome {
-            Ok(Ok((store, restored))) => {
-                actor.store = Some(Arc::new(store));
-                actor.start_tasks(restored, context);
-            }
-            Ok(Err(error)) => actor.fail_all(format!("the state cannot be restored: {error}")),
-            Err(error) => actor.fail_all(format!("restoring the state panicked: {error}")),
-        });
+        let restored = restoring
+            .into_actor(self)
+            .map(|outcome, actor, context| match outcome {
+                Ok(Ok((store, restored))) => {
+                    actor.store = Some(Arc::new(store));
+                    actor.start_tasks(restored, context);
+                }
+                Ok(Err(error)) => actor.fail_all(format!("the state cannot be restored: {error}")),
+                Err(error) => actor.fail_all(format!("restoring the state panicked: {error}")),
+            });
         context.spawn(restored);
     }
 
@@ -134,8 +136,11 @@ impl JobActor {
         if self.stopping {
             return;
         }
-        let wakes: BTreeMap<TaskId, Arc<Notify>> =
-            self.local.iter().map(|task| (*task, Arc::default())).collect();
+        let wakes: BTreeMap<TaskId, Arc<Notify>> = self
+            .local
+            .iter()
+            .map(|task| (*task, Arc::default()))
+            .collect();
         let mut inputs: BTreeMap<TaskId, Vec<InputChannel>> = BTreeMap::new();
         let mut outputs: BTreeMap<TaskId, Vec<(usize, Vec<Writer>)>> = BTreeMap::new();
         for index in 0..self.deployment.graph.edges.len() {
@@ -160,7 +165,10 @@ impl JobActor {
                     }
                 };
                 if let Some(reader) = reader {
-                    let input = InputChannel { reader, input: connection.input };
+                    let input = InputChannel {
+                        reader,
+                        input: connection.input,
+                    };
                     inputs.entry(connection.to).or_default().push(input);
                 }
                 if let Some(writer) = writer {
@@ -199,15 +207,22 @@ impl JobActor {
         let deployment = &self.deployment;
         let stage = deployment.graph.stage(parts.task.stage);
         let key_groups = deployment.graph.key_groups;
-        let mut tables = parts.tables.by_operator();
-        let mut own = |id: &str| OperatorState { tables: tables.remove(id).unwrap_or_default() };
+        let mut states: BTreeMap<String, OperatorState> = BTreeMap::new();
+        for (id, table) in parts.tables {
+            states
+                .entry(id.operator)
+                .or_default()
+                .tables
+                .insert(id.table, table);
+        }
+        let mut own = |id: &str| states.remove(id).unwrap_or_default();
         let mut state = TaskState::new(own(TASK), own(SINK));
         let watermark = state.watermark();
         let sealed = deployment.restore.unwrap_or_default();
         let mut operators = Vec::new();
         for planned in &stage.operators {
             let id = planned.spec.id();
-            let built = operator::build(planned, key_groups, &self.services.custom)?;
+            let built = operator::build(planned, &self.services.custom)?;
             operators.push((id.to_owned(), built, own(id)));
         }
         let key_range = KeyGroupRange::of_task(parts.task.index, key_groups, stage.parallelism);
@@ -231,6 +246,7 @@ impl JobActor {
                 generation: deployment.generation,
                 ordinal: deployment.ordinal_of(parts.task),
                 task_index: parts.task.index,
+                parallelism: stage.parallelism,
                 restored: deployment.restore,
                 log: self.services.log.clone(),
                 transport: self.services.transport.clone(),
@@ -251,7 +267,7 @@ impl JobActor {
         let thread = self.services.threads.task(deployment.job, task);
         // Sources and sinks are made on the thread they stay on.
         Ok(TaskActor::start_in_arbiter(&thread, move |_| {
-            let letters = sink::open_dead_letters(&starting.sink);
+            let letters = DeadLetterSink::new(starting.sink.clone());
             let sink_opening = starting.open_sink();
             let (sink, pump) = sink_queue(sink_opening, letters, wake.clone());
             let input = starting.open_input(&mut state, sealed, watermark, wake.clone());
@@ -275,73 +291,80 @@ impl JobActor {
 
     /// Makes durable what all local tasks have sealed, and acknowledges it.
     fn persist(&mut self, context: &mut Context<Self>) {
-        let Some(store) = self.store.clone() else { return };
-        if let Some(persist) = self.participant.next() {
-            self.write(store, Arc::new(persist), context);
+        if let Some(Persist { checkpoint, chunks }) = self.participant.next() {
+            let newest = chunks.iter().filter(|(c, _, _)| *c == checkpoint);
+            let tasks = newest.map(|(_, task, snapshot)| TaskSnapshot {
+                task: *task,
+                delta_bytes: 0,
+                state_bytes: snapshot.state_bytes,
+                positions: snapshot.positions.clone(),
+            });
+            let ack = AckCheckpoint {
+                worker: self.services.session.worker,
+                worker_epoch: self.services.session.epoch(),
+                job: self.deployment.job,
+                generation: self.deployment.generation,
+                checkpoint,
+                tasks: tasks.collect(),
+            };
+            let chunk =
+                |(checkpoint, task, snapshot): (CheckpointId, TaskId, Snapshot)| TaskChunk {
+                    task,
+                    checkpoint,
+                    tables: snapshot.deltas,
+                };
+            self.write(chunks.into_iter().map(chunk).collect(), ack, context);
         }
     }
 
     fn write(
         &mut self,
-        store: Arc<JobStateStore>,
-        persist: Arc<Persist<Snapshot>>,
+        chunks: Vec<TaskChunk>,
+        mut ack: AckCheckpoint,
         context: &mut Context<Self>,
     ) {
+        let Some(store) = self.store.clone() else {
+            return;
+        };
         let generation = self.deployment.generation;
-        let chunks = persist.clone();
-        let writing = tokio::task::spawn_blocking(move || store.persist(generation, &chunks.chunks));
+        let writing = tokio::task::spawn_blocking(move || store.persist(generation, chunks));
         let written = writing.into_actor(self).map(|outcome, actor, context| {
             match outcome.expect("writing a checkpoint does not panic") {
-                Ok(written) => {
-                    actor.participant.persisted(persist.checkpoint);
-                    actor.acknowledge(&persist, &written.bytes, context);
+                Ok(bytes) => {
+                    actor.participant.persisted(ack.checkpoint);
+                    for snapshot in &mut ack.tasks {
+                        snapshot.delta_bytes = bytes.get(&snapshot.task).copied().unwrap_or(0);
+                    }
+                    actor.acknowledge(ack, context);
                     actor.persist(context);
                 }
                 Err(error) if error.is_disk_full() => {
-                    // The tasks go on; what they sealed is written when there is room again.
-                    actor.decline(persist.checkpoint, error.to_string(), context);
+                    // The tasks go on. The store keeps what they sealed until there is room again.
+                    actor.decline(ack.checkpoint, error.to_string(), context);
                     context.run_later(RETRY_EVERY.as_duration(), |actor, context| {
-                        if let Some(store) = actor.store.clone() {
-                            actor.write(store, persist, context);
-                        }
+                        actor.write(Vec::new(), ack, context);
                     });
                 }
-                Err(error) => {
+                Err(error) if error.is_fatal() => {
                     // The disk no longer holds what it said it holds: nothing of this process can be
                     // trusted to be durable.
                     error!(%error, "a checkpoint cannot be written; the worker ends");
                     std::process::abort();
                 }
+                Err(error) => actor.fail_all(format!("a checkpoint cannot be written: {error}")),
             }
         });
         context.spawn(written);
     }
 
-    fn acknowledge(
-        &self,
-        persist: &Persist<Snapshot>,
-        bytes: &BTreeMap<TaskId, u64>,
-        context: &mut Context<Self>,
-    ) {
-        let newest = persist.chunks.iter().filter(|(c, _, _)| *c == persist.checkpoint);
-        let tasks = newest.map(|(_, task, snapshot)| TaskSnapshot {
-            task: *task,
-            delta_bytes: bytes.get(task).copied().unwrap_or(0),
-            state_bytes: snapshot.state_bytes,
-            positions: snapshot.positions.clone(),
-        });
-        let ack = AckCheckpoint {
-            worker: self.services.session.worker,
-            worker_epoch: self.services.session.epoch(),
-            job: self.deployment.job,
-            generation: self.deployment.generation,
-            checkpoint: persist.checkpoint,
-            tasks: tasks.collect(),
-        };
+    fn acknowledge(&self, ack: AckCheckpoint, context: &mut Context<Self>) {
         let services = self.services.clone();
         let telling = async move {
             loop {
-                let told = services.transport.call(&services.coordinator, &ack, ACK_DEADLINE).await;
+                let told = services
+                    .transport
+                    .call(&services.coordinator, &ack, ACK_DEADLINE)
+                    .await;
                 match told {
                     Ok(_) => return,
                     Err(error) if error.is_retriable() => {
@@ -370,7 +393,10 @@ impl JobActor {
         let services = self.services.clone();
         let telling = async move {
             // Lost, it is only noticed later: the checkpoint times out.
-            let told = services.transport.call(&services.coordinator, &decline, ACK_DEADLINE).await;
+            let told = services
+                .transport
+                .call(&services.coordinator, &decline, ACK_DEADLINE)
+                .await;
             drop(told);
         };
         context.spawn(telling.into_actor(self));
@@ -378,7 +404,9 @@ impl JobActor {
 
     /// Folds what was completed into the base, one fold at a time; those that gathered are one.
     fn fold(&mut self, context: &mut Context<Self>) {
-        let (Some(store), Some(completed)) = (self.store.clone(), self.completed) else { return };
+        let (Some(store), Some(completed)) = (self.store.clone(), self.completed) else {
+            return;
+        };
         if self.folding || self.folded >= Some(completed) {
             return;
         }
@@ -386,22 +414,22 @@ impl JobActor {
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let folding = tokio::task::spawn_blocking(move || {
-            let counts = |generation, checkpoint| {
-                facts.as_ref().and_then(|job| job.counts(generation, checkpoint)) == Some(true)
-            };
-            store.complete(completed, &counts)
+            let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
+            store.fold(completed, &history)
         });
-        let folded = folding.into_actor(self).map(move |outcome, actor, context| {
-            actor.folding = false;
-            match outcome.expect("folding does not panic") {
-                Ok(()) => {
-                    actor.folded = Some(completed);
-                    actor.fold(context);
+        let folded = folding
+            .into_actor(self)
+            .map(move |outcome, actor, context| {
+                actor.folding = false;
+                match outcome.expect("folding does not panic") {
+                    Ok(()) => {
+                        actor.folded = Some(completed);
+                        actor.fold(context);
+                    }
+                    // The deltas stay until a later fold succeeds: nothing is lost, only longer to replay.
+                    Err(error) => warn!(job = %actor.deployment.name, %error, "cannot fold"),
                 }
-                // The deltas stay until a later fold succeeds: nothing is lost, only longer to replay.
-                Err(error) => warn!(job = %actor.deployment.name, %error, "cannot fold"),
-            }
-        });
+            });
         context.spawn(folded);
     }
 
@@ -416,7 +444,9 @@ impl JobActor {
     }
 
     fn tell_completed(&self) {
-        let Some(completed) = self.completed else { return };
+        let Some(completed) = self.completed else {
+            return;
+        };
         for address in self.tasks.values() {
             // A full mailbox is tried again at the next look.
             drop(address.try_send(Complete(completed)));
@@ -460,7 +490,9 @@ impl StartingTask {
         let planned = self.stage.sink.clone()?;
         let context = self.sink.clone();
         Some(Box::pin(async move {
-            sink::open(&planned, context).await.map_err(sink::SinkError::from)
+            sink::open(&planned, context)
+                .await
+                .map_err(sink::SinkError::from)
         }))
     }
 
@@ -476,13 +508,18 @@ impl StartingTask {
         };
         let event_time = planned.spec.watermark().cloned();
         let time_column = event_time.as_ref().and_then(|event_time| {
-            planned.columns.iter().position(|column| column.name == event_time.column)
+            planned
+                .columns
+                .iter()
+                .position(|column| column.name == event_time.column)
         });
         let delay = event_time.map(|event_time| event_time.delay);
         let idle_timeout = planned.spec.idle_timeout();
         let context = self.source;
         let opening = async move {
-            source::open(&planned, context).await.map_err(source::SourceError::from)
+            source::open(&planned, context)
+                .await
+                .map_err(source::SourceError::from)
         };
         Input::Source(SourceSide {
             reader: SourceInput::start(Box::pin(opening), wake),
@@ -507,7 +544,8 @@ impl Handler<Sealed> for JobActor {
     type Result = ();
 
     fn handle(&mut self, sealed: Sealed, context: &mut Context<Self>) {
-        self.participant.sealed(sealed.task, sealed.checkpoint, sealed.snapshot);
+        self.participant
+            .sealed(sealed.task, sealed.checkpoint, sealed.snapshot);
         self.persist(context);
     }
 }
@@ -522,11 +560,18 @@ impl Handler<Barrier> for JobActor {
                 self.deployment.generation, inject.generation
             );
             let newer = inject.generation > self.deployment.generation;
-            let code = if newer { ErrorCode::MetadataStale } else { ErrorCode::FencedGeneration };
+            let code = if newer {
+                ErrorCode::MetadataStale
+            } else {
+                ErrorCode::FencedGeneration
+            };
             return Err(Problem::new(code, detail));
         }
         let stop = inject.kind == common::protocol::checkpoint::CheckpointKind::Stop;
-        let barrier = crate::task::message::Barrier { checkpoint: inject.checkpoint, stop };
+        let barrier = crate::task::message::Barrier {
+            checkpoint: inject.checkpoint,
+            stop,
+        };
         let sources: Vec<TaskId> = self
             .local
             .iter()
@@ -534,7 +579,10 @@ impl Handler<Barrier> for JobActor {
             .copied()
             .collect();
         for task in sources {
-            let taken = self.tasks.get(&task).map(|address| address.try_send(Inject(barrier)));
+            let taken = self
+                .tasks
+                .get(&task)
+                .map(|address| address.try_send(Inject(barrier)));
             if !matches!(taken, Some(Ok(()))) {
                 let detail = format!("task {task} cannot take a barrier now");
                 return Err(Problem::new(ErrorCode::MetadataStale, detail));
@@ -585,15 +633,19 @@ impl Handler<StopJob> for JobActor {
         let ended = async move {
             for task in tasks {
                 // One that is gone already has stopped.
-                drop(task.send(Stop).await);
+                task.send(Stop).await.unwrap_or_default();
             }
         };
-        Box::pin(ended.into_actor(self).map(|(), actor: &mut JobActor, context| {
-            let (job, generation) = (actor.deployment.job, actor.deployment.generation);
-            actor.services.exchange.close(job, generation);
-            actor.services.reports.remove(job, generation);
-            actor.store = None;
-            context.stop();
-        }))
+        Box::pin(
+            ended
+                .into_actor(self)
+                .map(|(), actor: &mut JobActor, context| {
+                    let (job, generation) = (actor.deployment.job, actor.deployment.generation);
+                    actor.services.exchange.close(job, generation);
+                    actor.services.reports.remove(job, generation);
+                    actor.store = None;
+                    context.stop();
+                }),
+        )
     }
 }

@@ -32,14 +32,20 @@ pub fn changes(
             // A generation that was started before this life began lost its tasks here with the former
             // one. Starting them again would set them behind the others.
             deployment.version.0 > my_epoch.0
-                && deployment.tasks.iter().any(|assignment| assignment.worker == me)
+                && deployment
+                    .tasks
+                    .iter()
+                    .any(|assignment| assignment.worker == me)
         })
         .map(|(job, deployment)| (*job, deployment))
         .collect();
     let is_wanted = |job: &JobId, generation: &Generation| {
-        wanted.get(job).is_some_and(|deployment| deployment.generation == *generation)
+        wanted
+            .get(job)
+            .is_some_and(|deployment| deployment.generation == *generation)
     };
-    let runs = |deployment: &Deployment| running.get(&deployment.job) == Some(&deployment.generation);
+    let runs =
+        |deployment: &Deployment| running.get(&deployment.job) == Some(&deployment.generation);
     Changes {
         stop: running
             .iter()
@@ -71,7 +77,10 @@ mod tests {
 
     fn image(job: u32, generation: u32, version: u64, worker: u32) -> MetadataImage {
         let name = JobName::new("j").unwrap();
-        let task = TaskId { stage: StageId(0), index: 0 };
+        let task = TaskId {
+            stage: StageId(0),
+            index: 0,
+        };
         let deployment = Deployment {
             job: JobId(job),
             name: name.clone(),
@@ -79,7 +88,10 @@ mod tests {
             version: MetadataVersion(version),
             restore: None,
             graph: TaskGraph::default(),
-            tasks: vec![TaskAssignment { task, worker: NodeId(worker) }],
+            tasks: vec![TaskAssignment {
+                task,
+                worker: NodeId(worker),
+            }],
             checkpoint_interval: Span::from_secs(1),
         };
         let job_image = JobImage {
@@ -98,7 +110,10 @@ mod tests {
     }
 
     fn compare(image: &MetadataImage, running: &[(u32, u32)], kept: &[u32]) -> Changes {
-        let running = running.iter().map(|(j, g)| (JobId(*j), Generation(*g))).collect();
+        let running = running
+            .iter()
+            .map(|(j, g)| (JobId(*j), Generation(*g)))
+            .collect();
         let kept = kept.iter().map(|j| JobId(*j)).collect();
         changes(image, NodeId(1), WorkerEpoch(10), &running, &kept)
     }
@@ -113,7 +128,10 @@ mod tests {
 
     #[test]
     fn what_already_runs_is_left_alone() {
-        assert_eq!(compare(&image(1, 2, 20, 1), &[(1, 2)], &[1]), Changes::default());
+        assert_eq!(
+            compare(&image(1, 2, 20, 1), &[(1, 2)], &[1]),
+            Changes::default()
+        );
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, StreamHandler,
-    WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture,
+    StreamHandler, WrapFuture,
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{Generation, JobId};
@@ -13,9 +13,9 @@ use tracing::warn;
 
 use super::actor::JobActor;
 use super::assignment::changes;
-use super::messages::{Barrier, Completed, ImageChanged, ReadState, StopJob};
+use super::messages::{Barrier, Completed, ImageChanged, ReadState, StopAll, StopJob};
 use super::services::Services;
-use crate::checkpoint::store::JobStateStore;
+use crate::checkpoint::state_store::JobStateStore;
 use crate::metadata_image::MetadataImage;
 
 #[derive(Debug)]
@@ -31,11 +31,20 @@ pub struct JobsActor {
 impl JobsActor {
     /// `kept`: the jobs that have state on this disk.
     pub fn new(services: Services, kept: BTreeSet<JobId>) -> JobsActor {
-        JobsActor { services, running: BTreeMap::new(), stopping: BTreeSet::new(), kept }
+        JobsActor {
+            services,
+            running: BTreeMap::new(),
+            stopping: BTreeSet::new(),
+            kept,
+        }
     }
 
     fn follow(&mut self, image: &MetadataImage, context: &mut Context<Self>) {
-        let running = self.running.iter().map(|(job, (g, _))| (*job, *g)).collect();
+        let running = self
+            .running
+            .iter()
+            .map(|(job, (g, _))| (*job, *g))
+            .collect();
         let session = &self.services.session;
         let changes = changes(image, session.worker, session.epoch(), &running, &self.kept);
         for (job, _) in changes.stop {
@@ -66,13 +75,18 @@ impl JobsActor {
     }
 
     fn stop(&mut self, job: JobId, context: &mut Context<Self>) {
-        let Some((_, address)) = self.running.remove(&job) else { return };
+        let Some((_, address)) = self.running.remove(&job) else {
+            return;
+        };
         self.stopping.insert(job);
-        let stopped = address.send(StopJob).into_actor(self).map(move |_, actor, context| {
-            actor.stopping.remove(&job);
-            let image = actor.services.image.borrow().clone();
-            actor.follow(&image, context);
-        });
+        let stopped = address
+            .send(StopJob)
+            .into_actor(self)
+            .map(move |_, actor, context| {
+                actor.stopping.remove(&job);
+                let image = actor.services.image.borrow().clone();
+                actor.follow(&image, context);
+            });
         context.spawn(stopped);
     }
 
@@ -80,19 +94,27 @@ impl JobsActor {
         self.kept.remove(&job);
         let directory = self.services.jobs_directory.join(job.to_string());
         let removing = tokio::task::spawn_blocking(move || JobStateStore::remove(&directory));
-        let removed = removing.into_actor(self).map(move |outcome, _, _| match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%job, %error, "the state of a deleted job stays on disk"),
-            Err(error) => warn!(%job, %error, "removing the state of a deleted job panicked"),
-        });
+        let removed = removing
+            .into_actor(self)
+            .map(move |outcome, _, _| match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%job, %error, "the state of a deleted job stays on disk"),
+                Err(error) => warn!(%job, %error, "removing the state of a deleted job panicked"),
+            });
         context.spawn(removed);
     }
 
     fn job(&self, job: JobId) -> Result<Addr<JobActor>, Problem> {
         let not_here = || {
-            Problem::new(ErrorCode::MetadataStale, format!("job {job} does not run here yet"))
+            Problem::new(
+                ErrorCode::MetadataStale,
+                format!("job {job} does not run here yet"),
+            )
         };
-        self.running.get(&job).map(|(_, address)| address.clone()).ok_or_else(not_here)
+        self.running
+            .get(&job)
+            .map(|(_, address)| address.clone())
+            .ok_or_else(not_here)
     }
 }
 
@@ -133,6 +155,21 @@ impl Handler<ReadState> for JobsActor {
     fn handle(&mut self, read: ReadState, _: &mut Context<Self>) -> Self::Result {
         let job = self.job(read.0.job);
         Box::pin(async move { job?.send(read).await.map_err(|_| gone())? })
+    }
+}
+
+impl Handler<StopAll> for JobsActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopAll, context: &mut Context<Self>) -> Self::Result {
+        let running = std::mem::take(&mut self.running);
+        context.stop();
+        Box::pin(async move {
+            for (_, (_, address)) in running {
+                // One that is gone already has stopped.
+                address.send(StopJob).await.unwrap_or_default();
+            }
+        })
     }
 }
 

@@ -11,26 +11,49 @@ use common::protocol::state::{QueryState, StateEntries};
 use crate::metadata_image::MetadataImage;
 
 /// There is a newer image.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Debug)]
 pub struct ImageChanged(pub Arc<MetadataImage>);
 
+impl Message for ImageChanged {
+    type Result = ();
+}
+
 /// Sources of a job shall emit a barrier.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<(), Problem>")]
+#[derive(Clone, Debug)]
 pub struct Barrier(pub InjectBarrier);
 
+impl Message for Barrier {
+    type Result = Result<(), Problem>;
+}
+
 /// Reads the state of an operator.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<StateEntries, Problem>")]
+#[derive(Clone, Debug)]
 pub struct ReadState(pub QueryState);
 
+impl Message for ReadState {
+    type Result = Result<StateEntries, Problem>;
+}
+
 /// A checkpoint of the job is completed.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Copy, Debug)]
 pub struct Completed(pub CheckpointId);
 
+impl Message for Completed {
+    type Result = ();
+}
+
 /// The generation is over here. Answered when its tasks are gone and its files closed.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Copy, Debug)]
 pub struct StopJob;
+
+impl Message for StopJob {
+    type Result = ();
+}
+
+/// The worker is stopping. Answered when no task of any job runs any more.
+#[derive(Clone, Copy, Debug)]
+pub struct StopAll;
+
+impl Message for StopAll {
+    type Result = ();
+}

@@ -23,13 +23,21 @@ pub fn connections(deployment: &Deployment, index: usize) -> Vec<Connection> {
     let edge = &deployment.graph.edges[index];
     let senders = deployment.graph.stage(edge.from).parallelism;
     let connect = |from: u32| {
-        targets(deployment, edge, from).into_iter().map(move |to| (from, to))
+        targets(deployment, edge, from)
+            .into_iter()
+            .map(move |to| (from, to))
     };
     (0..senders)
         .flat_map(connect)
         .map(|(from, to)| {
-            let from_task = TaskId { stage: edge.from, index: from };
-            let to_task = TaskId { stage: edge.to, index: to };
+            let from_task = TaskId {
+                stage: edge.from,
+                index: from,
+            };
+            let to_task = TaskId {
+                stage: edge.to,
+                index: to,
+            };
             Connection {
                 channel: ChannelId {
                     job: deployment.job,
@@ -75,7 +83,13 @@ mod tests {
             operators: Vec::new(),
             sink: None,
         };
-        let edge = Edge { from: StageId(0), to: StageId(1), input: 0, route, columns: Vec::new() };
+        let edge = Edge {
+            from: StageId(0),
+            to: StageId(1),
+            input: 0,
+            route,
+            columns: Vec::new(),
+        };
         let graph = TaskGraph {
             stages: vec![stage(0, from), stage(1, to)],
             edges: vec![edge],
@@ -83,7 +97,10 @@ mod tests {
         };
         let tasks = graph
             .tasks()
-            .map(|task| TaskAssignment { task, worker: NodeId(task.index % 2) })
+            .map(|task| TaskAssignment {
+                task,
+                worker: NodeId(task.index % 2),
+            })
             .collect();
         Deployment {
             job: JobId(1),

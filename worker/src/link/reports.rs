@@ -35,12 +35,7 @@ impl TaskReports {
         status
     }
 
-    pub fn get(
-        &self,
-        job: JobId,
-        generation: Generation,
-        task: TaskId,
-    ) -> Option<Arc<TaskStatus>> {
+    pub fn get(&self, job: JobId, generation: Generation, task: TaskId) -> Option<Arc<TaskStatus>> {
         self.tasks().get(&(job, generation, task)).cloned()
     }
 

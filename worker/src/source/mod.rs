@@ -155,3 +155,12 @@ impl SourceContext {
         Some(self.restored_split(split)?.position)
     }
 }
+
+impl From<Problem> for SourceError {
+    fn from(problem: Problem) -> SourceError {
+        match problem.code.is_retriable() {
+            true => SourceError::Broken(problem.to_string()),
+            false => SourceError::Fatal(problem.to_string()),
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! the source, and the log keeps what is not read.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 use actix::dev::SendError;
@@ -161,11 +162,15 @@ impl Actor for TaskActor {
             Some((Look, ()))
         });
         context.add_stream(look);
-        let outcome = self.chain.restore().map_err(Failure::from).and_then(|output| {
-            self.dispatch(output)?;
-            self.status.set_state(Standing::Running);
-            Ok(())
-        });
+        let outcome = self
+            .chain
+            .restore()
+            .map_err(Failure::from)
+            .and_then(|output| {
+                self.dispatch(output)?;
+                self.status.set_state(Standing::Running);
+                Ok(())
+            });
         self.end_on_failure(outcome, context);
         self.wake.notify_one();
     }
@@ -201,7 +206,11 @@ impl Handler<Complete> for TaskActor {
     type Result = ();
 
     fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) {
-        if self.progress.completed.is_some_and(|completed| checkpoint <= completed) {
+        if self
+            .progress
+            .completed
+            .is_some_and(|completed| checkpoint <= completed)
+        {
             return;
         }
         self.progress.completed = Some(checkpoint);
@@ -222,7 +231,11 @@ impl Handler<Query> for TaskActor {
 
     fn handle(&mut self, Query(query): Query, _: &mut Context<Self>) -> Self::Result {
         let watermark = self.progress.watermark;
-        query::answer(&query, &self.chain, (watermark > Timestamp::MIN).then_some(watermark))
+        query::answer(
+            &query,
+            &self.chain,
+            (watermark > Timestamp::MIN).then_some(watermark),
+        )
     }
 }
 
@@ -264,7 +277,9 @@ impl TaskActor {
     fn step(&mut self) -> Result<bool, Failure> {
         match &mut self.input {
             Input::Source(source) => {
-                let Some(event) = source.reader.next() else { return Ok(false) };
+                let Some(event) = source.reader.next() else {
+                    return Ok(false);
+                };
                 self.source_event(event?)?;
             }
             Input::Channels(channels) => match channels.next() {
@@ -286,7 +301,14 @@ impl TaskActor {
         let watermarks = &mut source.watermarks;
         match event {
             SourceEvent::Rows(read) => {
-                let SourceRows { split, rows, dead_letters, bytes, lag, .. } = read;
+                let SourceRows {
+                    split,
+                    rows,
+                    dead_letters,
+                    bytes,
+                    lag,
+                    ..
+                } = read;
                 // Said before the rows, so that nobody downstream still leaves this task out.
                 let column = source.time_column.map(|column| rows.batch.column(column));
                 let latest = column.and_then(|column| event_time::latest(column));
@@ -323,7 +345,9 @@ impl TaskActor {
 
     /// What the source's splits together say about time, if it is news.
     fn advance_time(&mut self) -> Result<(), Failure> {
-        let Input::Source(source) = &mut self.input else { return Ok(()) };
+        let Input::Source(source) = &mut self.input else {
+            return Ok(());
+        };
         let signal = source.watermarks.advance();
         signal.map_or(Ok(()), |signal| self.signal(signal))
     }
@@ -354,7 +378,8 @@ impl TaskActor {
         self.dispatch(output)?;
         self.forward(Signal::Barrier(barrier))?;
         if let Input::Source(source) = &self.input {
-            self.state.note_source(source.reader.splits(), source.watermarks.latest());
+            self.state
+                .note_source(source.reader.splits(), source.watermarks.latest());
         }
         self.state.seal(barrier.checkpoint, self.progress.watermark);
         self.sink.push(SinkCommand::Barrier(barrier.checkpoint));
@@ -399,15 +424,25 @@ impl TaskActor {
             match event {
                 SinkEvent::Prepared(checkpoint, committable) => {
                     let sealed = self.progress.sealing.pop_front();
-                    assert_eq!(sealed, Some(checkpoint), "a sink prepares barriers in order");
+                    assert_eq!(
+                        sealed,
+                        Some(checkpoint),
+                        "a sink prepares barriers in order"
+                    );
                     self.state.seal_sink(checkpoint, committable);
                     self.hand_over(checkpoint);
                 }
                 SinkEvent::Failed(SinkError::Fatal(reason)) => {
-                    return Err(Failure { reason, fatal: true });
+                    return Err(Failure {
+                        reason,
+                        fatal: true,
+                    });
                 }
                 SinkEvent::Failed(SinkError::Broken(reason)) => {
-                    return Err(Failure { reason, fatal: false });
+                    return Err(Failure {
+                        reason,
+                        fatal: false,
+                    });
                 }
             }
         }
@@ -424,9 +459,16 @@ impl TaskActor {
         let snapshot = Snapshot {
             deltas,
             state_bytes: self.progress.metrics.state_bytes,
-            positions: positions.into_iter().map(|s| (s.split.to_string(), s.position)).collect(),
+            positions: positions
+                .into_iter()
+                .map(|s| (s.split.to_string(), s.position))
+                .collect(),
         };
-        self.progress.handing_over.push_back(Sealed { task: self.task, checkpoint, snapshot });
+        self.progress.handing_over.push_back(Sealed {
+            task: self.task,
+            checkpoint,
+            snapshot,
+        });
         self.deliver();
     }
 
@@ -463,8 +505,7 @@ impl TaskActor {
             .map(|table| table.size())
             .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         metrics.blocked_permille = permille(meter.blocked_turns, meter.turns);
-        metrics.busy_permille =
-            permille(meter.busy_turns, meter.turns * MESSAGES_PER_TURN as u64);
+        metrics.busy_permille = permille(meter.busy_turns, meter.turns * MESSAGES_PER_TURN as u64);
         self.status.set_metrics(*metrics);
         Ok(())
     }
@@ -495,19 +536,36 @@ fn permille(part: u64, whole: u64) -> u16 {
 
 impl From<OperatorError> for Failure {
     fn from(error: OperatorError) -> Failure {
-        Failure { reason: error.reason, fatal: error.fatal }
+        Failure {
+            reason: error.reason,
+            fatal: error.fatal,
+        }
     }
 }
 
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Failure {
         let fatal = matches!(error, SourceError::Fatal(_));
-        Failure { reason: error.to_string(), fatal }
+        Failure {
+            reason: error.to_string(),
+            fatal,
+        }
     }
 }
 
 impl From<arrow::error::ArrowError> for Failure {
     fn from(error: arrow::error::ArrowError) -> Failure {
-        Failure { reason: format!("rows cannot be sent on: {error}"), fatal: true }
+        Failure {
+            reason: format!("rows cannot be sent on: {error}"),
+            fatal: true,
+        }
+    }
+}
+
+impl fmt::Debug for TaskActor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskActor")
+            .field("task", &self.task)
+            .finish_non_exhaustive()
     }
 }

@@ -53,9 +53,18 @@ impl Chain {
     ) -> Chain {
         let links = operators
             .into_iter()
-            .map(|(id, operator, state)| Link { id, operator, state })
+            .map(|(id, operator, state)| Link {
+                id,
+                operator,
+                state,
+            })
             .collect();
-        Chain { links, watermark, key_range, key_groups }
+        Chain {
+            links,
+            watermark,
+            key_range,
+            key_groups,
+        }
     }
 
     /// Lets every operator rebuild what it keeps outside its tables.
@@ -80,7 +89,11 @@ impl Chain {
     /// Puts everything into the tables and seals them. What this emits belongs before the barrier.
     pub fn seal(&mut self, checkpoint: CheckpointId) -> Result<ChainOutput, OperatorError> {
         let output = self.through_all(|| Event::Seal)?;
-        for table in self.links.iter_mut().flat_map(|link| link.state.tables.values_mut()) {
+        for table in self
+            .links
+            .iter_mut()
+            .flat_map(|link| link.state.tables.values_mut())
+        {
             table.seal(checkpoint);
         }
         Ok(output)
@@ -88,11 +101,15 @@ impl Chain {
 
     /// The operators with their ids and tables, in order.
     pub fn operators(&self) -> impl Iterator<Item = (&str, &dyn Operator, &OperatorState)> {
-        self.links.iter().map(|link| (link.id.as_str(), &*link.operator, &link.state))
+        self.links
+            .iter()
+            .map(|link| (link.id.as_str(), &*link.operator, &link.state))
     }
 
     pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &mut OperatorState)> {
-        self.links.iter_mut().map(|link| (link.id.as_str(), &mut link.state))
+        self.links
+            .iter_mut()
+            .map(|link| (link.id.as_str(), &mut link.state))
     }
 
     /// The same event for every operator in order; what one emits passes those behind it first.

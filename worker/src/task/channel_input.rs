@@ -38,7 +38,11 @@ impl ChannelInput {
         watermark: Timestamp,
     ) -> ChannelInput {
         let gate = InputGate::new(channels.len(), sealed, watermark);
-        ChannelInput { channels, gate, next: 0 }
+        ChannelInput {
+            channels,
+            gate,
+            next: 0,
+        }
     }
 
     /// The next thing to act on; `None`: nothing that may be read is there.

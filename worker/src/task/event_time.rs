@@ -10,7 +10,9 @@ use common::time::Timestamp;
 
 /// The latest time in a timestamp column; `None` if it has none, or is no timestamp.
 pub fn latest(column: &dyn Array) -> Option<Timestamp> {
-    let DataType::Timestamp(unit, _) = column.data_type() else { return None };
+    let DataType::Timestamp(unit, _) = column.data_type() else {
+        return None;
+    };
     let ms = match unit {
         TimeUnit::Second => greatest::<TimestampSecondType>(column)?.saturating_mul(1_000),
         TimeUnit::Millisecond => greatest::<TimestampMillisecondType>(column)?,
@@ -37,7 +39,10 @@ mod tests {
         assert_eq!(latest(&millis), Some(Timestamp(7)));
         let micros = TimestampMicrosecondArray::from(vec![-1_500]);
         assert_eq!(latest(&micros), Some(Timestamp(-2)));
-        assert_eq!(latest(&TimestampMillisecondArray::from(vec![None; 2])), None);
+        assert_eq!(
+            latest(&TimestampMillisecondArray::from(vec![None; 2])),
+            None
+        );
         assert_eq!(latest(&Int64Array::from(vec![1])), None);
     }
 }

@@ -9,41 +9,57 @@ use common::ids::{CheckpointId, TaskId};
 use common::protocol::state::{QueryState, StateEntries};
 
 use super::message::Barrier;
-use crate::keyed_state::table::Overlay;
+use crate::keyed_state::overlay::Overlay;
+use crate::keyed_state::section::TableId;
 
 /// A source task shall cut its rows here.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Copy, Debug)]
 pub struct Inject(pub Barrier);
 
+impl Message for Inject {
+    type Result = ();
+}
+
 /// The checkpoint is a fact: everything up to it counts.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Copy, Debug)]
 pub struct Complete(pub CheckpointId);
 
+impl Message for Complete {
+    type Result = ();
+}
+
 /// Reads the state of one of the task's operators.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<StateEntries, Problem>")]
+#[derive(Clone, Debug)]
 pub struct Query(pub QueryState);
 
+impl Message for Query {
+    type Result = Result<StateEntries, Problem>;
+}
+
 /// The task's generation is over.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Clone, Copy, Debug)]
 pub struct Stop;
 
+impl Message for Stop {
+    type Result = ();
+}
+
 /// A task has sealed a checkpoint, and its sink has stored everything before the barrier.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
+#[derive(Debug)]
 pub struct Sealed {
     pub task: TaskId,
     pub checkpoint: CheckpointId,
     pub snapshot: Snapshot,
 }
 
+impl Message for Sealed {
+    type Result = ();
+}
+
 /// What a task adds to a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The changes of every table that has any, under its operator's id and its name.
+    /// The changes of every table that has any.
     pub deltas: Vec<TableDelta>,
     /// Bytes of all state of the task.
     pub state_bytes: u64,
@@ -51,9 +67,5 @@ pub struct Snapshot {
     pub positions: BTreeMap<String, i64>,
 }
 
-#[derive(Clone, Debug)]
-pub struct TableDelta {
-    pub operator: String,
-    pub table: String,
-    pub delta: Arc<Overlay>,
-}
+/// A table, and what changed in it.
+pub type TableDelta = (TableId, Arc<Overlay>);

@@ -5,8 +5,18 @@ pub mod message;
 pub mod dead_letter;
 pub mod channel;
 pub mod input_gate;
+pub mod channel_input;
+pub mod source_input;
 pub mod router;
+pub mod output;
+pub mod sink_pump;
 pub mod context;
+pub mod chain;
+pub mod event_time;
+pub mod task_state;
+pub mod query;
+pub mod messages;
+pub mod actor;
 
 #[cfg(test)]
 mod input_gate_tests;

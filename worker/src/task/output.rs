@@ -61,6 +61,8 @@ impl Output {
 
     /// Signals go to every task.
     pub fn signal(&self, signal: Signal) -> Result<(), ArrowError> {
-        self.writers.iter().try_for_each(|writer| writer.push(Message::Signal(signal)))
+        self.writers
+            .iter()
+            .try_for_each(|writer| writer.push(Message::Signal(signal)))
     }
 }

@@ -13,8 +13,10 @@ pub fn answer(
     chain: &Chain,
     watermark: Option<Timestamp>,
 ) -> Result<StateEntries, Problem> {
-    let (_, operator, state) =
-        chain.operators().find(|(id, _, _)| *id == query.operator).ok_or_else(|| {
+    let (_, operator, state) = chain
+        .operators()
+        .find(|(id, _, _)| *id == query.operator)
+        .ok_or_else(|| {
             let detail = format!("task {} has no operator \"{}\"", query.task, query.operator);
             Problem::new(ErrorCode::UnknownOperator, detail)
         })?;
@@ -22,7 +24,10 @@ pub fn answer(
         (Consistency::Live, _) => At::Live,
         (Consistency::Completed, Some(checkpoint)) => At::Completed(checkpoint),
         (Consistency::Completed, None) => {
-            return Err(Problem::new(ErrorCode::InvalidRequest, "no checkpoint to read at is named"));
+            return Err(Problem::new(
+                ErrorCode::InvalidRequest,
+                "no checkpoint to read at is named",
+            ));
         }
     };
     let wanted_key = match &query.key {
@@ -35,16 +40,26 @@ pub fn answer(
     };
     let limit = usize::try_from(query.limit).expect("a limit fits in memory");
     let mut after = query.after;
-    let mut answer = StateEntries { entries: Vec::new(), more: false, watermark };
+    let mut answer = StateEntries {
+        entries: Vec::new(),
+        more: false,
+        watermark,
+    };
     for (name, table) in &state.tables {
         let entries = table.entries(at).ok_or_else(|| gone(query))?;
         for (namespace, key, value) in entries {
             if wanted_key.as_ref().is_some_and(|wanted| wanted != key) {
                 continue;
             }
-            let Some(entry) = operator.describe(name, namespace, key, value) else { continue };
+            let Some(entry) = operator.describe(name, namespace, key, value) else {
+                continue;
+            };
             let first = entry.key.values().next();
-            if query.prefix.as_ref().is_some_and(|prefix| !starts_with(first, prefix)) {
+            if query
+                .prefix
+                .as_ref()
+                .is_some_and(|prefix| !starts_with(first, prefix))
+            {
                 continue;
             }
             if after > 0 {

@@ -4,6 +4,7 @@
 //! when everything before a barrier is prepared. A full queue is the task's backpressure.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 
 use common::ids::CheckpointId;
@@ -69,8 +70,23 @@ pub fn sink_queue(
 ) -> (SinkQueue, SinkPump) {
     let (commands, received) = mpsc::channel(QUEUE);
     let (told, events) = mpsc::channel(QUEUE);
-    let queue = SinkQueue { commands, waiting: VecDeque::new(), has_sink: opening.is_some(), events };
-    (queue, SinkPump { opening, sink: None, letters, commands: received, events: told, wake })
+    let queue = SinkQueue {
+        commands,
+        waiting: VecDeque::new(),
+        has_sink: opening.is_some(),
+        events,
+    };
+    (
+        queue,
+        SinkPump {
+            opening,
+            sink: None,
+            letters,
+            commands: received,
+            events: told,
+            wake,
+        },
+    )
 }
 
 impl SinkQueue {
@@ -143,7 +159,10 @@ impl SinkPump {
         self.wake.notify_one();
         match command {
             SinkCommand::Rows(rows) => {
-                let sink = self.sink.as_mut().expect("rows come out only of a task with a sink");
+                let sink = self
+                    .sink
+                    .as_mut()
+                    .expect("rows come out only of a task with a sink");
                 sink.write(rows).await
             }
             SinkCommand::DeadLetters(letters) => self.letters.write(letters).await,
@@ -153,7 +172,8 @@ impl SinkPump {
                     Some(sink) => sink.prepare(checkpoint).await?,
                     None => None,
                 };
-                self.tell(SinkEvent::Prepared(checkpoint, committable)).await;
+                self.tell(SinkEvent::Prepared(checkpoint, committable))
+                    .await;
                 Ok(())
             }
             SinkCommand::Commit(checkpoint, prepared) => {
@@ -178,5 +198,13 @@ impl SinkPump {
         // A task that is gone needs to hear nothing.
         self.events.send(event).await.unwrap_or_default();
         self.wake.notify_one();
+    }
+}
+
+impl fmt::Debug for SinkPump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinkPump")
+            .field("sink", &self.sink)
+            .finish_non_exhaustive()
     }
 }

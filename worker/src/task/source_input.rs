@@ -36,7 +36,11 @@ impl SourceInput {
             }
             wake.notify_one();
         });
-        SourceInput { events, pump, splits: BTreeMap::new() }
+        SourceInput {
+            events,
+            pump,
+            splits: BTreeMap::new(),
+        }
     }
 
     /// The next event, with the positions moved past it.
@@ -44,8 +48,14 @@ impl SourceInput {
         let event = self.events.try_recv().ok()?;
         match &event {
             Ok(SourceEvent::Rows(rows)) => {
-                let split = self.splits.get_mut(&rows.split).expect("rows come of a known split");
-                assert!(rows.next_position >= split.position, "a split was read backwards");
+                let split = self
+                    .splits
+                    .get_mut(&rows.split)
+                    .expect("rows come of a known split");
+                assert!(
+                    rows.next_position >= split.position,
+                    "a split was read backwards"
+                );
                 split.position = rows.next_position;
             }
             Ok(SourceEvent::Discovered { split }) => {
@@ -76,7 +86,10 @@ async fn read(
     wake: &Notify,
 ) -> Result<(), SourceError> {
     let mut source = opening.await?;
-    let found = source.splits().into_iter().map(|split| SourceEvent::Discovered { split });
+    let found = source
+        .splits()
+        .into_iter()
+        .map(|split| SourceEvent::Discovered { split });
     for event in found.collect::<Vec<_>>() {
         if sender.send(Ok(event)).await.is_err() {
             return Ok(());

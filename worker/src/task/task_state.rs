@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::context::OperatorState;
 use super::messages::TableDelta;
+use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::{At, Table};
 use crate::sink::Committable;
 use crate::source::SplitState;
@@ -39,7 +40,9 @@ impl TaskState {
 
     /// The watermark the task had passed on.
     pub fn watermark(&mut self) -> Timestamp {
-        let stored = table(&mut self.task, TIME).get(0, b"watermark").map(decode::<i64>);
+        let stored = table(&mut self.task, TIME)
+            .get(0, b"watermark")
+            .map(decode::<i64>);
         stored.map_or(Timestamp::MIN, Timestamp)
     }
 
@@ -117,7 +120,12 @@ impl TaskState {
     }
 
     pub fn complete(&mut self, checkpoint: CheckpointId) {
-        for table in self.task.tables.values_mut().chain(self.sink.tables.values_mut()) {
+        for table in self
+            .task
+            .tables
+            .values_mut()
+            .chain(self.sink.tables.values_mut())
+        {
             table.complete(checkpoint);
         }
     }
@@ -130,17 +138,27 @@ impl TaskState {
 
     /// Split → position as the checkpoint has them.
     pub fn positions(&self, checkpoint: CheckpointId) -> Vec<SplitState> {
-        let entries =
-            self.task.tables.get(SPLITS).and_then(|table| table.entries(At::Completed(checkpoint)));
-        entries.into_iter().flatten().map(|(_, _, value)| decode(value)).collect()
+        let entries = self
+            .task
+            .tables
+            .get(SPLITS)
+            .and_then(|table| table.entries(At::Completed(checkpoint)));
+        entries
+            .into_iter()
+            .flatten()
+            .map(|(_, _, value)| decode(value))
+            .collect()
     }
 }
 
 /// The deltas that an operator's tables have for a checkpoint.
 pub fn deltas_of(id: &str, state: &OperatorState, checkpoint: CheckpointId) -> Vec<TableDelta> {
     let delta = |(name, table): (&String, &Table)| {
-        let delta = table.delta(checkpoint)?;
-        Some(TableDelta { operator: id.to_owned(), table: name.clone(), delta })
+        let id = TableId {
+            operator: id.to_owned(),
+            table: name.clone(),
+        };
+        Some((id, table.delta(checkpoint)?))
     };
     state.tables.iter().filter_map(delta).collect()
 }
@@ -159,7 +177,9 @@ fn table<'a>(state: &'a mut OperatorState, name: &str) -> &'a mut Table {
 }
 
 fn checkpoint_of(key: &[u8]) -> CheckpointId {
-    CheckpointId(u64::from_be_bytes(key.try_into().expect("committables are kept by checkpoint")))
+    CheckpointId(u64::from_be_bytes(
+        key.try_into().expect("committables are kept by checkpoint"),
+    ))
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -175,19 +195,29 @@ mod tests {
     use super::*;
 
     fn split(position: i64) -> SplitState {
-        SplitState { split: "0".into(), position, end: None }
+        SplitState {
+            split: "0".into(),
+            position,
+            end: None,
+        }
     }
 
     #[test]
     fn what_was_sealed_is_what_a_later_life_starts_from() {
         let mut state = TaskState::default();
-        assert_eq!((state.watermark(), state.splits()), (Timestamp::MIN, vec![]));
+        assert_eq!(
+            (state.watermark(), state.splits()),
+            (Timestamp::MIN, vec![])
+        );
         for (checkpoint, position) in [(1, 10), (2, 12)] {
             let clock = (&Arc::from("0"), Timestamp(position));
             state.note_source([split(position)].iter(), [clock].into_iter());
             state.seal(CheckpointId(checkpoint), Timestamp(position - 5));
         }
-        assert_eq!((state.watermark(), state.splits()), (Timestamp(7), vec![split(12)]));
+        assert_eq!(
+            (state.watermark(), state.splits()),
+            (Timestamp(7), vec![split(12)])
+        );
         assert_eq!(state.clocks(), [(Arc::from("0"), Timestamp(12))]);
         assert_eq!(state.positions(CheckpointId(1)), [split(10)]);
     }

@@ -1,0 +1,177 @@
+//! The repository's rules, as tests: what may be used where, how files begin, what documents may name.
+
+use integration_tests::source_tree::{SourceFile, root, rust_files};
+
+/// What only some files may use, and which: by the end of the path, or by a folder in it.
+const ALLOWED: &[(&str, &[&str])] = &[
+    (
+        "actix::",
+        &[
+            "actor.rs",
+            "actors.rs",
+            "messages.rs",
+            "node.rs",
+            "slots.rs",
+            "supervisor.rs",
+            "exchange/mod.rs",
+        ],
+    ),
+    ("actix_web::", &["/http/", "common/src/transport/"]),
+    ("sled::", &["common/src/kv/sled.rs"]),
+    (
+        "std::fs",
+        &[
+            "common/src/seglog/fs.rs",
+            "common/src/kv/sled.rs",
+            "common/src/config/",
+            "common/src/data_dir.rs",
+            "coordinator/src/metadata_log/snapshot_file.rs",
+            "worker/src/keyed_state/base_file.rs",
+            "worker/src/source/files",
+            "worker/src/sink/files",
+            "examples/",
+        ],
+    ),
+    ("openraft::", &["coordinator/src/raft/"]),
+    (
+        "datafusion::",
+        &["coordinator/src/planner/", "worker/src/operator/"],
+    ),
+    ("SystemTime::now", &["common/src/time.rs"]),
+    ("Instant::now", &["common/src/time.rs"]),
+    ("rand::", &["common/src/random.rs"]),
+];
+
+/// Words that say the work is not done, or that the code is kept by someone else's memory.
+const BANNED: &[&str] = &[
+    "TODO",
+    "FIXME",
+    "XXX",
+    "todo!(",
+    "unimplemented!(",
+    "dbg!(",
+    "#[ignore",
+];
+
+fn production(files: &[SourceFile]) -> impl Iterator<Item = &SourceFile> {
+    files
+        .iter()
+        .filter(|file| !file.is_test() && !file.path.ends_with("tests/tidy/main.rs"))
+}
+
+#[test]
+fn libraries_are_used_only_where_they_belong() {
+    let files = rust_files().unwrap();
+    let mut broken = Vec::new();
+    for file in production(&files) {
+        for (library, places) in ALLOWED {
+            if places
+                .iter()
+                .any(|place| file.path.ends_with(place) || file.path.contains(place))
+            {
+                continue;
+            }
+            for (number, line) in file.code() {
+                let own_path = format!("::{library}");
+                if line.contains(library) && !line.contains(&own_path) {
+                    broken.push(format!("{}:{number}: {library} is not for here", file.path));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn crates_depend_one_way() {
+    let files = rust_files().unwrap();
+    let mut broken = Vec::new();
+    for file in &files {
+        let forbidden: &[&str] = match file.path.split('/').next().unwrap() {
+            "common" => &["worker::", "coordinator::"],
+            "worker" => &["coordinator::"],
+            "coordinator" => &["worker::"],
+            "examples" if !file.path.ends_with("quickstart.rs") => &["worker::", "coordinator::"],
+            _ => &[],
+        };
+        for (number, line) in file.code() {
+            let uses = |name: &&&str| line.trim_start().starts_with(&format!("use {name}"));
+            if let Some(name) = forbidden.iter().find(uses) {
+                broken.push(format!(
+                    "{}:{number}: {name} is above this crate",
+                    file.path
+                ));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn every_file_begins_with_its_purpose() {
+    let files = rust_files().unwrap();
+    let without: Vec<&str> = files
+        .iter()
+        .filter(|f| !f.text.starts_with("//! "))
+        .map(|f| f.path.as_str())
+        .collect();
+    assert!(without.is_empty(), "no purpose line: {without:?}");
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    let files = rust_files().unwrap();
+    let mut broken = Vec::new();
+    for file in files
+        .iter()
+        .filter(|file| !file.path.ends_with("tests/tidy/main.rs"))
+    {
+        for (index, line) in file.text.lines().enumerate() {
+            if let Some(word) = BANNED.iter().find(|word| line.contains(**word)) {
+                broken.push(format!("{}:{}: {word}", file.path, index + 1));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn the_top_level_holds_what_it_should_and_nothing_else() {
+    let expected = [
+        "ARCHITECTURE.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "common",
+        "coordinator",
+        "examples",
+        "integration-tests",
+        "worker",
+    ];
+    let mut found: Vec<String> = std::fs::read_dir(root())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with('.') && name != "target")
+        .collect();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn documents_name_only_files_that_exist() {
+    let files = rust_files().unwrap();
+    let mut missing = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_path = name.ends_with(".rs") && !name.contains([' ', '*', '{', '<']);
+            let exists =
+                |file: &SourceFile| file.path == name || file.path.ends_with(&format!("/{name}"));
+            if is_path && !files.iter().any(exists) {
+                missing.push(format!("{document}: {name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}

@@ -1,0 +1,10 @@
+//! Where a partition this worker leads starts and ends, for other nodes.
+
+use common::error::Problem;
+use common::protocol::fetch::{ListOffsets, PartitionOffsets};
+
+use super::{Routes, led};
+
+pub async fn list_offsets(routes: Routes, call: ListOffsets) -> Result<PartitionOffsets, Problem> {
+    led(&routes, call.partition)?.offsets(call.at).await
+}

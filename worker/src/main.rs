@@ -1,0 +1,47 @@
+//! The worker's process: reads its options, runs the node, and stops it when told to.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use common::config::worker::WorkerConfig;
+use common::shutdown::{Signals, Stopped, stop_within};
+use mimalloc::MiMalloc;
+use tracing::{info, warn};
+use worker::node::Node;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    let environment = |name: &str| std::env::var(name).ok();
+    let config = match WorkerConfig::load(std::env::args_os(), environment) {
+        Ok(config) => config,
+        Err(error) => return ExitCode::from(error.report()),
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: WorkerConfig) -> anyhow::Result<()> {
+    common::telemetry::start(&config.log, config.log_format).context("cannot log")?;
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let patience = config.shutdown_timeout;
+    let node = Node::start(config)?;
+    println!("worker ready at {}", node.address());
+
+    let signal = signals.wait();
+    info!(signal, "stopping");
+    match stop_within(patience, || node.stop())? {
+        Stopped::InTime => Ok(()),
+        Stopped::TooLate => {
+            warn!("not everything ended in time");
+            Ok(())
+        }
+        Stopped::Panicked => anyhow::bail!("the stop failed"),
+    }
+}
