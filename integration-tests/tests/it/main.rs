@@ -1,0 +1,9 @@
+//! Clusters of real processes, used and mistreated as people and machines do.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what the tests share unwraps as they do"
+)]
+
+mod exactly_once;
+mod produce_fetch;
+mod steps;
