@@ -51,7 +51,6 @@ pub const OFFERED: &[AggregateFunction] = &[
     plain("var_sample"),
     plain("var_pop"),
     plain("var_population"),
-    plain("corr"),
     plain("bool_and"),
     plain("bool_or"),
     plain("first_value"),
@@ -61,7 +60,10 @@ pub const OFFERED: &[AggregateFunction] = &[
     plain("approx_percentile_cont"),
 ];
 
-pub const REFUSED: &[RefusedFunction] = &[];
+pub const REFUSED: &[RefusedFunction] = &[RefusedFunction {
+    name: "corr",
+    reason: "where a column does not vary, it gives null or any number, by how its rows were batched",
+}];
 
 const fn plain(name: &'static str) -> AggregateFunction {
     AggregateFunction {

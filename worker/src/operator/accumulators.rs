@@ -49,6 +49,8 @@ struct Call {
 }
 
 /// What the calls hold: one accumulator per call, all over the same groups.
+///
+/// They are used up when they are read, so that no trace of the groups they held can reach others.
 pub(super) struct Accumulators {
     calls: Arc<AggregateCalls>,
     each: Vec<Box<dyn GroupsAccumulator>>,
@@ -126,7 +128,7 @@ impl AggregateCalls {
         let states = self.decode([row]).ok()?;
         let mut accumulators = Accumulators::new(self).ok()?;
         accumulators.merge(&states, &[0], 1).ok()?;
-        let results = accumulators.take_results().ok()?;
+        let results = accumulators.into_results().ok()?;
         let names = self.calls.iter().map(|call| call.name.as_str());
         Some(object(
             names.zip(results.iter().map(|column| column.as_ref())),
@@ -157,7 +159,8 @@ impl Accumulators {
         })
     }
 
-    /// Adds rows: the values of all arguments, each row's group, and how many groups there are now.
+    /// Adds rows: the values of all arguments, each row's group, and how many groups there are now. Every
+    /// group that is new since the last call has a row: DataFusion takes that for granted.
     pub(super) fn update(
         &mut self,
         arguments: &[ArrayRef],
@@ -174,7 +177,8 @@ impl Accumulators {
         Ok(())
     }
 
-    /// Adds what others held: their states, the group of each, and how many groups there are now.
+    /// Adds what others held: their states, the group of each, and how many groups there are now. Every
+    /// group that is new since the last call has a state.
     pub(super) fn merge(
         &mut self,
         states: &[ArrayRef],
@@ -189,8 +193,8 @@ impl Accumulators {
         Ok(())
     }
 
-    /// Takes out what is held for every group; nothing is held any more.
-    pub(super) fn take_states(&mut self) -> Result<Vec<ArrayRef>, OperatorError> {
+    /// What is held for every group.
+    pub(super) fn into_states(mut self) -> Result<Vec<ArrayRef>, OperatorError> {
         let mut states = Vec::new();
         for (call, accumulator) in self.calls.calls.iter().zip(&mut self.each) {
             let own = accumulator.state(EmitTo::All).map_err(failed)?;
@@ -200,8 +204,8 @@ impl Accumulators {
         Ok(states)
     }
 
-    /// Takes out every group's results, a column per call; nothing is held any more.
-    pub(super) fn take_results(&mut self) -> Result<Vec<ArrayRef>, OperatorError> {
+    /// Every group's results, a column per call.
+    pub(super) fn into_results(mut self) -> Result<Vec<ArrayRef>, OperatorError> {
         let mut results = Vec::new();
         for (call, accumulator) in self.calls.calls.iter().zip(&mut self.each) {
             let result = accumulator.evaluate(EmitTo::All).map_err(failed)?;

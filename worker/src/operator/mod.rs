@@ -20,6 +20,8 @@ mod row_json;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod aggregate_function_tests;
+#[cfg(test)]
 mod expression_tests;
 #[cfg(test)]
 mod row_operator_tests;

@@ -203,28 +203,37 @@ impl WindowAggregateRows {
         let mut keys = EncodedKeys::default();
         self.groups.encoded_keys(&mut keys);
         let namespaces = self.groups.namespaces();
-        let mut states = self.accumulators.take_states()?;
+        let fresh = Accumulators::new(&self.calls)?;
+        let mut states = std::mem::replace(&mut self.accumulators, fresh).into_states()?;
 
-        let known: Vec<usize> = (0..count)
-            .filter(|group| table.get(namespaces[*group], keys.key(*group)).is_some())
-            .collect();
-        if !known.is_empty() {
-            let rows = known
+        let mut order: Vec<usize> = (0..count).collect();
+        let is_stored = |group: &usize| table.get(namespaces[*group], keys.key(*group)).is_some();
+        let (stored, new): (Vec<usize>, Vec<usize>) = order.iter().partition(|g| is_stored(g));
+        if !stored.is_empty() {
+            let rows = stored
                 .iter()
                 .filter_map(|group| table.get(namespaces[*group], keys.key(*group)));
-            let stored = self.calls.decode(rows)?;
-            // What is in the table came first: some aggregates keep the first or the last value.
+            let stored_states = self.calls.decode(rows)?;
+            // What is in the table came first: some aggregates keep the first or the last value. So its
+            // groups are the first ones here.
+            order = stored;
+            let stored_count = order.len();
+            order.extend(new);
+            let mut position_of_group = vec![0; count];
+            for (position, group) in order.iter().enumerate() {
+                position_of_group[*group] = position;
+            }
             let mut merged = Accumulators::new(&self.calls)?;
-            let every_group: Vec<usize> = (0..count).collect();
-            merged.merge(&stored, &known, count)?;
-            merged.merge(&states, &every_group, count)?;
-            states = merged.take_states()?;
+            let first: Vec<usize> = (0..stored_count).collect();
+            merged.merge(&stored_states, &first, stored_count)?;
+            merged.merge(&states, &position_of_group, count)?;
+            states = merged.into_states()?;
         }
 
         let mut rows = EncodedRows::default();
         self.calls.encode(&states, count, &mut rows)?;
-        for (group, namespace) in namespaces.iter().enumerate() {
-            table.put(*namespace, keys.key(group), rows.row(group));
+        for (position, group) in order.into_iter().enumerate() {
+            table.put(namespaces[group], keys.key(group), rows.row(position));
         }
         self.groups.clear();
         Ok(())
@@ -264,7 +273,7 @@ impl WindowAggregateRows {
                     run.groups(),
                 )));
             }
-            columns.extend(accumulators.take_results()?);
+            columns.extend(accumulators.into_results()?);
             for (column, field) in columns.iter_mut().zip(self.output.fields()) {
                 if column.data_type() != field.data_type() {
                     *column = cast(column, field.data_type()).map_err(broken)?;
