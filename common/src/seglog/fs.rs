@@ -4,11 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::storage::{LogFile, LogStorage};
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 #[derive(Debug)]
 pub struct FsStorage {
@@ -198,6 +198,35 @@ impl DataFile {
 
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+/// The right to a directory that only one at a time may use; given back when it is dropped.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Waits until nobody else has it, within this process or another. `None`: that took too long.
+    pub fn acquire(directory: &Path, wait: Span) -> io::Result<Option<DirectoryLock>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(directory.join("LOCK"))?;
+        let (sender, acquired) = mpsc::sync_channel(1);
+        // Waiting for a lock has no time limit of its own. A lock that comes too late is dropped.
+        std::thread::Builder::new()
+            .name("directory-lock".to_owned())
+            .spawn(move || {
+                let locked = file.lock().map(|()| DirectoryLock { _file: file });
+                sender.send(locked).ok();
+            })?;
+        match acquired.recv_timeout(wait.as_duration()) {
+            Ok(locked) => locked.map(Some),
+            Err(_) => Ok(None),
+        }
     }
 }
 

@@ -40,13 +40,17 @@ pub(super) struct TaskView {
     tables: BTreeMap<TableId, u16>,
 }
 
+/// A view that was read back, with all it has.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) view: TaskView,
+    pub(super) tables: BTreeMap<TableId, Overlay>,
+}
+
 impl TaskView {
-    /// Reads a task's view back, with all it has. `None`: there is none, or it is not what was written,
+    /// Reads a task's view back. `None`: there is none, or it is not what was written,
     /// or it lacks a value that is too large for it.
-    pub(super) fn load(
-        store: &Arc<dyn KvStore>,
-        task: TaskId,
-    ) -> Result<Option<(TaskView, BTreeMap<TableId, Overlay>)>, KvError> {
+    pub(super) fn load(store: &Arc<dyn KvStore>, task: TaskId) -> Result<Option<Loaded>, KvError> {
         let Some((at, expected)) = read_marker(&**store, task)? else {
             return Ok(None);
         };
@@ -85,7 +89,7 @@ impl TaskView {
             digest,
             tables: ids.into_iter().map(|(id, table)| (table, id)).collect(),
         };
-        Ok(Some((view, tables)))
+        Ok(Some(Loaded { view, tables }))
     }
 
     /// Removes whatever the store has of a task, to begin anew.

@@ -15,19 +15,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
 use common::kv::{KvError, KvStore, SledOptions, SledStore};
 use common::seglog::LogError;
-use common::seglog::fs::FsStorage;
+use common::seglog::fs::{DirectoryLock, FsStorage, create_directory};
 use common::seglog::storage::LogStorage;
+use common::time::Span;
 
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
-use super::fold::TaskView;
+use super::fold::{Loaded, TaskView};
 use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
@@ -35,6 +36,9 @@ use crate::keyed_state::table::Table;
 
 const DELTAS: &str = "deltas";
 const VIEW: &str = "state.sled";
+
+/// How long a store waits for the one before it to be done with what it was doing.
+const LOCK_WAIT: Span = Span::from_secs(30);
 
 /// The tables of one task.
 pub type TaskTables = BTreeMap<TableId, Table>;
@@ -67,6 +71,8 @@ pub struct JobStateStore {
     /// Sealed, but not durable yet: after a failure they go with the next ones.
     unpersisted: Mutex<Vec<TaskChunk>>,
     folding: Mutex<Folding>,
+    /// The last to be dropped: then the next store of this directory may open.
+    _lock: DirectoryLock,
 }
 
 /// How to get at the store the view is in.
@@ -97,6 +103,14 @@ pub enum StateError {
     Base(#[from] BaseFileError),
     #[error(transparent)]
     View(#[from] KvError),
+    #[error("the state in \"{}\" is still in use", directory.display())]
+    InUse { directory: PathBuf },
+    #[error("could not use \"{}\"", directory.display())]
+    Directory {
+        directory: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the delta log of the job is damaged: {0}")]
     DamagedLog(String),
     /// A newer generation has begun; nothing of this one counts any more.
@@ -122,14 +136,11 @@ impl StoreOptions {
 }
 
 impl JobStateStore {
-    /// Opens what the directory has of a job, or begins. Blocks.
+    /// Opens what the directory has of a job, or begins. Waits for a former store of the same directory
+    /// to be dropped: an earlier generation may still be writing. Blocks.
     pub fn open(directory: &Path, options: StoreOptions) -> Result<JobStateStore, StateError> {
         let deltas = directory.join(DELTAS);
-        let storage = FsStorage::create(&deltas).map_err(|source| LogError::Io {
-            operation: "create",
-            file: deltas.display().to_string(),
-            source,
-        })?;
+        let storage = FsStorage::create(&deltas).map_err(failed(&deltas))?;
         let view = directory.join(VIEW);
         let sled = SledOptions {
             cache_capacity: options.view_cache_bytes,
@@ -144,8 +155,14 @@ impl JobStateStore {
         JobStateStore::assemble(directory, options, storage, place)
     }
 
-    /// Removes everything kept of a job; no store of it may be open.
+    /// Removes everything kept of a job, once no store of it is open. Blocks.
     pub fn remove(directory: &Path) -> Result<(), StateError> {
+        let _lock = match lock_directory(directory) {
+            Err(StateError::Directory { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(());
+            }
+            locked => locked?,
+        };
         Ok(base_file::remove_job(directory)?)
     }
 
@@ -155,6 +172,8 @@ impl JobStateStore {
         deltas: Arc<dyn LogStorage>,
         view: ViewPlace,
     ) -> Result<JobStateStore, StateError> {
+        create_directory(directory).map_err(failed(directory))?;
+        let lock = lock_directory(directory)?;
         let mut folding = Folding::default();
         for task in base_file::subdirectories(directory)?
             .iter()
@@ -170,6 +189,7 @@ impl JobStateStore {
             view,
             unpersisted: Mutex::default(),
             folding: Mutex::new(folding),
+            _lock: lock,
         })
     }
 
@@ -267,7 +287,7 @@ impl JobStateStore {
         };
         let folded = folding.tasks.entry(task).or_default();
         folded.view = None;
-        if let Some((view, mut tables)) = loaded
+        if let Some(Loaded { view, mut tables }) = loaded
             && let Some(chunks) = chain(&counted, view.at(), at)
         {
             self.apply(chunks, &mut tables)?;
@@ -367,11 +387,7 @@ impl JobStateStore {
         Ok(())
     }
 
-    fn load_view(
-        &self,
-        folding: &mut Folding,
-        task: TaskId,
-    ) -> Result<Option<(TaskView, BTreeMap<TableId, Overlay>)>, KvError> {
+    fn load_view(&self, folding: &mut Folding, task: TaskId) -> Result<Option<Loaded>, KvError> {
         let store = self.open_view(folding)?;
         TaskView::load(&store, task)
     }
@@ -430,7 +446,11 @@ impl StateError {
             StateError::Log(error) => error.is_fatal(),
             StateError::Base(error) => matches!(error, BaseFileError::SyncFailed { .. }),
             StateError::View(error) => matches!(error, KvError::SyncFailed { .. }),
-            StateError::DamagedLog(_) | StateError::Stale { .. } | StateError::Lost { .. } => false,
+            StateError::DamagedLog(_)
+            | StateError::InUse { .. }
+            | StateError::Directory { .. }
+            | StateError::Stale { .. }
+            | StateError::Lost { .. } => false,
         }
     }
 
@@ -439,7 +459,8 @@ impl StateError {
         match self {
             StateError::Log(error) => matches!(error, LogError::DiskFull),
             StateError::Base(BaseFileError::Io { source, .. })
-            | StateError::View(KvError::Io { source, .. }) => {
+            | StateError::View(KvError::Io { source, .. })
+            | StateError::Directory { source, .. } => {
                 matches!(
                     source.kind(),
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded
@@ -448,6 +469,7 @@ impl StateError {
             StateError::Base(_)
             | StateError::View(_)
             | StateError::DamagedLog(_)
+            | StateError::InUse { .. }
             | StateError::Stale { .. }
             | StateError::Lost { .. } => false,
         }
@@ -489,6 +511,18 @@ fn newest_base(directory: &Path) -> Result<Option<BaseFile>, StateError> {
         }
     }
     Ok(newest)
+}
+
+fn lock_directory(directory: &Path) -> Result<DirectoryLock, StateError> {
+    let lock = DirectoryLock::acquire(directory, LOCK_WAIT).map_err(failed(directory))?;
+    lock.ok_or_else(|| StateError::InUse {
+        directory: directory.to_owned(),
+    })
+}
+
+fn failed(directory: &Path) -> impl FnOnce(io::Error) -> StateError + use<> {
+    let directory = directory.to_owned();
+    move |source| StateError::Directory { directory, source }
 }
 
 fn parse_task(name: &str) -> Option<TaskId> {

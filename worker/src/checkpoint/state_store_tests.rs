@@ -92,7 +92,8 @@ impl Disk {
 /// A job of some tasks on one worker, next to a plain map of what each should have.
 struct Job {
     disk: Disk,
-    store: JobStateStore,
+    /// Empty only while it is opened anew.
+    store: Option<JobStateStore>,
     generation: Generation,
     next: CheckpointId,
     completed: Option<CheckpointId>,
@@ -106,7 +107,7 @@ impl Job {
     fn new(tasks: usize) -> Job {
         let disk = Disk::new();
         let mut job = Job {
-            store: disk.open(),
+            store: Some(disk.open()),
             disk,
             generation: Generation(0),
             next: CheckpointId(1),
@@ -143,7 +144,7 @@ impl Job {
         let mut tasks = Vec::new();
         for (index, expected) in (0..).zip(&self.at_completed) {
             let restored = self
-                .store
+                .store()
                 .restore(self.generation, task(index), self.completed, &history)
                 .unwrap();
             assert_eq!(&contents(&restored), expected, "task {index}");
@@ -198,7 +199,7 @@ impl Job {
 
     fn persist(&mut self) -> CheckpointId {
         let (checkpoint, chunks) = self.seal();
-        let bytes = self.store.persist(self.generation, chunks).unwrap();
+        let bytes = self.store().persist(self.generation, chunks).unwrap();
         assert_eq!(bytes.len(), self.tasks.len());
         checkpoint
     }
@@ -220,15 +221,24 @@ impl Job {
 
     fn fold(&self) -> Result<(), StateError> {
         match self.completed {
-            Some(completed) => self.store.fold(completed, &self.history()),
+            Some(completed) => self.store().fold(completed, &self.history()),
             None => Ok(()),
         }
     }
 
     /// The process ends and another begins.
     fn restart(&mut self) {
-        self.store = self.disk.open();
+        self.reopen();
         self.start();
+    }
+
+    fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(self.disk.open());
+    }
+
+    fn store(&self) -> &JobStateStore {
+        self.store.as_ref().expect("it is open")
     }
 
     fn lose_power(&mut self, random: &mut Random) {
@@ -355,9 +365,9 @@ fn damage_to_a_base_file_is_never_read_as_state() {
         let mut damaged = sound.clone();
         damaged[at] ^= 1 << (at % 8);
         std::fs::write(&path, &damaged).unwrap();
-        job.store = job.disk.open();
+        job.reopen();
         let restored = job
-            .store
+            .store()
             .restore(Generation(9), task(0), job.completed, &history);
         assert!(
             matches!(restored, Err(StateError::Base(_) | StateError::Lost { .. })),
@@ -373,19 +383,19 @@ fn state_that_is_not_all_here_is_lost_and_not_empty() {
     let mut job = job_with_everything();
     let history = job.history();
     let gone = Some(CheckpointId(job.next.0 + 5));
-    let restored = job.store.restore(Generation(9), task(0), gone, &history);
+    let restored = job.store().restore(Generation(9), task(0), gone, &history);
     assert!(matches!(restored, Err(StateError::Lost { .. })));
     let restored = job
-        .store
+        .store()
         .restore(Generation(9), task(7), job.completed, &history);
     assert!(matches!(restored, Err(StateError::Lost { .. })));
     for path in job.disk.base_files(task(0)) {
         std::fs::remove_file(path).unwrap();
     }
     job.disk.view.wipe();
-    job.store = job.disk.open();
+    job.reopen();
     let restored = job
-        .store
+        .store()
         .restore(Generation(9), task(0), job.completed, &history);
     assert!(matches!(restored, Err(StateError::Lost { .. })));
 }
@@ -396,7 +406,7 @@ fn a_generation_that_was_replaced_can_persist_nothing() {
     let former = job.generation;
     let (_, chunks) = job.seal();
     job.start();
-    let refused = job.store.persist(former, chunks);
+    let refused = job.store().persist(former, chunks);
     assert!(matches!(refused, Err(StateError::Stale { .. })));
     job.checkpoint();
     job.restart();
@@ -412,7 +422,7 @@ fn what_did_not_fit_on_the_disk_goes_with_the_next_checkpoint() {
             .deltas
             .set_quota(Some(job.disk.deltas.used() + room));
         let (_, chunks) = job.seal();
-        let full = job.store.persist(job.generation, chunks).unwrap_err();
+        let full = job.store().persist(job.generation, chunks).unwrap_err();
         assert!(full.is_disk_full() && !full.is_fatal(), "{full}");
         job.disk.deltas.set_quota(None);
         job.put(0, 0, 0, b"room again", b"");
@@ -427,14 +437,14 @@ fn after_a_failed_sync_nothing_is_acknowledged() {
     job.disk.deltas.fail_syncs(1);
     let (_, chunks) = job.seal();
     assert!(
-        job.store
+        job.store()
             .persist(job.generation, chunks)
             .unwrap_err()
             .is_fatal()
     );
     let (_, chunks) = job.seal();
     assert!(
-        job.store
+        job.store()
             .persist(job.generation, chunks)
             .unwrap_err()
             .is_fatal()
@@ -632,6 +642,35 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
             store.fold(CheckpointId(ROUNDS), &history).unwrap();
         }
     }
+}
+
+#[test]
+fn a_store_waits_until_the_one_before_it_is_gone() {
+    let disk = Arc::new(Disk::new());
+    let former = disk.open();
+    former
+        .restore(Generation(1), task(0), None, &|_, _| None)
+        .unwrap();
+    let next = {
+        let disk = Arc::clone(&disk);
+        std::thread::spawn(move || disk.open())
+    };
+    let mut table = Table::default();
+    table.put(0, b"written", b"meanwhile");
+    table.seal(CheckpointId(1));
+    let tables = vec![(table_id(0), table.delta(CheckpointId(1)).unwrap())];
+    let chunk = TaskChunk {
+        task: task(0),
+        checkpoint: CheckpointId(1),
+        tables,
+    };
+    former.persist(Generation(1), vec![chunk]).unwrap();
+    drop(former);
+    let next = next.join().unwrap();
+    let counts = |_, _| Some(true);
+    let at = Some(CheckpointId(1));
+    let restored = next.restore(Generation(2), task(0), at, &counts).unwrap();
+    assert_eq!(contents(&restored).len(), 1);
 }
 
 #[test]
