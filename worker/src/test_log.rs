@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::{Bytes, BytesMut};
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName, WorkerEpoch,
+    Generation, JobId, JobName, LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, PartitionId,
+    TopicId, TopicName, TopicPartition, WorkerEpoch,
 };
 use common::log_batch::{LogBatch, LogBatchBuilder};
 use common::offset::Offset;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
-use common::protocol::metadata::{MetadataDelta, PartitionImage, TopicImage, WorkerImage};
+use common::protocol::metadata::{
+    JobImage, MetadataDelta, PartitionImage, TopicImage, WorkerImage,
+};
 use common::protocol::produce::{Append, Appended, AppendedBatch};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
@@ -28,6 +31,7 @@ use crate::log_client::LogClient;
 use crate::metadata_image::MetadataImage;
 
 pub(crate) const TOPIC: TopicId = TopicId(Uuid::from_u128(7));
+pub(crate) const JOB: JobId = JobId(3);
 
 /// The partitions, as tests see and change them.
 #[derive(Debug, Default)]
@@ -53,7 +57,8 @@ pub(crate) struct TestState {
 #[derive(Debug)]
 pub(crate) struct TestLog {
     pub(crate) client: LogClient,
-    _image: watch::Sender<Arc<MetadataImage>>,
+    pub(crate) transport: Transport,
+    image: watch::Sender<Arc<MetadataImage>>,
     state: Arc<Mutex<TestState>>,
     _server: HttpServer,
 }
@@ -124,8 +129,9 @@ impl TestLog {
         let (image, watch) = watch::channel(Arc::new(image));
         let transport = Transport::start("test").unwrap();
         TestLog {
-            client: LogClient::new(watch, transport),
-            _image: image,
+            client: LogClient::new(watch, transport.clone()),
+            transport,
+            image,
             state,
             _server: server,
         }
@@ -142,6 +148,40 @@ impl TestLog {
             builder.push(Timestamp(0), None, Some(value.as_bytes()), &[]);
         }
         self.state().put(partition, builder.build());
+    }
+
+    /// The values in a partition, in order.
+    pub(crate) fn values(&self, partition: u32) -> Vec<String> {
+        let mut values = Vec::new();
+        for batch in &self.state().partitions[&partition].batches {
+            for record in batch.records().unwrap().iter() {
+                let value = record.unwrap().value.unwrap_or(b"-").to_vec();
+                values.push(String::from_utf8(value).unwrap());
+            }
+        }
+        values
+    }
+
+    /// Makes it a fact that the job has completed this checkpoint.
+    pub(crate) fn complete(&self, generation: u32, checkpoint: u64) {
+        let job = JobImage {
+            id: JOB,
+            name: JobName::new("job").unwrap(),
+            generation: Generation(generation),
+            completed: Some(common::ids::CheckpointId(checkpoint)),
+            finals: BTreeMap::new(),
+            running: true,
+            deleted: false,
+        };
+        self.image.send_modify(|image| {
+            let delta = MetadataDelta {
+                since: image.version,
+                version: MetadataVersion(image.version.0 + 1),
+                jobs: vec![job],
+                ..MetadataDelta::default()
+            };
+            *image = Arc::new(image.after(delta).unwrap());
+        });
     }
 }
 
@@ -227,5 +267,12 @@ impl TestState {
             log_end_offset: Offset(log.next),
             at: call.at.map(|time| Offset(time.0)),
         })
+    }
+}
+
+pub(crate) fn partition(number: u32) -> TopicPartition {
+    TopicPartition {
+        topic: TOPIC,
+        partition: PartitionId(number),
     }
 }

@@ -182,6 +182,16 @@ pub(crate) fn write_row(out: &mut Vec<u8>, row: Row<'_>) {
     }
 }
 
+/// The names of the columns, as the first line of a file.
+pub(crate) fn write_header(out: &mut Vec<u8>, columns: &[Column]) {
+    for (i, column) in columns.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_field(out, column.name.as_bytes());
+    }
+}
+
 /// Whether a line is the names of these columns.
 pub(crate) fn is_header(line: &[u8], schema: &[Column]) -> bool {
     let Ok(text) = std::str::from_utf8(line) else {

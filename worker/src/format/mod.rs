@@ -26,8 +26,11 @@ use common::error::{ErrorCode, Problem};
 use common::plan::connector::Format;
 use common::schema::Column;
 
-pub(crate) use csv::{is_header as is_csv_header, is_open as is_csv_open};
+pub(crate) use csv::{
+    is_header as is_csv_header, is_open as is_csv_open, write_header as write_csv_header,
+};
 pub use encoder::{EncodedRecord, EncodedRecords, Encoder};
+pub(crate) use json_encode::write_string as write_json_string;
 
 use debezium_json::DebeziumDecoder;
 use json_decode::JsonDecoder;
@@ -124,4 +127,14 @@ impl From<json_scan::JsonError> for BadRecord {
     fn from(error: json_scan::JsonError) -> BadRecord {
         BadRecord::new(error.to_string())
     }
+}
+
+/// Whether these bytes are one JSON value.
+pub(crate) fn is_json(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    let mut scanner = json_scan::Scanner::new(text);
+    scanner.skip_whitespace();
+    scanner.value().is_ok() && scanner.end().is_ok()
 }

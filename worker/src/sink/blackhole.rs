@@ -1,18 +1,16 @@
-//! Takes rows and forgets them.
+//! Forgets every row: for measuring everything before it.
 
 use common::ids::CheckpointId;
-use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, ready};
+use futures_util::future::{FutureExt, LocalBoxFuture, ready};
 
 use super::{Committable, Sink, SinkError};
 use crate::task::message::Rows;
 
-/// The task counts the rows; there is nothing else to do with them.
-#[derive(Debug)]
-pub struct Blackhole;
+#[derive(Debug, Default)]
+pub(super) struct BlackholeSink {}
 
-impl Sink for Blackhole {
-    fn write(&mut self, _: Rows) -> LocalBoxFuture<'_, Result<(), SinkError>> {
+impl Sink for BlackholeSink {
+    fn write(&mut self, _rows: Rows) -> LocalBoxFuture<'_, Result<(), SinkError>> {
         ready(Ok(())).boxed_local()
     }
 
@@ -22,15 +20,15 @@ impl Sink for Blackhole {
 
     fn prepare(
         &mut self,
-        _: CheckpointId,
+        _checkpoint: CheckpointId,
     ) -> LocalBoxFuture<'_, Result<Option<Committable>, SinkError>> {
         ready(Ok(None)).boxed_local()
     }
 
     fn commit(
         &mut self,
-        _: CheckpointId,
-        _: Vec<Committable>,
+        _checkpoint: CheckpointId,
+        _prepared: Vec<Committable>,
     ) -> LocalBoxFuture<'_, Result<(), SinkError>> {
         ready(Ok(())).boxed_local()
     }

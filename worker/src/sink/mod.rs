@@ -5,22 +5,33 @@
 //! returns is kept in the checkpoint, so that `commit` can be done again after any crash. Sinks that
 //! cannot hide rows say that they deliver at least once.
 
-pub mod blackhole;
+pub mod transactions;
+pub mod transactional_writer;
 pub mod dead_letters;
+mod topic;
+mod files;
+mod webhook;
+mod console;
+mod blackhole;
+
+#[cfg(test)]
+mod sink_tests;
 
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, JobName};
-use common::plan::connector::SinkSpec;
+use common::plan::connector::{Format, SinkSpec};
+use common::plan::edge::ChangelogMode;
 use common::plan::task_graph::PlannedSink;
 use common::time::Clock;
 use common::transport::client::Transport;
 use futures_util::future::LocalBoxFuture;
 
 use crate::log_client::LogClient;
-
 use crate::task::message::Rows;
+use transactional_writer::TransactionalWriter;
+use transactions::Writer;
 
 /// One task's writer.
 pub trait Sink: std::fmt::Debug {
@@ -60,7 +71,18 @@ pub enum SinkError {
     Broken(String),
 }
 
-/// What a task's sink and its dead letters are opened with.
+impl From<Problem> for SinkError {
+    /// Opening or writing failed: what may pass, or is our own mistake, is worth another generation.
+    fn from(problem: Problem) -> SinkError {
+        if problem.code.is_retriable() || problem.code == ErrorCode::Internal {
+            SinkError::Broken(problem.to_string())
+        } else {
+            SinkError::Fatal(problem.to_string())
+        }
+    }
+}
+
+/// What a sink is opened with.
 #[derive(Clone, Debug)]
 pub struct SinkContext {
     pub job: JobId,
@@ -71,7 +93,7 @@ pub struct SinkContext {
     /// Which task of its stage this is, of how many.
     pub task_index: u32,
     pub parallelism: u32,
-    /// The checkpoint the task starts from: the last one sealed before its first transaction.
+    /// The checkpoint the task starts from.
     pub restored: Option<CheckpointId>,
     pub log: LogClient,
     pub transport: Transport,
@@ -80,20 +102,35 @@ pub struct SinkContext {
 
 /// Opens a task's sink.
 pub async fn open(planned: &PlannedSink, context: SinkContext) -> Result<Box<dyn Sink>, Problem> {
-    match &planned.spec {
-        SinkSpec::Blackhole(_) => Ok(Box::new(blackhole::Blackhole)),
-        SinkSpec::Topic(_) | SinkSpec::Files(_) | SinkSpec::Webhook(_) | SinkSpec::Console(_) => {
-            let detail = format!("job {} has a sink this worker lacks", context.job_name);
-            Err(Problem::new(ErrorCode::UnsupportedFeature, detail))
-        }
+    Ok(match &planned.spec {
+        SinkSpec::Topic(spec) => Box::new(topic::TopicSink::open(spec, planned, &context).await?),
+        SinkSpec::Files(spec) => Box::new(files::FileSink::open(spec, planned, &context).await?),
+        SinkSpec::Webhook(spec) => Box::new(webhook::WebhookSink::open(spec, planned, &context)?),
+        SinkSpec::Console(_) => Box::new(console::ConsoleSink::open(planned)?),
+        SinkSpec::Blackhole(_) => Box::new(blackhole::BlackholeSink::default()),
+    })
+}
+
+impl SinkContext {
+    fn exactly_once_writer(&self) -> TransactionalWriter {
+        let writer = Writer {
+            job: self.job,
+            generation: self.generation,
+            task: self.ordinal,
+        };
+        TransactionalWriter::exactly_once(
+            self.log.clone(),
+            self.clock.clone(),
+            writer,
+            self.restored,
+        )
     }
 }
 
-impl From<Problem> for SinkError {
-    fn from(problem: Problem) -> SinkError {
-        match problem.code.is_retriable() {
-            true => SinkError::Broken(problem.to_string()),
-            false => SinkError::Fatal(problem.to_string()),
-        }
+/// How rows are written for people and endpoints: plainly if none ever changes.
+fn json_or_changes(mode: &ChangelogMode) -> Format {
+    match mode {
+        ChangelogMode::Append => Format::Json,
+        ChangelogMode::Upsert { .. } | ChangelogMode::Retract { .. } => Format::DebeziumJson,
     }
 }
