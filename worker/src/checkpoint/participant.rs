@@ -55,7 +55,7 @@ impl<S> Participant<S> {
     }
 
     /// What can be persisted now, if anything: the newest checkpoint that all tasks have sealed.
-    pub fn next(&mut self) -> Option<Persist<S>> {
+    pub fn take_ready(&mut self) -> Option<Persist<S>> {
         if self.persisting.is_some() {
             return None;
         }

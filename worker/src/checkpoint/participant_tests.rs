@@ -22,21 +22,24 @@ fn participant(tasks: u32) -> Participant<u64> {
 fn nothing_is_persisted_before_every_task_has_sealed() {
     let mut participant = participant(2);
     participant.sealed(task(0), CheckpointId(1), 0);
-    assert_eq!(participant.next(), None);
+    assert_eq!(participant.take_ready(), None);
     participant.sealed(task(1), CheckpointId(1), 0);
-    assert_eq!(participant.next().unwrap().checkpoint, CheckpointId(1));
+    assert_eq!(
+        participant.take_ready().unwrap().checkpoint,
+        CheckpointId(1)
+    );
 }
 
 #[test]
 fn one_sync_at_a_time_and_the_next_takes_all_that_gathered() {
     let mut participant = participant(1);
     participant.sealed(task(0), CheckpointId(1), 0);
-    participant.next().unwrap();
+    participant.take_ready().unwrap();
     participant.sealed(task(0), CheckpointId(2), 0);
     participant.sealed(task(0), CheckpointId(3), 0);
-    assert_eq!(participant.next(), None);
+    assert_eq!(participant.take_ready(), None);
     participant.persisted(CheckpointId(1));
-    let persist = participant.next().unwrap();
+    let persist = participant.take_ready().unwrap();
     assert_eq!(persist.checkpoint, CheckpointId(3));
     assert_eq!(persist.chunks.len(), 2);
 }
@@ -47,7 +50,7 @@ fn what_one_task_sealed_and_another_abandoned_is_persisted_with_the_next_checkpo
     participant.sealed(task(0), CheckpointId(1), 0);
     participant.sealed(task(0), CheckpointId(5), 0);
     participant.sealed(task(1), CheckpointId(5), 0);
-    let persist = participant.next().unwrap();
+    let persist = participant.take_ready().unwrap();
     let sealed: Vec<_> = persist
         .chunks
         .iter()
@@ -80,7 +83,7 @@ proptest! {
             let index = u32::try_from(i).unwrap();
             participant.sealed(task(index), CheckpointId(plans[i][at[i]]), 0);
             at[i] += 1;
-            while let Some(persist) = participant.next() {
+            while let Some(persist) = participant.take_ready() {
                 for (checkpoint, task, _) in &persist.chunks {
                     prop_assert!(held.entry(task.index).or_default().insert(checkpoint.0));
                 }

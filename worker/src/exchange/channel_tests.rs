@@ -1,7 +1,6 @@
 //! A sending and a receiving half over a network that loses, repeats and delays.
 
 use bytes::Bytes;
-use common::limits::{CHANNEL_BYTES, MAX_ROWS_BYTES};
 use common::protocol::exchange::{ChannelStanding, FrameBody};
 use common::time::Timestamp;
 use proptest::prelude::*;
@@ -162,9 +161,4 @@ fn a_stale_channel_takes_everything_and_sends_nothing() {
     assert_eq!(sender.queued_bytes(), 0);
     assert!(sender.take(1_000).is_empty());
     assert!(!sender.is_starved());
-}
-
-#[test]
-fn the_largest_message_fits_the_smallest_window() {
-    assert!(MAX_ROWS_BYTES <= CHANNEL_BYTES);
 }

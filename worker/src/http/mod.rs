@@ -61,7 +61,8 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     server.app_data(web::Data::new(composed.clone()));
     server.route("/health/live", web::get().to(health::live));
     server.route("/health/ready", web::get().to(health::ready));
-    server.default_service(web::to(forward::to_coordinator));
+    // Last: everything else.
+    server.service(web::resource("/{path:.*}").to(forward::to_coordinator));
 }
 
 /// A handler of calls that is given the worker's parts.

@@ -114,8 +114,13 @@ impl JobActor {
             let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
             let mut restored = Restored::new();
             for task in tasks {
-                let (generation, at) = (deployment.generation, deployment.restore);
-                restored.insert(task, store.restore(generation, task, at, &history)?);
+                // A task without state of its own may have run elsewhere before, and needs nothing.
+                let at = match deployment.graph.stage(task.stage).has_state() {
+                    true => deployment.restore,
+                    false => None,
+                };
+                let tables = store.restore(deployment.generation, task, at, &history)?;
+                restored.insert(task, tables);
             }
             Ok::<_, StateError>((store, restored))
         });
@@ -291,7 +296,7 @@ impl JobActor {
 
     /// Makes durable what all local tasks have sealed, and acknowledges it.
     fn persist(&mut self, context: &mut Context<Self>) {
-        if let Some(Persist { checkpoint, chunks }) = self.participant.next() {
+        if let Some(Persist { checkpoint, chunks }) = self.participant.take_ready() {
             let newest = chunks.iter().filter(|(c, _, _)| *c == checkpoint);
             let tasks = newest.map(|(_, task, snapshot)| TaskSnapshot {
                 task: *task,

@@ -277,12 +277,12 @@ impl TaskActor {
     fn step(&mut self) -> Result<bool, Failure> {
         match &mut self.input {
             Input::Source(source) => {
-                let Some(event) = source.reader.next() else {
+                let Some(event) = source.reader.take() else {
                     return Ok(false);
                 };
                 self.source_event(event?)?;
             }
-            Input::Channels(channels) => match channels.next() {
+            Input::Channels(channels) => match channels.take() {
                 None => return Ok(false),
                 Some(Arrival::Rows(input, rows)) => {
                     self.progress.metrics.bytes_in += rows.batch.get_array_memory_size() as u64;

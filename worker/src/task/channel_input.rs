@@ -46,7 +46,7 @@ impl ChannelInput {
     }
 
     /// The next thing to act on; `None`: nothing that may be read is there.
-    pub fn next(&mut self) -> Option<Arrival> {
+    pub fn take(&mut self) -> Option<Arrival> {
         let mut silent = 0;
         while silent < self.channels.len() {
             let index = self.next;

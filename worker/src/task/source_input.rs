@@ -44,7 +44,7 @@ impl SourceInput {
     }
 
     /// The next event, with the positions moved past it.
-    pub fn next(&mut self) -> Option<Result<SourceEvent, SourceError>> {
+    pub fn take(&mut self) -> Option<Result<SourceEvent, SourceError>> {
         let event = self.events.try_recv().ok()?;
         match &event {
             Ok(SourceEvent::Rows(rows)) => {
