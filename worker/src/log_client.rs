@@ -1,16 +1,18 @@
 //! How tasks reach partitions: directly where this worker leads, over the transport elsewhere.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::{TopicName, TopicPartition};
+use common::limits::MAX_CALL_BYTES;
 use common::log_batch::LogBatch;
 use common::protocol::Call;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
 use common::protocol::metadata::TopicImage;
 use common::protocol::produce::{Acks, Append, AppendedBatch, PartitionAppend};
 use common::time::Span;
-use common::transport::client::Transport;
-use std::sync::Arc;
+use common::transport::client::{CallError, Transport};
 
 use crate::metadata_image::ImageWatch;
 use crate::partition::actor::PartitionHandle;
@@ -18,13 +20,29 @@ use crate::partition::registry::Partitions;
 
 /// An answer that takes longer is given up; its outcome is unknown.
 const DEADLINE: Span = Span::from_secs(10);
+/// A topic that this node has not heard of may have been created a moment ago.
+const TOPIC_PATIENCE: Span = Span::from_millis(500);
+
+/// What is asked right after a topic was created, or while a partition moves, waits this long until the
+/// cluster's facts and the node that leads agree.
+const PATIENCE: Span = Span::from_secs(3);
+/// How often somebody who waits for another node to hear of something asks again.
+const ASK_AGAIN: Span = Span::from_millis(20);
+/// What one call may bring, below what its receiver takes.
+const MAX_APPEND_BYTES: usize = MAX_CALL_BYTES / 2;
 
 #[derive(Clone, Debug)]
 pub struct LogClient {
     image: ImageWatch,
     transport: Transport,
-    /// The partitions of this worker; `None` where there are none.
     local: Option<Partitions>,
+}
+
+/// Why a partition was not reached or did not do what it was asked.
+struct Failure {
+    problem: Problem,
+    /// It was certainly not done, and may be once everybody has heard who leads.
+    elsewhere: bool,
 }
 
 impl LogClient {
@@ -36,7 +54,7 @@ impl LogClient {
         }
     }
 
-    /// Goes to these partitions directly where this worker leads them.
+    /// Reaches the partitions of this node directly.
     pub fn with_local(self, partitions: Partitions) -> LogClient {
         LogClient {
             local: Some(partitions),
@@ -54,45 +72,107 @@ impl LogClient {
         self.image.clone()
     }
 
+    /// The topic, which may have been created a moment ago.
+    pub async fn known_topic(&self, name: &TopicName) -> Option<Arc<TopicImage>> {
+        let mut image = self.image.clone();
+        let known = async {
+            loop {
+                let topic = image.borrow_and_update().topic(name).cloned();
+                if topic.is_some() || image.changed().await.is_err() {
+                    return topic;
+                }
+            }
+        };
+        let known = tokio::time::timeout(TOPIC_PATIENCE.as_duration(), known).await;
+        known.ok().flatten()
+    }
+
     /// Appends one record batch; answered once it is committed.
     pub async fn append(
         &self,
         partition: TopicPartition,
         batch: Bytes,
     ) -> Result<AppendedBatch, Problem> {
-        if let Some(local) = self.local(partition) {
-            return local.append(LogBatch::parse(batch)?, Acks::All, None).await;
+        let batch = LogBatch::parse(batch)
+            .map_err(|error| Problem::new(ErrorCode::InvalidRecord, error.to_string()))?;
+        let appended = self.append_all(partition, vec![batch], Acks::All).await?;
+        appended.into_iter().next().ok_or_else(no_result)
+    }
+
+    /// Appends batches one after another. Their records must have been validated. An error may leave
+    /// some of them appended.
+    pub async fn append_all(
+        &self,
+        partition: TopicPartition,
+        batches: Vec<LogBatch>,
+        acks: Acks,
+    ) -> Result<Vec<AppendedBatch>, Problem> {
+        let mut appended = Vec::with_capacity(batches.len());
+        let mut rest = batches.into_iter().peekable();
+        while rest.peek().is_some() {
+            let mut bytes = 0;
+            let mut together = Vec::new();
+            while let Some(batch) = rest.next_if(|batch| {
+                together.is_empty() || bytes + batch.bytes().len() <= MAX_APPEND_BYTES
+            }) {
+                bytes += batch.bytes().len();
+                together.push(batch);
+            }
+            let some = self
+                .patiently(|| self.append_some(partition, together.clone(), acks))
+                .await?;
+            appended.extend(some);
         }
-        let batches = vec![PartitionAppend {
-            partition,
-            leader_epoch: None,
-            batch,
-        }];
-        let request = Append {
-            acks: Acks::All,
-            batches,
-        };
-        let reply = self.call(partition, &request, DEADLINE).await?;
-        let internal = || Problem::new(ErrorCode::Internal, "an append has no result");
-        reply.results.into_iter().next().ok_or_else(internal)?
+        Ok(appended)
     }
 
     /// Batches from an offset on; waits for some as long as the request says.
     pub async fn fetch(&self, request: FetchBatches) -> Result<FetchedBatches, Problem> {
-        if let Some(local) = self.local(request.partition) {
-            return local.fetch(&request).await;
-        }
         let deadline = Span(request.wait.0 + DEADLINE.0);
-        self.call(request.partition, &request, deadline).await
+        self.patiently(|| async {
+            match self.local(request.partition) {
+                Some(partition) => partition.fetch(&request).await.map_err(Failure::local),
+                None => self.call(request.partition, &request, deadline).await,
+            }
+        })
+        .await
     }
 
     pub async fn offsets(&self, request: ListOffsets) -> Result<PartitionOffsets, Problem> {
-        if let Some(local) = self.local(request.partition) {
-            return local.offsets(request.at).await;
-        }
-        self.call(request.partition, &request, DEADLINE).await
+        self.patiently(|| async {
+            match self.local(request.partition) {
+                Some(partition) => partition.offsets(request.at).await.map_err(Failure::local),
+                None => self.call(request.partition, &request, DEADLINE).await,
+            }
+        })
+        .await
     }
 
+    async fn append_some(
+        &self,
+        partition: TopicPartition,
+        batches: Vec<LogBatch>,
+        acks: Acks,
+    ) -> Result<Vec<AppendedBatch>, Failure> {
+        if let Some(local) = self.local(partition) {
+            let appended = local.append_all(batches, acks, None).await;
+            return appended.map_err(Failure::local);
+        }
+        let batches = batches
+            .into_iter()
+            .map(|batch| PartitionAppend {
+                partition,
+                leader_epoch: None,
+                batch: batch.into_bytes(),
+            })
+            .collect();
+        let request = Append { acks, batches };
+        let reply = self.call(partition, &request, DEADLINE).await?;
+        let results: Result<Vec<AppendedBatch>, Problem> = reply.results.into_iter().collect();
+        results.map_err(Failure::local)
+    }
+
+    /// The partition, if this node leads it.
     fn local(&self, partition: TopicPartition) -> Option<PartitionHandle> {
         self.local.as_ref()?.get(partition)
     }
@@ -102,7 +182,7 @@ impl LogClient {
         partition: TopicPartition,
         request: &C,
         deadline: Span,
-    ) -> Result<C::Reply, Problem> {
+    ) -> Result<C::Reply, Failure> {
         let leader = self
             .image
             .borrow()
@@ -110,10 +190,61 @@ impl LogClient {
             .map(|leader| leader.address.clone());
         let Some(address) = leader else {
             let detail = format!("partition {partition} has no live leader");
-            return Err(Problem::new(ErrorCode::LeaderUnavailable, detail)
-                .hint("It comes back with the worker that has its data."));
+            let problem = Problem::new(ErrorCode::LeaderUnavailable, detail)
+                .hint("It comes back with the worker that has its data.");
+            return Err(Failure {
+                problem,
+                elsewhere: true,
+            });
         };
         let reply = self.transport.call(&address, request, deadline).await;
-        reply.map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))
+        reply.map_err(|error| Failure {
+            elsewhere: match &error {
+                CallError::Problem(problem) => problem.code == ErrorCode::NotLeader,
+                CallError::Unreachable { refused, .. } => *refused,
+                CallError::Timeout { .. } | CallError::BadReply { .. } => false,
+            },
+            problem: error.into_problem(ErrorCode::LeaderUnavailable),
+        })
     }
+
+    /// Tries again while the cluster has yet to agree on who leads.
+    async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, Problem> {
+        let give_up = tokio::time::Instant::now() + PATIENCE.as_duration();
+        let mut image = self.image.clone();
+        loop {
+            image.mark_unchanged();
+            let failure = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(failure) => failure,
+            };
+            if !failure.elsewhere || tokio::time::Instant::now() >= give_up {
+                return Err(failure.problem);
+            }
+            let again = tokio::time::sleep(ASK_AGAIN.as_duration());
+            tokio::select! {
+                () = again => {}
+                changed = image.changed() => if changed.is_err() {
+                    return Err(failure.problem);
+                },
+            }
+        }
+    }
+}
+
+impl Failure {
+    /// What a partition itself has answered.
+    fn local(problem: Problem) -> Failure {
+        Failure {
+            elsewhere: problem.code == ErrorCode::NotLeader,
+            problem,
+        }
+    }
+}
+
+fn no_result() -> Problem {
+    Problem::new(ErrorCode::Internal, "an append has no result")
 }

@@ -236,7 +236,7 @@ async fn run(
         coordinator: config.coordinator.clone(),
         transport: parts.transport.clone(),
         image: image.clone(),
-        log,
+        log: log.clone(),
         exchange: exchange.clone(),
         clock: clock.clone(),
         reports: reports.clone(),
@@ -252,6 +252,8 @@ async fn run(
     };
     let routes = Routes {
         partitions: partitions.clone(),
+        log,
+        turn: Arc::default(),
         jobs: jobs.clone(),
         exchange,
         image: image.clone(),

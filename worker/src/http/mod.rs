@@ -3,6 +3,13 @@
 //! The server runs before the worker is composed; until then every request that needs it is told to come
 //! again. What is the coordinator's to answer is forwarded to it, so that a client needs one address.
 
+pub mod json_text;
+pub mod msgpack_text;
+pub mod request_records;
+mod answer_records;
+pub mod produce;
+pub mod fetch;
+pub mod stream;
 pub mod append;
 pub mod exchange;
 pub mod fetch_batches;
@@ -12,19 +19,29 @@ pub mod inject_barrier;
 pub mod list_offsets;
 pub mod query_state;
 
+#[cfg(test)]
+mod conformance_tests;
+#[cfg(test)]
+mod http_tests;
+
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use actix::Addr;
+use actix_web::HttpRequest;
+use actix_web::http::header::{ACCEPT, HeaderName};
 use actix_web::web::{self, ServiceConfig};
 use common::error::{ErrorCode, Problem};
-use common::ids::TopicPartition;
+use common::ids::{PartitionId, TopicName, TopicPartition};
+use common::protocol::metadata::TopicImage;
 use common::time::Clock;
 use common::transport::client::Transport;
-use common::transport::server::register;
+use common::transport::server::{register, resource};
 
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::JobsActor;
 use crate::link::reports::TaskReports;
+use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
 use crate::partition::actor::PartitionHandle;
 use crate::partition::registry::Partitions;
@@ -32,7 +49,11 @@ use crate::partition::registry::Partitions;
 /// What the endpoints work with.
 #[derive(Clone)]
 pub struct Routes {
+    /// The partitions of this worker, and the way to all others.
     pub partitions: Partitions,
+    pub log: LogClient,
+    /// Where the next request's records without a key go.
+    pub turn: Arc<AtomicU32>,
     pub jobs: Addr<JobsActor>,
     pub exchange: Exchange,
     pub image: ImageWatch,
@@ -59,6 +80,12 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     register(server, with(composed, inject_barrier::inject_barrier));
     register(server, with(composed, query_state::query_state));
     server.app_data(web::Data::new(composed.clone()));
+    let records = "/v1/topics/{topic}/records";
+    server.service(resource(records).route(web::post().to(produce::produce)));
+    let partition = "/v1/topics/{topic}/partitions/{partition}/records";
+    server.service(resource(partition).route(web::get().to(fetch::fetch)));
+    let stream = "/v1/topics/{topic}/stream";
+    server.service(resource(stream).route(web::get().to(stream::stream)));
     server.route("/health/live", web::get().to(health::live));
     server.route("/health/ready", web::get().to(health::ready));
     // Last: everything else.
@@ -102,4 +129,96 @@ pub fn parts(composed: &Composed) -> Result<Routes, Problem> {
             .hint("Ask again in a moment.")
     };
     composed.get().cloned().ok_or_else(starting)
+}
+
+impl Routes {
+    async fn topic(&self, name: &str) -> Result<Arc<TopicImage>, Problem> {
+        let name = TopicName::new(name)?;
+        self.log.known_topic(&name).await.ok_or_else(|| {
+            Problem::new(
+                ErrorCode::UnknownTopic,
+                format!("there is no topic \"{name}\""),
+            )
+            .hint("Create it with POST /v1/topics, or look at GET /v1/topics.")
+        })
+    }
+}
+
+/// The partition of a topic, if there is one of this number.
+fn partition_of(topic: &TopicImage, number: u32) -> Result<TopicPartition, Problem> {
+    let partitions = topic.partitions.len();
+    if usize::try_from(number).is_ok_and(|index| index < partitions) {
+        Ok(TopicPartition {
+            topic: topic.id,
+            partition: PartitionId(number),
+        })
+    } else {
+        Err(Problem::new(
+            ErrorCode::UnknownPartition,
+            format!(
+                "topic \"{}\" has no partition {number}, it has {partitions}",
+                topic.name
+            ),
+        )
+        .hint("Partitions are numbered from 0."))
+    }
+}
+
+/// How records are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AnswerFormat {
+    Json,
+    Ndjson,
+    Msgpack,
+}
+
+impl AnswerFormat {
+    /// The first of what the request accepts that there is; JSON if it does not say.
+    fn of(request: &HttpRequest) -> Result<AnswerFormat, Problem> {
+        let Some(accept) = header(request, &ACCEPT) else {
+            return Ok(AnswerFormat::Json);
+        };
+        let mut accepted: Vec<(AnswerFormat, f32)> = accept
+            .split(',')
+            .filter_map(|choice| {
+                let mut parts = choice.split(';').map(str::trim);
+                let format = match parts.next()?.to_ascii_lowercase().as_str() {
+                    "*/*" | "application/*" | "application/json" => AnswerFormat::Json,
+                    "application/x-ndjson" | "application/ndjson" => AnswerFormat::Ndjson,
+                    "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => {
+                        AnswerFormat::Msgpack
+                    }
+                    _ => return None,
+                };
+                let weight = parts
+                    .find_map(|part| part.strip_prefix("q="))
+                    .map_or(Some(1.0), |weight| weight.parse().ok())?;
+                (weight > 0.0).then_some((format, weight))
+            })
+            .collect();
+        accepted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+        accepted.first().map(|(format, _)| *format).ok_or_else(|| {
+            Problem::new(
+                ErrorCode::UnsupportedMediaType,
+                format!("records are not answered as \"{accept}\""),
+            )
+            .hint("Accept application/json, application/x-ndjson or application/msgpack.")
+        })
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            AnswerFormat::Json => "application/json",
+            AnswerFormat::Ndjson => "application/x-ndjson",
+            AnswerFormat::Msgpack => common::transport::MSGPACK,
+        }
+    }
+}
+
+fn header<'a>(request: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
+    request.headers().get(name)?.to_str().ok()
+}
+
+fn invalid(detail: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::InvalidRequest, detail)
 }
