@@ -6,5 +6,6 @@ pub mod machine;
 #[cfg(test)]
 mod machine_tests;
 pub mod observed;
+pub mod describe;
 #[cfg(test)]
 mod room_tests;

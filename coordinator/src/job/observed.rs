@@ -80,7 +80,10 @@ impl Observed {
         task.rates = rates(&task.samples);
     }
 
-    pub fn task(&self, task: TaskId) -> Option<&ObservedTask> {
+    pub fn task(&self, generation: Generation, task: TaskId) -> Option<&ObservedTask> {
+        if generation != self.generation {
+            return None;
+        }
         self.tasks.get(&task)
     }
 }
@@ -151,7 +154,7 @@ mod tests {
     fn rates_follow_the_last_seconds_and_fall_to_nothing() {
         let mut observed = Observed::default();
         observed.follow(Generation(1));
-        let rate = |observed: &Observed| observed.task(TASK).unwrap().rates.rows_in;
+        let rate = |observed: &Observed| observed.task(Generation(1), TASK).unwrap().rates.rows_in;
         for half_second in 0..=10 {
             observed.report(Tick(half_second * 500), &report(1, half_second * 1_000));
         }
@@ -168,10 +171,13 @@ mod tests {
         observed.follow(Generation(1));
         observed.report(Tick(0), &report(1, 5));
         observed.follow(Generation(2));
-        assert_eq!(observed.task(TASK), None);
+        assert_eq!(observed.task(Generation(2), TASK), None);
         observed.report(Tick(500), &report(1, 10));
-        assert_eq!(observed.task(TASK), None);
+        assert_eq!(observed.task(Generation(2), TASK), None);
         observed.report(Tick(1000), &report(2, 0));
-        assert_eq!(observed.task(TASK).unwrap().rates, Rates::default());
+        assert_eq!(
+            observed.task(Generation(2), TASK).unwrap().rates,
+            Rates::default()
+        );
     }
 }
