@@ -35,6 +35,10 @@ pub const DEFAULT_FETCH_RECORDS: usize = 1_000;
 /// Items on one page of a list.
 pub const DEFAULT_PAGE: usize = 100;
 pub const MAX_PAGE: usize = 1_000;
+/// One page of an operator's state, and how long its tasks may take for it.
+pub const DEFAULT_STATE_ENTRIES: u32 = 100;
+pub const MAX_STATE_ENTRIES: u32 = 10_000;
+pub const STATE_QUERY_DEADLINE: Span = Span::from_secs(10);
 /// A long poll answers with nothing after this.
 pub const MAX_WAIT: Span = Span::from_secs(30);
 /// One message between nodes: a bundle of frames, or a metadata image.
@@ -85,6 +89,8 @@ pub const CHECKPOINT_TIMEOUT: Span = Span::from_secs(60);
 pub const CHECKPOINT_RESERVATION: u64 = 1_024;
 /// Completed checkpoints a job's history shows.
 pub const CHECKPOINT_HISTORY: usize = 100;
+/// What may wait for one of the coordinator's actors of a job; whoever sends more waits itself.
+pub const JOB_MAILBOX: usize = 64;
 pub const DEPLOY_TIMEOUT: Span = Span::from_secs(30);
 /// A job that fails this often within `RESTART_WINDOW` is FAILED.
 pub const RESTART_BUDGET: usize = 10;

@@ -23,6 +23,7 @@ use crate::controller::Controller;
 use crate::controller::actor::ControllerActor;
 use crate::controller::seen::Seen;
 use crate::http::{self, State};
+use crate::job::jobs_actor::Jobs;
 use crate::liveness::Liveness;
 use crate::metadata::command::{Command, Entry, Outcome};
 use crate::metadata_log::single::{OpenError, SingleNodeLog, SnapshotPolicy};
@@ -98,6 +99,7 @@ impl Node {
         let state = State {
             controller: started.controller,
             liveness: started.liveness,
+            jobs: started.jobs,
             transport,
             seen,
             metrics: Arc::new(Metrics::new()),
@@ -190,6 +192,7 @@ struct Started {
     epoch: ControlEpoch,
     controller: Controller,
     liveness: Liveness,
+    jobs: Jobs,
 }
 
 impl ControlThread {
@@ -248,10 +251,17 @@ async fn reign(parts: Parts) -> Result<Started, StartError> {
         seen,
         config.session_timeout,
     ));
-    let liveness = Liveness::start(config.session_timeout, controller.clone(), transport, clock);
+    let liveness = Liveness::start(
+        config.session_timeout,
+        controller.clone(),
+        transport.clone(),
+        Arc::clone(&clock),
+    );
+    let jobs = Jobs::start(controller.clone(), transport, clock, liveness.heartbeats());
     Ok(Started {
         epoch,
         controller,
         liveness,
+        jobs,
     })
 }

@@ -18,3 +18,4 @@ pub mod machine;
 mod machine_tests;
 pub mod permit;
 pub mod history;
+pub(crate) mod actor;

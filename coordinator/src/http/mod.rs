@@ -9,6 +9,19 @@ pub mod describe_topic;
 pub mod alter_topic;
 pub mod delete_topic;
 pub mod forward_records;
+pub mod jobs;
+pub mod create_job;
+pub mod list_jobs;
+pub mod describe_job;
+pub mod change_job;
+pub mod delete_job;
+pub mod list_checkpoints;
+pub mod job_offsets;
+pub mod query_state;
+pub mod dead_letters;
+pub mod explain_query;
+pub mod acknowledge_checkpoint;
+pub mod decline_checkpoint;
 pub mod describe_cluster;
 pub mod list_workers;
 pub mod health;
@@ -17,6 +30,10 @@ pub mod docs;
 pub mod paging;
 #[cfg(test)]
 mod http_tests;
+#[cfg(test)]
+mod fake_worker;
+#[cfg(test)]
+mod jobs_tests;
 
 use std::sync::Arc;
 
@@ -30,6 +47,7 @@ use common::transport::server::{register, resource};
 
 use crate::controller::Controller;
 use crate::controller::seen::Seen;
+use crate::job::jobs_actor::Jobs;
 use crate::liveness::Liveness;
 use crate::metrics::Metrics;
 
@@ -38,6 +56,7 @@ use crate::metrics::Metrics;
 pub struct State {
     pub controller: Controller,
     pub liveness: Liveness,
+    pub jobs: Jobs,
     pub transport: Transport,
     pub seen: Seen,
     pub metrics: Arc<Metrics>,
@@ -58,6 +77,19 @@ pub struct State {
         describe_topic::describe_topic,
         alter_topic::alter_topic,
         delete_topic::delete_topic,
+        create_job::create_job,
+        list_jobs::list_jobs,
+        describe_job::describe_job,
+        change_job::pause,
+        change_job::resume,
+        change_job::stop,
+        change_job::cancel,
+        delete_job::delete_job,
+        list_checkpoints::list_checkpoints,
+        job_offsets::job_offsets,
+        query_state::query_state,
+        dead_letters::dead_letters,
+        explain_query::explain_query,
         describe_cluster::describe_cluster,
         list_workers::list_workers,
         health::live,
@@ -75,13 +107,21 @@ pub fn routes(config: &mut ServiceConfig, state: &State) {
     let State {
         controller,
         liveness,
+        jobs,
         ..
     } = state.clone();
+    let acknowledged = jobs.clone();
     register(config, move |request| {
         register_node::handle(controller.clone(), request)
     });
     register(config, move |request| {
         heartbeat_node::handle(liveness.clone(), request)
+    });
+    register(config, move |request| {
+        acknowledge_checkpoint::handle(acknowledged.clone(), request)
+    });
+    register(config, move |request| {
+        decline_checkpoint::handle(jobs.clone(), request)
     });
     let parked = state.clone();
     register(config, move |request| {
@@ -101,6 +141,33 @@ pub fn routes(config: &mut ServiceConfig, state: &State) {
                 .route(delete().to(delete_topic::delete_topic)),
         )
         .service(web::resource("/v1/topics/{topic}/{rest:.*}").to(forward_records::forward_records))
+        .service(
+            resource("/v1/jobs")
+                .route(post().to(create_job::create_job))
+                .route(get().to(list_jobs::list_jobs)),
+        )
+        .service(
+            resource("/v1/jobs/{job}")
+                .route(get().to(describe_job::describe_job))
+                .route(delete().to(delete_job::delete_job)),
+        )
+        .service(resource("/v1/jobs/{job}/pause").route(post().to(change_job::pause)))
+        .service(resource("/v1/jobs/{job}/resume").route(post().to(change_job::resume)))
+        .service(resource("/v1/jobs/{job}/stop").route(post().to(change_job::stop)))
+        .service(resource("/v1/jobs/{job}/cancel").route(post().to(change_job::cancel)))
+        .service(
+            resource("/v1/jobs/{job}/checkpoints")
+                .route(get().to(list_checkpoints::list_checkpoints)),
+        )
+        .service(resource("/v1/jobs/{job}/offsets").route(get().to(job_offsets::job_offsets)))
+        .service(
+            resource("/v1/jobs/{job}/operators/{operator}/state")
+                .route(get().to(query_state::query_state)),
+        )
+        .service(
+            resource("/v1/jobs/{job}/dead-letters").route(get().to(dead_letters::dead_letters)),
+        )
+        .service(resource("/v1/sql/explain").route(post().to(explain_query::explain_query)))
         .service(resource("/v1/cluster").route(get().to(describe_cluster::describe_cluster)))
         .service(resource("/v1/workers").route(get().to(list_workers::list_workers)))
         .service(resource("/health/live").route(get().to(health::live)))

@@ -194,6 +194,14 @@ impl JobMachine {
             .min()
     }
 
+    pub fn shape(&self) -> &JobShape {
+        &self.shape
+    }
+
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     pub fn facts(&self) -> &Facts {
         &self.facts
     }

@@ -5,7 +5,12 @@ pub mod facts;
 pub mod machine;
 #[cfg(test)]
 mod machine_tests;
+pub(crate) mod messages;
+pub(crate) mod actor;
+pub mod jobs_actor;
 pub mod observed;
 pub mod describe;
+pub mod creation;
+pub mod state_query;
 #[cfg(test)]
 mod room_tests;

@@ -1,0 +1,115 @@
+//! `POST /v1/jobs/{job}/pause`, `resume`, `stop`, `cancel`: what the user wants of a job from now on.
+//!
+//! Each answers with the job as it is then; the job comes to what is wanted as fast as it can. Asking for
+//! what is wanted already changes nothing.
+
+use actix_web::web::{Data, Json, Path};
+
+use common::error::{ErrorCode, Problem};
+
+use super::State;
+use super::jobs::{describe, find};
+use crate::job::describe::JobDescription;
+use crate::job::wishes::{Wish, wish};
+use crate::metadata::command::Command;
+use crate::metadata::jobs::Desired;
+
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{job}/pause",
+    tag = "jobs",
+    params(("job" = String, Path)),
+    responses(
+        (status = 200, description = "It halts at a last checkpoint, to be resumed", body = JobDescription),
+        (status = 404, body = Problem),
+        (status = 409, description = "Its life is over", body = Problem),
+    )
+)]
+pub(crate) async fn pause(
+    state: Data<State>,
+    job: Path<String>,
+) -> Result<Json<JobDescription>, Problem> {
+    want(&state, &job, Desired::Paused).await
+}
+
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{job}/resume",
+    tag = "jobs",
+    params(("job" = String, Path)),
+    responses(
+        (status = 200, description = "It goes on from its last checkpoint", body = JobDescription),
+        (status = 404, body = Problem),
+        (status = 409, description = "It is finished or cancelled", body = Problem),
+    )
+)]
+pub(crate) async fn resume(
+    state: Data<State>,
+    job: Path<String>,
+) -> Result<Json<JobDescription>, Problem> {
+    want(&state, &job, Desired::Running).await
+}
+
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{job}/stop",
+    tag = "jobs",
+    params(("job" = String, Path)),
+    responses(
+        (status = 200, description = "It ends at a last checkpoint", body = JobDescription),
+        (status = 404, body = Problem),
+    )
+)]
+pub(crate) async fn stop(
+    state: Data<State>,
+    job: Path<String>,
+) -> Result<Json<JobDescription>, Problem> {
+    want(&state, &job, Desired::Stopped).await
+}
+
+#[utoipa::path(
+    post,
+    path = "/v1/jobs/{job}/cancel",
+    tag = "jobs",
+    params(("job" = String, Path)),
+    responses(
+        (status = 200, description = "It ends at once; what came after its last checkpoint is undone", body = JobDescription),
+        (status = 404, body = Problem),
+    )
+)]
+pub(crate) async fn cancel(
+    state: Data<State>,
+    job: Path<String>,
+) -> Result<Json<JobDescription>, Problem> {
+    want(&state, &job, Desired::Cancelled).await
+}
+
+async fn want(
+    state: &State,
+    name: &str,
+    desired: Desired,
+) -> Result<Json<JobDescription>, Problem> {
+    let row = find(state, name)?;
+    match wish(row.state, desired) {
+        Wish::Fulfilled => {}
+        Wish::Granted if row.desired == desired => {}
+        Wish::Granted => {
+            let job = row.id;
+            let command = Command::SetDesired { job, desired };
+            state.controller.propose(command).await?;
+        }
+        Wish::Refused => {
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("job \"{name}\" is {}", state_name(row.state)),
+            )
+            .hint("Deploy it again under another name, or delete it first."));
+        }
+    }
+    let row = find(state, name)?;
+    Ok(Json(describe(state, &row).await))
+}
+
+fn state_name(state: common::protocol::job::JobState) -> String {
+    format!("{state:?}").to_uppercase()
+}

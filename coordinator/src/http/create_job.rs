@@ -1,0 +1,126 @@
+//! `POST /v1/jobs`: deploy a job from SQL or a graph; `?dry_run=true` only plans it.
+
+use std::collections::BTreeMap;
+
+use actix_web::HttpResponse;
+use actix_web::http::header::LOCATION;
+use actix_web::web;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{JobName, TopicId, TopicName};
+use common::plan::JobGraph;
+use common::protocol::job::CreateJob;
+use common::transport::server::read_json;
+
+use super::State;
+use super::jobs::{describe, find};
+use crate::job::creation;
+use crate::job::describe::JobDescription;
+use crate::planner::{PlannedJob, explain};
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Options {
+    /// Plan the job and change nothing.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Read first: a bad name has a code of its own.
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+/// What a job would be.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Plan {
+    parallelism: u32,
+    /// The job as a graph: posting it deploys the same job.
+    #[schema(value_type = Object)]
+    graph: JobGraph,
+    /// The stages it runs as, as text.
+    plan: String,
+    /// Topics that would be created, and their partitions.
+    #[schema(value_type = Object)]
+    creates_topics: BTreeMap<TopicName, u32>,
+    warnings: Vec<String>,
+}
+
+impl Plan {
+    pub(crate) fn of(planned: PlannedJob, creates_topics: BTreeMap<TopicName, u32>) -> Plan {
+        Plan {
+            plan: explain(&planned),
+            parallelism: planned.parallelism,
+            creates_topics,
+            warnings: planned.warnings,
+            graph: planned.graph,
+        }
+    }
+}
+
+#[utoipa::path(
+    post,
+    path = "/v1/jobs",
+    tag = "jobs",
+    params(Options),
+    request_body = CreateJob,
+    responses(
+        (status = 201, description = "The job is deployed", body = JobDescription),
+        (status = 200, description = "What it would be (dry_run)", body = Plan),
+        (status = 400, description = "The query, the graph or an option is wrong", body = Problem),
+        (status = 404, description = "A topic it reads does not exist", body = Problem),
+        (status = 409, description = "The name is taken", body = Problem),
+        (status = 503, description = "It needs a topic, and no worker is active", body = Problem),
+    )
+)]
+pub(crate) async fn create_job(
+    state: web::Data<State>,
+    options: web::Query<Options>,
+    body: web::Bytes,
+) -> Result<HttpResponse, Problem> {
+    let Named { name } = read_json(&body)?;
+    JobName::new(name)?;
+    let spec: CreateJob = read_json(&body)?;
+    let (taken, context) = state.controller.view().read(|metadata| {
+        let taken = metadata.job_named(&spec.name).is_some();
+        (taken, creation::plan_context(metadata))
+    });
+    if taken && !options.dry_run {
+        return Err(name_taken(&spec.name));
+    }
+    let (spec, context, planned) = web::block(move || {
+        let planned = creation::plan(&spec, &context);
+        (spec, context, planned)
+    })
+    .await
+    .map_err(|_| Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping"))?;
+    let planned = planned?;
+    let missing = creation::missing_topics(&spec, &planned, &context);
+    if options.dry_run {
+        return Ok(HttpResponse::Ok().json(Plan::of(planned, missing)));
+    }
+    let name = spec.name.clone();
+    let ids = std::iter::repeat_with(|| TopicId(Uuid::new_v4()));
+    let command = state
+        .controller
+        .view()
+        .read(|metadata| creation::command(metadata, spec, planned, &missing, ids))?;
+    state.controller.propose(command).await?;
+    let row = find(&state, name.as_str())?;
+    Ok(HttpResponse::Created()
+        .insert_header((LOCATION, format!("/v1/jobs/{name}")))
+        .json(describe(&state, &row).await))
+}
+
+fn name_taken(name: &JobName) -> Problem {
+    Problem::new(
+        ErrorCode::AlreadyExists,
+        format!("there is a job \"{name}\" already"),
+    )
+    .hint("Choose another name, or delete the old job first.")
+}

@@ -1,0 +1,134 @@
+//! What deploying a job means to the metadata: its plan, the topics it needs, one command for all of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{TopicId, TopicName};
+use common::limits::{DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MIN_CHECKPOINT_INTERVAL};
+use common::protocol::job::CreateJob;
+use common::protocol::topic::{CreateTopic, TopicConfig};
+use common::time::Span;
+
+use crate::controller::topics;
+use crate::metadata::ClusterMetadata;
+use crate::metadata::command::Command;
+use crate::planner::{PlanContext, PlannedJob, plan_graph, plan_sql};
+
+/// What of the cluster a plan depends on.
+pub fn plan_context(metadata: &ClusterMetadata) -> PlanContext {
+    PlanContext {
+        topics: metadata
+            .topics_by_name()
+            .map(|topic| {
+                let partitions = u32::try_from(topic.partitions.len());
+                (
+                    topic.name.clone(),
+                    partitions.expect("a topic has at most 10,000 partitions"),
+                )
+            })
+            .collect(),
+        worker_cores: metadata.active_workers().map(|worker| worker.cores).sum(),
+        custom_operators: metadata
+            .active_workers()
+            .flat_map(|worker| worker.operators.iter().cloned())
+            .collect(),
+    }
+}
+
+/// Checks and plans what a user wants to deploy. Takes long for a large query: not for an arbiter.
+pub fn plan(spec: &CreateJob, context: &PlanContext) -> Result<PlannedJob, Problem> {
+    check(spec)?;
+    let key_groups = spec.config.key_groups;
+    match (&spec.sql, &spec.graph) {
+        (Some(sql), None) => plan_sql(sql, spec.parallelism, key_groups, context),
+        (None, Some(graph)) => plan_graph(graph, spec.parallelism, key_groups, context)
+            .map_err(|problem| point_into(problem, "/graph")),
+        (Some(_), Some(_)) | (None, None) => Err(Problem::new(
+            ErrorCode::InvalidRequest,
+            "a job is defined by exactly one of \"sql\" and \"graph\"",
+        )),
+    }
+}
+
+/// The topics a planned job needs and the cluster does not have: those it writes, and the one for its
+/// dead letters.
+pub fn missing_topics(
+    spec: &CreateJob,
+    planned: &PlannedJob,
+    context: &PlanContext,
+) -> BTreeMap<TopicName, u32> {
+    let mut missing: BTreeMap<TopicName, u32> = planned.sink_topics.iter().cloned().collect();
+    let dead_letters = spec.name.dead_letters();
+    if !context.topics.contains_key(&dead_letters) {
+        missing.entry(dead_letters).or_insert(1);
+    }
+    missing
+}
+
+/// Creates the job with the topics it needs, or nothing. `ids`: one for each of `missing`.
+pub fn command(
+    metadata: &ClusterMetadata,
+    spec: CreateJob,
+    planned: PlannedJob,
+    missing: &BTreeMap<TopicName, u32>,
+    ids: impl IntoIterator<Item = TopicId>,
+) -> Result<Command, Problem> {
+    let mut commands = Vec::new();
+    for ((name, partitions), id) in missing.iter().zip(ids) {
+        // It may have come about since the job was planned.
+        if metadata.topic_named(name).is_some() {
+            continue;
+        }
+        let request = CreateTopic {
+            name: name.clone(),
+            partitions: *partitions,
+            replication_factor: 1,
+            config: TopicConfig::default(),
+        };
+        commands.push(topics::create(metadata, id, &request)?);
+    }
+    let interval = spec.checkpoint_interval_ms.map(Span);
+    commands.push(Command::CreateJob {
+        spec: Arc::new(spec),
+        job_graph: Arc::new(planned.graph),
+        graph: Arc::new(planned.tasks),
+        checkpoint_interval: interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL),
+    });
+    Ok(Command::Batch(commands))
+}
+
+fn check(spec: &CreateJob) -> Result<(), Problem> {
+    let refuse =
+        |at: &str, detail: String| Err(Problem::new(ErrorCode::InvalidRequest, detail).at(at));
+    if let Some(interval) = spec.checkpoint_interval_ms
+        && interval < MIN_CHECKPOINT_INTERVAL.0
+    {
+        let detail = format!(
+            "the checkpoint interval is {interval} ms; it is at least {} ms",
+            MIN_CHECKPOINT_INTERVAL.0
+        );
+        return refuse("/checkpoint_interval_ms", detail);
+    }
+    let timeout = spec.config.checkpoint_timeout;
+    let interval = spec.checkpoint_interval_ms.map(Span);
+    if timeout < interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL) {
+        let detail = format!("the checkpoint timeout, {timeout}, is shorter than the interval");
+        return refuse("/config/checkpoint_timeout", detail);
+    }
+    let key_groups = spec.config.key_groups;
+    if key_groups == 0 || key_groups > MAX_KEY_GROUPS {
+        let detail = format!("a job has 1 to {MAX_KEY_GROUPS} key groups, not {key_groups}");
+        return refuse("/config/key_groups", detail);
+    }
+    Ok(())
+}
+
+/// The planner points into the graph; its user sent a document around it.
+fn point_into(mut problem: Problem, prefix: &str) -> Problem {
+    problem.at = problem.at.map(|at| match at.starts_with('/') {
+        true if at != "/parallelism" => format!("{prefix}{at}"),
+        _ => at,
+    });
+    problem
+}

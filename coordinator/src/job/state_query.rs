@@ -1,0 +1,331 @@
+//! How one question about an operator's state becomes questions to its tasks, and their answers one.
+//!
+//! Entries are in the order of tasks and, within a task, of keys. A page ends inside a task; the cursor
+//! says in which, and after how many of its entries. All pages can be read at one checkpoint.
+
+use std::fmt;
+use std::str::FromStr;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{CheckpointId, Generation, StageId, TaskId};
+use common::protocol::state::{Consistency, StateEntries, StateEntry};
+use common::time::Timestamp;
+
+use super::describe::operators_of;
+use crate::metadata::jobs::JobRow;
+
+/// Where the next page begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub task: u32,
+    pub skip: u64,
+}
+
+/// What a user asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Question {
+    pub operator: String,
+    pub key: Option<serde_json::Value>,
+    pub prefix: Option<String>,
+    pub consistency: Consistency,
+    pub epoch: Option<CheckpointId>,
+    pub after: Cursor,
+    pub limit: u32,
+}
+
+/// One consistent reading of one operator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    pub generation: Generation,
+    /// `None`: live.
+    pub checkpoint: Option<CheckpointId>,
+    pub stage: StageId,
+    pub parallelism: u32,
+    question: Question,
+    entries: Vec<StateEntry>,
+    watermark: Option<Timestamp>,
+    /// Whether every answer so far had a watermark.
+    watermarks: bool,
+    at: Cursor,
+    done: bool,
+}
+
+/// The next question to a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    pub task: TaskId,
+    pub skip: u64,
+    pub limit: u32,
+}
+
+/// A page of entries.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    pub entries: Vec<StateEntry>,
+    pub next: Option<Cursor>,
+    pub watermark: Option<Timestamp>,
+}
+
+impl Reading {
+    /// Begins to read, at the job's last completed checkpoint unless the question names one.
+    pub fn begin(row: &JobRow, question: Question) -> Result<Reading, Problem> {
+        let stage = find_stage(row, &question.operator)?;
+        let parallelism = row.graph.stage(stage).parallelism;
+        if row.deployment.is_none() {
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!(
+                    "nothing of job \"{}\" runs: it is {:?}",
+                    row.name, row.state
+                ),
+            )
+            .hint("State is read from running tasks; resume the job."));
+        }
+        let checkpoint = match (question.consistency, question.epoch, row.completed) {
+            (Consistency::Live, None, _) => None,
+            (Consistency::Live, Some(_), _) => {
+                return Err(Problem::new(
+                    ErrorCode::InvalidRequest,
+                    "\"epoch\" goes with consistency=completed",
+                ));
+            }
+            (Consistency::Completed, asked, Some(completed)) => {
+                let epoch = asked.unwrap_or(completed);
+                if epoch > completed {
+                    return Err(Problem::new(
+                        ErrorCode::UnknownCheckpoint,
+                        format!("epoch {epoch} is not complete; the last one is {completed}"),
+                    ));
+                }
+                Some(epoch)
+            }
+            (Consistency::Completed, _, None) => {
+                return Err(Problem::new(
+                    ErrorCode::UnknownCheckpoint,
+                    format!("job \"{}\" has not completed a checkpoint yet", row.name),
+                )
+                .hint("Ask again in a moment, or read with consistency=live."));
+            }
+        };
+        Ok(Reading {
+            generation: row.generation,
+            checkpoint,
+            stage,
+            parallelism,
+            at: question.after,
+            done: question.after.task >= parallelism,
+            question,
+            entries: Vec::new(),
+            watermark: None,
+            watermarks: true,
+        })
+    }
+
+    /// Whom to ask next; `None` once the page is full or everything has been read.
+    pub fn next(&self) -> Option<Ask> {
+        let limit = self.question.limit - self.count();
+        (!self.done && limit > 0).then_some(Ask {
+            task: TaskId {
+                stage: self.stage,
+                index: self.at.task,
+            },
+            skip: self.at.skip,
+            limit,
+        })
+    }
+
+    pub fn question(&self) -> &Question {
+        &self.question
+    }
+
+    /// Takes the answer to the last `next`.
+    pub fn answered(&mut self, answer: StateEntries) {
+        let received = answer.entries.len() as u64;
+        self.entries.extend(answer.entries);
+        self.watermarks &= answer.watermark.is_some();
+        self.watermark = match self.watermark {
+            Some(watermark) => answer.watermark.map(|other| watermark.min(other)),
+            None => answer.watermark,
+        };
+        // A task that says there is more and gives nothing would be asked for ever.
+        if answer.more && received > 0 {
+            self.at.skip += received;
+        } else {
+            self.at = Cursor {
+                task: self.at.task + 1,
+                skip: 0,
+            };
+            self.done = self.at.task >= self.parallelism;
+        }
+    }
+
+    pub fn into_page(self) -> Page {
+        Page {
+            entries: self.entries,
+            next: (!self.done).then_some(self.at),
+            watermark: self.watermark.filter(|_| self.watermarks),
+        }
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.entries.len())
+            .unwrap_or(u32::MAX)
+            .min(self.question.limit)
+    }
+}
+
+fn find_stage(row: &JobRow, operator: &str) -> Result<StageId, Problem> {
+    let stages = row.graph.stages.iter();
+    let found = stages
+        .clone()
+        .find(|stage| operators_of(stage).any(|name| name == operator));
+    match found {
+        Some(stage) => Ok(stage.id),
+        None => {
+            let known: Vec<&str> = stages.flat_map(operators_of).collect();
+            Err(Problem::new(
+                ErrorCode::UnknownOperator,
+                format!("job \"{}\" has no operator \"{operator}\"", row.name),
+            )
+            .hint(format!("It has: {}.", known.join(", "))))
+        }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.task, self.skip)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Cursor, Problem> {
+        let parts = text.split_once('.');
+        let cursor = parts.and_then(|(task, skip)| {
+            Some(Cursor {
+                task: task.parse().ok()?,
+                skip: skip.parse().ok()?,
+            })
+        });
+        cursor.ok_or_else(|| {
+            Problem::new(
+                ErrorCode::InvalidRequest,
+                format!("\"{text}\" is not a place to go on after"),
+            )
+            .hint("Give what \"next\" said in the page before.")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value};
+
+    use super::*;
+
+    fn reading(parallelism: u32, limit: u32, after: Cursor) -> Reading {
+        Reading {
+            generation: Generation(1),
+            checkpoint: Some(CheckpointId(7)),
+            stage: StageId(1),
+            parallelism,
+            question: Question {
+                limit,
+                ..Question::default()
+            },
+            entries: Vec::new(),
+            watermark: None,
+            watermarks: true,
+            at: after,
+            done: after.task >= parallelism,
+        }
+    }
+
+    fn entry(task: u32, number: u64) -> StateEntry {
+        StateEntry {
+            key: Map::from_iter([("k".to_owned(), Value::from(format!("{task}.{number}")))]),
+            window: None,
+            value: Map::new(),
+        }
+    }
+
+    /// Tasks with so many entries each.
+    fn answer(sizes: &[u64], ask: &Ask) -> StateEntries {
+        let size = sizes[ask.task.index as usize];
+        let end = size.min(ask.skip + u64::from(ask.limit));
+        StateEntries {
+            entries: (ask.skip..end).map(|n| entry(ask.task.index, n)).collect(),
+            more: end < size,
+            watermark: Some(Timestamp(i64::from(100 - ask.task.index))),
+        }
+    }
+
+    fn page(sizes: &[u64], limit: u32, after: Cursor) -> Page {
+        let parallelism = u32::try_from(sizes.len()).unwrap();
+        let mut reading = reading(parallelism, limit, after);
+        while let Some(ask) = reading.next() {
+            reading.answered(answer(sizes, &ask));
+        }
+        reading.into_page()
+    }
+
+    #[test]
+    fn pages_of_any_size_give_every_entry_once_and_in_order() {
+        let sizes = [3, 0, 5, 1];
+        let all: Vec<StateEntry> = (0_u32..)
+            .zip(sizes)
+            .flat_map(|(task, size)| (0..size).map(move |number| entry(task, number)))
+            .collect();
+        for limit in 1..=10 {
+            let mut read = Vec::new();
+            let mut after = Some(Cursor::default());
+            while let Some(cursor) = after {
+                let page = page(&sizes, limit, cursor);
+                assert!(page.entries.len() <= limit as usize);
+                read.extend(page.entries);
+                after = page.next;
+            }
+            assert_eq!(read, all, "with pages of {limit}");
+        }
+    }
+
+    #[test]
+    fn the_watermark_of_a_page_is_the_slowest_tasks_and_none_if_one_has_none() {
+        assert_eq!(
+            page(&[1, 1], 10, Cursor::default()).watermark,
+            Some(Timestamp(99))
+        );
+        let mut reading = reading(2, 10, Cursor::default());
+        for watermark in [Some(Timestamp(5)), None] {
+            reading.answered(StateEntries {
+                entries: Vec::new(),
+                more: false,
+                watermark,
+            });
+        }
+        assert_eq!(reading.into_page().watermark, None);
+    }
+
+    #[test]
+    fn a_task_that_promises_more_and_gives_nothing_is_asked_once() {
+        let mut reading = reading(1, 10, Cursor::default());
+        assert!(reading.next().is_some());
+        reading.answered(StateEntries {
+            entries: Vec::new(),
+            more: true,
+            watermark: None,
+        });
+        assert_eq!(reading.next(), None);
+    }
+
+    #[test]
+    fn cursors_read_back_as_they_were_written() {
+        let cursor = Cursor { task: 3, skip: 250 };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for bad in ["", "3", "a.b", "1.-2"] {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}
