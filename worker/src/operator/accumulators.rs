@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray};
+use arrow::array::{ArrayRef, AsArray, new_empty_array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use common::error::{ErrorCode, Problem};
@@ -111,6 +111,12 @@ impl AggregateCalls {
         self.calls
             .iter()
             .any(|call| !call.function.groups_accumulator_supported())
+    }
+
+    /// The results of no group.
+    pub(super) fn no_results(&self) -> Vec<ArrayRef> {
+        let empty = |call: &Call| new_empty_array(&call.result);
+        self.calls.iter().map(empty).collect()
     }
 
     /// States as rows for a table.
@@ -225,7 +231,7 @@ impl std::fmt::Debug for Accumulators {
 }
 
 /// A call as SQL.
-fn call_text(call: &AggregateCall) -> String {
+pub(super) fn call_text(call: &AggregateCall) -> String {
     let arguments: Vec<&str> = call.args.iter().map(|arg| arg.0.as_str()).collect();
     let arguments = match arguments.is_empty() {
         true => "*".to_owned(),
@@ -240,7 +246,7 @@ fn call_text(call: &AggregateCall) -> String {
     format!("{}({distinct}{arguments}){filter}", call.function)
 }
 
-fn result_type(
+pub(super) fn result_type(
     text: &str,
     function: &AggregateFunctionExpr,
     column: &Column,
@@ -270,7 +276,7 @@ fn accumulator(
 }
 
 /// Adds to a list, and says where.
-fn grown<T>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) -> Range<usize> {
+pub(super) fn grown<T>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) -> Range<usize> {
     let start = list.len();
     list.extend(more);
     start..list.len()
@@ -283,7 +289,7 @@ fn failed(error: DataFusionError) -> OperatorError {
     }
 }
 
-fn unreadable(error: RowError) -> OperatorError {
+pub(super) fn unreadable(error: RowError) -> OperatorError {
     OperatorError {
         reason: format!("the state of an aggregate: {error}"),
         fatal: true,

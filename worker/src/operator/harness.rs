@@ -14,7 +14,7 @@ use common::time::Timestamp;
 use super::custom::CustomOperators;
 use super::{Operator, OperatorError, build};
 use crate::task::context::{Context, OperatorState, Outputs};
-use crate::task::message::{Origin, Rows};
+use crate::task::message::{Origin, Rows, kind};
 
 pub(super) const KEY_GROUPS: u16 = 256;
 
@@ -73,18 +73,23 @@ impl Harness {
 
     /// What was given since the last time, as a text table with the kinds if there are any.
     pub(super) fn table(&mut self) -> String {
-        let shown = std::mem::take(&mut self.outputs.rows)
+        let given = std::mem::take(&mut self.outputs.rows);
+        let any_kinds = given.iter().any(|rows| rows.kinds.is_some());
+        let shown: Vec<RecordBatch> = given
             .into_iter()
-            .map(with_kinds)
-            .collect::<Vec<_>>();
+            .map(|rows| match any_kinds {
+                true => with_kinds(rows),
+                false => rows.batch,
+            })
+            .collect();
         pretty_format_batches(&shown).unwrap().to_string()
     }
 }
 
 fn with_kinds(rows: Rows) -> RecordBatch {
-    let Some(kinds) = rows.kinds else {
-        return rows.batch;
-    };
+    let kinds = rows
+        .kinds
+        .unwrap_or_else(|| vec![kind::INSERT; rows.batch.num_rows()].into());
     let fields = rows.batch.schema();
     let mut columns: Vec<(String, ArrayRef, bool)> = fields
         .fields()

@@ -9,18 +9,22 @@ pub mod filter;
 pub mod project;
 pub mod union;
 pub mod window_aggregate;
+pub mod aggregate;
 pub mod custom;
 
 mod accumulators;
 mod give_up;
 mod groups;
 mod key;
+mod retraction;
 mod row_json;
 
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod aggregate_function_tests;
+#[cfg(test)]
+mod aggregate_tests;
 #[cfg(test)]
 mod expression_tests;
 #[cfg(test)]
@@ -107,10 +111,7 @@ pub fn build(
         OperatorSpec::WindowAggregate(spec) => {
             Box::new(window_aggregate::WindowAggregateRows::new(spec, planned)?)
         }
-        OperatorSpec::Aggregate(_) => {
-            let detail = format!("a worker cannot run a {} yet", planned.spec.type_name());
-            return Err(Problem::new(ErrorCode::UnsupportedFeature, detail));
-        }
+        OperatorSpec::Aggregate(spec) => Box::new(aggregate::AggregateRows::new(spec, planned)?),
         OperatorSpec::Custom(spec) => custom.build(spec, planned)?,
     })
 }
