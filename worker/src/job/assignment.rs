@@ -25,6 +25,10 @@ pub fn changes(
     running: &BTreeMap<JobId, Generation>,
     kept: &BTreeSet<JobId>,
 ) -> Changes {
+    // An image from before this life knows nothing of it: in the empty one every job seems to be gone.
+    if image.version.0 < my_epoch.0 {
+        return Changes::default();
+    }
     let wanted: BTreeMap<JobId, &Arc<Deployment>> = image
         .deployments
         .iter()
@@ -103,7 +107,10 @@ mod tests {
             running: true,
             deleted: false,
         };
-        let mut image = MetadataImage::default();
+        let mut image = MetadataImage {
+            version: MetadataVersion(100),
+            ..MetadataImage::default()
+        };
         image.jobs.insert(JobId(job), job_image);
         image.deployments.insert(JobId(job), Arc::new(deployment));
         image
@@ -141,8 +148,19 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_has_just_started_does_not_forget_the_jobs_on_its_disk() {
+        assert_eq!(
+            compare(&MetadataImage::default(), &[], &[1]),
+            Changes::default()
+        );
+    }
+
+    #[test]
     fn a_job_that_is_gone_is_stopped_and_then_forgotten() {
-        let gone = MetadataImage::default();
+        let gone = MetadataImage {
+            version: MetadataVersion(100),
+            ..MetadataImage::default()
+        };
         assert_eq!(compare(&gone, &[(1, 2)], &[1]).stop.len(), 1);
         assert!(compare(&gone, &[(1, 2)], &[1]).forget.is_empty());
         assert_eq!(compare(&gone, &[], &[1]).forget, [JobId(1)]);
