@@ -57,6 +57,23 @@ impl Client {
         decode(&path, self.send(&path, request).await?).await
     }
 
+    /// Appends one record per line, once: a request with the same key as one that was acknowledged is
+    /// answered as that one was, and changes nothing.
+    pub async fn produce_idempotent(
+        &self,
+        topic: &str,
+        lines: Vec<u8>,
+        key: &str,
+    ) -> Result<Value, ClientError> {
+        let path = format!("/v1/topics/{topic}/records");
+        let request = self
+            .request(Method::POST, &path)
+            .header("content-type", "application/x-ndjson")
+            .header("idempotency-key", key)
+            .body(lines);
+        decode(&path, self.send(&path, request).await?).await
+    }
+
     /// Committed records of a partition from an offset on; waits up to `wait_ms` for the first.
     pub async fn fetch(
         &self,

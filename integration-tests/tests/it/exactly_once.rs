@@ -96,3 +96,119 @@ fn windows_over_two_workers_count_every_bid_once() {
         );
     });
 }
+
+/// Bids in small portions while processes are killed: what is committed at the end is what a run without
+/// any failure gives, and the job was restored from a completed epoch each time.
+#[test]
+fn killed_processes_neither_lose_nor_double_a_bid() {
+    const PORTIONS: i64 = 12;
+    const PORTION: i64 = 1_000;
+    let mut cluster = Cluster::start(2).unwrap();
+    let client = cluster.client().unwrap();
+    let unbounded = COUNTS.replace(", 'scan.bounded.mode' = 'latest'", "");
+    talk(async {
+        client.create_topic("bids", 4).await.unwrap();
+        let job = json!({
+            "name": "counts", "sql": unbounded, "parallelism": 2, "checkpoint_interval_ms": 200,
+        });
+        let _: Value = client.post("/v1/jobs", &job).await.unwrap();
+        wait_for(&client, "counts", "RUNNING").await;
+    });
+    for portion in 0..PORTIONS {
+        talk(async {
+            let bids: Vec<_> = (portion * PORTION..(portion + 1) * PORTION)
+                .map(bid)
+                .collect();
+            produce_until_acknowledged(&client, &bids).await;
+            wait_for_epoch_above(&client, if portion == 0 { 0 } else { -1 }).await;
+        });
+        match portion % 4 {
+            1 => {
+                cluster.kill_worker(0).unwrap();
+                cluster.restart_worker(0).unwrap();
+            }
+            2 => {
+                cluster.kill_coordinator().unwrap();
+                cluster.restart_coordinator().unwrap();
+            }
+            3 => {
+                cluster.kill_worker(1).unwrap();
+                cluster.restart_worker(1).unwrap();
+            }
+            _ => {}
+        }
+    }
+    talk(async {
+        // Far in the future, to every partition: closes all windows that have bids.
+        let end = 100 * PORTIONS * PORTION;
+        for partition in 0..4 {
+            let record = json!({"value": bid(end), "partition": partition});
+            let records = json!({"records": [record]});
+            let _: Value = client
+                .post("/v1/topics/bids/records", &records)
+                .await
+                .unwrap();
+        }
+        let expected = expected(PORTIONS * PORTION);
+        let rows = wait_for_rows(&client, expected.len()).await;
+        assert_eq!(rows, expected);
+        let job = client.job("counts").await.unwrap();
+        let restarts = job["restarts"].as_array().unwrap();
+        assert!(
+            restarts.len() >= 6,
+            "every killed worker restarts the job: {restarts:?}"
+        );
+    });
+}
+
+/// Sends each portion with a key of its own until it is acknowledged, so that a repeated one counts once.
+async fn produce_until_acknowledged(client: &common::client::Client, bids: &[Value]) {
+    let mut lines = Vec::new();
+    for bid in bids {
+        serde_json::to_writer(&mut lines, bid).unwrap();
+        lines.push(b'\n');
+    }
+    let key = format!("portion-{}", bids[0]["price"]);
+    let sending = async {
+        while client
+            .produce_idempotent("bids", lines.clone(), &key)
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(crate::steps::PATIENCE, sending)
+        .await
+        .expect("it is never acknowledged");
+}
+
+/// Waits until an epoch above this one is completed.
+async fn wait_for_epoch_above(client: &common::client::Client, epoch: i64) {
+    let waiting = async {
+        loop {
+            if let Ok(job) = client.job("counts").await
+                && job["last_checkpoint"]["epoch"].as_i64().unwrap_or(-1) > epoch
+            {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(crate::steps::PATIENCE, waiting)
+        .await
+        .expect("no epoch is completed");
+}
+
+async fn wait_for_rows(client: &common::client::Client, count: usize) -> Vec<(i64, i64, i64, i64)> {
+    let mut rows = Vec::new();
+    let waiting = async {
+        while rows.len() < count {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            rows = found(&all_values(client, "counts").await);
+        }
+    };
+    let waited = tokio::time::timeout(crate::steps::PATIENCE, waiting).await;
+    assert!(waited.is_ok(), "{} of {count} rows came out", rows.len());
+    rows
+}

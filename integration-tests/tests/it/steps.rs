@@ -8,7 +8,7 @@ use serde_json::Value;
 /// How often something that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// What takes longer than this does not happen.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a test's conversation with a cluster.
 pub(crate) fn talk(conversation: impl Future<Output = ()>) {
