@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use actix::{Actor, System};
+use actix::System;
 use common::config::worker::WorkerConfig;
 use common::data_dir::{DataDir, DataDirError, Identity};
 use common::ids::{JobId, MetadataVersion};
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::exchange::Exchange;
 use crate::http::{self, Routes};
-use crate::job::jobs_actor::JobsActor;
+use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::keyed_state::base_file;
 use crate::link::reports::TaskReports;
@@ -246,10 +246,7 @@ async fn run(
         jobs_directory: jobs_directory.clone(),
     };
     let kept = kept_jobs(&jobs_directory);
-    let jobs = {
-        let actor = JobsActor::new(services, kept);
-        JobsActor::start_in_arbiter(&threads.control(), move |_| actor)
-    };
+    let jobs = Jobs::start(services, kept);
     let routes = Routes {
         partitions: partitions.clone(),
         log,
@@ -312,9 +309,7 @@ async fn run(
     // Dropping the sender is the word to stop as well.
     stopped.await.unwrap_or_default();
 
-    jobs.send(crate::job::messages::StopAll)
-        .await
-        .unwrap_or_default();
+    jobs.stop().await;
     following.abort();
     partitions.close().await;
     drop(link);

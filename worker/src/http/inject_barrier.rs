@@ -4,7 +4,6 @@ use common::error::{ErrorCode, Problem};
 use common::protocol::checkpoint::{InjectBarrier, Injected};
 
 use super::Routes;
-use crate::job::messages::Barrier;
 
 pub async fn inject_barrier(routes: Routes, call: InjectBarrier) -> Result<Injected, Problem> {
     // A coordinator that has been replaced must not cut a job's rows any more.
@@ -13,7 +12,6 @@ pub async fn inject_barrier(routes: Routes, call: InjectBarrier) -> Result<Injec
         let detail = format!("coordinator {} was followed by {known}", call.control_epoch);
         return Err(Problem::new(ErrorCode::StaleControlEpoch, detail));
     }
-    let stopping = |_| Problem::new(ErrorCode::ShuttingDown, "the worker is stopping");
-    routes.jobs.send(Barrier(call)).await.map_err(stopping)??;
+    routes.jobs.inject(call).await?;
     Ok(Injected {})
 }

@@ -27,7 +27,6 @@ mod http_tests;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
-use actix::Addr;
 use actix_web::HttpRequest;
 use actix_web::http::header::{ACCEPT, HeaderName};
 use actix_web::web::{self, ServiceConfig};
@@ -39,7 +38,7 @@ use common::transport::client::Transport;
 use common::transport::server::{register, resource};
 
 use crate::exchange::Exchange;
-use crate::job::jobs_actor::JobsActor;
+use crate::job::jobs_actor::Jobs;
 use crate::link::reports::TaskReports;
 use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
@@ -54,7 +53,7 @@ pub struct Routes {
     pub log: LogClient,
     /// Where the next request's records without a key go.
     pub turn: Arc<AtomicU32>,
-    pub jobs: Addr<JobsActor>,
+    pub jobs: Jobs,
     pub exchange: Exchange,
     pub image: ImageWatch,
     pub transport: Transport,

@@ -78,15 +78,15 @@ impl JobActor {
             .collect();
         JobActor {
             participant: Participant::new(local.clone()),
-            deployment,
             services,
             local,
             tasks: BTreeMap::new(),
             store: None,
-            completed: None,
+            completed: deployment.restore,
             folding: false,
-            folded: None,
+            folded: deployment.restore,
             stopping: false,
+            deployment,
         }
     }
 
@@ -288,7 +288,7 @@ impl JobActor {
                 outputs,
                 sink,
                 pump: Some(pump),
-                progress: Progress::restored(sealed, watermark),
+                progress: Progress::restored(restored, sealed, watermark),
                 restored,
             }
         }))

@@ -8,7 +8,8 @@ use actix::{
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{Generation, JobId};
-use common::protocol::state::StateEntries;
+use common::protocol::checkpoint::InjectBarrier;
+use common::protocol::state::{QueryState, StateEntries};
 use tracing::warn;
 
 use super::actor::JobActor;
@@ -18,8 +19,46 @@ use super::services::Services;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::metadata_image::MetadataImage;
 
+/// The jobs of this worker, as everyone but their actor sees them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Jobs(Addr<JobsActor>);
+
+impl Jobs {
+    /// `kept`: the jobs that have state on this disk.
+    pub fn start(services: Services, kept: BTreeSet<JobId>) -> Jobs {
+        let thread = services.threads.control();
+        let actor = JobsActor::new(services, kept);
+        Jobs(JobsActor::start_in_arbiter(&thread, move |_| actor))
+    }
+
+    /// Sources of a job shall emit a barrier.
+    pub async fn inject(&self, barrier: InjectBarrier) -> Result<(), Problem> {
+        self.0
+            .send(Barrier(barrier))
+            .await
+            .map_err(|_| stopping())?
+    }
+
+    pub async fn read_state(&self, query: QueryState) -> Result<StateEntries, Problem> {
+        self.0
+            .send(ReadState(query))
+            .await
+            .map_err(|_| stopping())?
+    }
+
+    /// Returns when no task of any job runs any more.
+    pub async fn stop(&self) {
+        // Stopped already is as good.
+        self.0.send(StopAll).await.unwrap_or_default();
+    }
+}
+
+fn stopping() -> Problem {
+    Problem::new(ErrorCode::ShuttingDown, "the worker is stopping")
+}
+
 #[derive(Debug)]
-pub struct JobsActor {
+struct JobsActor {
     services: Services,
     running: BTreeMap<JobId, (Generation, Addr<JobActor>)>,
     /// Jobs whose last generation is being stopped; the next one starts when that is done, because a
@@ -29,8 +68,7 @@ pub struct JobsActor {
 }
 
 impl JobsActor {
-    /// `kept`: the jobs that have state on this disk.
-    pub fn new(services: Services, kept: BTreeSet<JobId>) -> JobsActor {
+    fn new(services: Services, kept: BTreeSet<JobId>) -> JobsActor {
         JobsActor {
             services,
             running: BTreeMap::new(),

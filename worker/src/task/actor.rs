@@ -122,7 +122,11 @@ struct Failure {
 }
 
 impl Progress {
-    pub fn restored(sealed: CheckpointId, watermark: Timestamp) -> Progress {
+    pub fn restored(
+        restored: Option<CheckpointId>,
+        sealed: CheckpointId,
+        watermark: Timestamp,
+    ) -> Progress {
         Progress {
             watermark,
             sealed,
@@ -130,7 +134,7 @@ impl Progress {
             exhausted: false,
             sealing: VecDeque::new(),
             handing_over: VecDeque::new(),
-            completed: None,
+            completed: restored,
             metrics: TaskMetrics::default(),
             meter: Meter::default(),
         }
