@@ -1,7 +1,7 @@
 //! A cluster in one process, a real job on a shop's clicks, its results as they come.
 //!
 //! A coordinator and two workers start on loopback. One job writes a generated clickstream to a topic;
-//! another counts carts and revenue per minute and revenue per product from that topic, exactly once.
+//! two others count carts and revenue per ten seconds, and revenue per product, from it, exactly once.
 //! Everything goes through topics and REST, as a program of one's own would. `--once` ends after a finite
 //! input and checks the results against its own computation over the same records.
 
@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 const PARTITIONS: u32 = 4;
 const REFRESH: Duration = Duration::from_millis(500);
+/// Results that are right are there long before this.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows of the table of windows that are shown.
 const SHOWN: usize = 12;
 
@@ -90,13 +92,23 @@ async fn run(options: &Options, address: &str) -> Result<()> {
         None => generate(&cluster, options).await?,
     }
     let bound = if finite { "latest" } else { "unbounded" };
-    cluster.create_job("shop", &shop_sql(bound)).await?;
+    cluster.create_job("windows", &windows_sql(bound)).await?;
+    cluster.create_job("products", &products_sql()).await?;
     let mut shown = Shown::default();
     if finite {
-        watch_until_finished(&cluster, "shop", &mut shown).await?;
-        shown.update(&cluster).await?;
+        watch_until_finished(&cluster, &mut shown).await?;
+        let expected = expect(&cluster).await?;
+        let arriving = async {
+            while !shown.agrees(&expected) {
+                tokio::time::sleep(REFRESH).await;
+                shown.update(&cluster).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        let arrived = tokio::time::timeout(PATIENCE, arriving).await;
+        arrived.context("the products are not what an independent computation gives")??;
         print!("{}", shown.table());
-        check(&cluster, &shown).await?;
+        check(&cluster, &shown, &expected).await?;
     } else {
         tokio::select! {
             outcome = watch(&cluster, address, &mut shown) => outcome?,
@@ -147,35 +159,46 @@ async fn produce(cluster: &Client, file: &PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn shop_sql(bound: &str) -> String {
+/// Both jobs read the same topic; `bound` says whether the end of it is the end of the job.
+fn clicks_table(bound: &str) -> String {
     format!(
         "CREATE TABLE clicks (
              session BIGINT, action VARCHAR, product BIGINT, price DOUBLE, quantity BIGINT,
              ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
          ) WITH (
              connector = 'topic', topic = 'clicks', format = 'json', 'scan.bounded.mode' = '{bound}'
-         );
-         CREATE TABLE minutes WITH (connector = 'topic', topic = 'minutes', format = 'json');
-         CREATE TABLE products (product BIGINT PRIMARY KEY, sold BIGINT, revenue DOUBLE)
-             WITH (connector = 'topic', topic = 'products', format = 'json');
-         INSERT INTO minutes
-         SELECT window_start, window_end, count(*) AS clicks,
-                count(distinct session) FILTER (WHERE action = 'add_to_cart') AS carts,
-                count(distinct session) FILTER (WHERE action = 'purchase') AS bought,
-                sum(price * quantity) FILTER (WHERE action = 'purchase') AS revenue
-         FROM TUMBLE(clicks, ts, INTERVAL '1' MINUTE)
-         GROUP BY window_start, window_end;
-         INSERT INTO products
-         SELECT product, sum(quantity) AS sold, sum(price * quantity) AS revenue
-         FROM clicks WHERE action = 'purchase' GROUP BY product;"
+         );"
     )
+}
+
+/// Carts and revenue per ten seconds of event time.
+fn windows_sql(bound: &str) -> String {
+    clicks_table(bound)
+        + "CREATE TABLE windows WITH (connector = 'topic', topic = 'windows', format = 'json');
+           INSERT INTO windows
+           SELECT window_start, window_end, count(*) AS clicks,
+                  count(distinct session) FILTER (WHERE action = 'add_to_cart') AS carts,
+                  count(distinct session) FILTER (WHERE action = 'purchase') AS bought,
+                  sum(price * quantity) FILTER (WHERE action = 'purchase') AS revenue
+           FROM TUMBLE(clicks, ts, INTERVAL '10' SECOND)
+           GROUP BY window_start, window_end;"
+}
+
+/// What each product has brought in so far; runs for ever, so its state can be asked for.
+fn products_sql() -> String {
+    clicks_table("unbounded")
+        + "CREATE TABLE products (product BIGINT PRIMARY KEY, sold BIGINT, revenue DOUBLE)
+               WITH (connector = 'topic', topic = 'products', format = 'json');
+           INSERT INTO products
+           SELECT product, sum(quantity) AS sold, sum(price * quantity) AS revenue
+           FROM clicks WHERE action = 'purchase' GROUP BY product;"
 }
 
 /// What has come out so far.
 #[derive(Debug, Default)]
 struct Shown {
     /// By the window's start.
-    minutes: BTreeMap<String, Value>,
+    windows: BTreeMap<String, Value>,
     products: BTreeMap<i64, Value>,
     offsets: BTreeMap<(&'static str, u32), i64>,
 }
@@ -183,7 +206,7 @@ struct Shown {
 impl Shown {
     /// Reads what was committed since the last time.
     async fn update(&mut self, cluster: &Client) -> Result<()> {
-        for topic in ["minutes", "products"] {
+        for topic in ["windows", "products"] {
             let description: Value = cluster.get(&format!("/v1/topics/{topic}")).await?;
             let partitions = description["partitions"].as_array().map_or(0, Vec::len);
             for partition in 0..u32::try_from(partitions)? {
@@ -211,11 +234,11 @@ impl Shown {
                 .into_iter()
                 .filter_map(|record| record.value)
             {
-                if topic == "minutes" {
+                if topic == "windows" {
                     let start = value["window_start"]
                         .as_str()
                         .context("a window has a start")?;
-                    let again = self.minutes.insert(start.to_owned(), value.clone());
+                    let again = self.windows.insert(start.to_owned(), value.clone());
                     ensure!(again.is_none(), "the window of {start} came out twice");
                 } else if let Some(product) = value["product"].as_i64() {
                     self.products.insert(product, value);
@@ -224,12 +247,22 @@ impl Shown {
         }
     }
 
+    /// Whether every product is at its last value; until then changes are still on their way.
+    fn agrees(&self, expected: &Expected) -> bool {
+        expected.products.iter().all(|(product, (sold, revenue))| {
+            self.products.get(product).is_some_and(|shown| {
+                shown["sold"] == json!(sold)
+                    && close(shown["revenue"].as_f64().unwrap_or(0.0), *revenue)
+            })
+        })
+    }
+
     fn table(&self) -> String {
         let mut text = format!(
             "\n{:<20} {:>8} {:>7} {:>8} {:>10} {:>12}\n",
-            "minute", "clicks", "carts", "bought", "abandoned", "revenue"
+            "ten seconds from", "clicks", "carts", "bought", "abandoned", "revenue"
         );
-        for (start, window) in self.minutes.iter().rev().take(SHOWN).rev() {
+        for (start, window) in self.windows.iter().rev().take(SHOWN).rev() {
             let number = |name: &str| window[name].as_i64().unwrap_or(0);
             text += &format!(
                 "{:<20} {:>8} {:>7} {:>8} {:>10} {:>12.2}\n",
@@ -279,16 +312,16 @@ fn clear() -> &'static str {
     }
 }
 
-async fn watch_until_finished(cluster: &Client, job: &str, shown: &mut Shown) -> Result<()> {
+async fn watch_until_finished(cluster: &Client, shown: &mut Shown) -> Result<()> {
     loop {
-        let description = cluster.job(job).await?;
+        let description = cluster.job("windows").await?;
         match description["state"].as_str() {
-            Some("FINISHED") => return Ok(()),
+            Some("FINISHED") => return shown.update(cluster).await,
             Some("FAILED") => bail!("the job has failed: {}", description["reason"]),
             _ => {}
         }
         shown.update(cluster).await?;
-        progress("windows", shown.minutes.len(), 0);
+        progress("windows", shown.windows.len(), 0);
         tokio::time::sleep(REFRESH).await;
     }
 }
@@ -325,10 +358,10 @@ fn progress(what: &str, done: usize, total: usize) {
 
 async fn print_way_on(cluster: &Client, address: &str) -> Result<()> {
     println!("\nGo on by hand (everything there is: {address}/docs):");
-    println!("  curl '{address}/v1/jobs/shop'");
-    println!("  curl '{address}/v1/topics/minutes/partitions/0/records?offset=earliest'");
+    println!("  curl '{address}/v1/jobs/windows'");
+    println!("  curl '{address}/v1/topics/windows/partitions/0/records?offset=earliest'");
     if let Some(operator) = product_operator(cluster).await? {
-        println!("  curl '{address}/v1/jobs/shop/operators/{operator}/state?key=7'");
+        println!("  curl '{address}/v1/jobs/products/operators/{operator}/state?key=7'");
     }
     println!("Ctrl-C ends it.");
     Ok(())
@@ -336,7 +369,7 @@ async fn print_way_on(cluster: &Client, address: &str) -> Result<()> {
 
 /// The id of the operator that keeps the products.
 async fn product_operator(cluster: &Client) -> Result<Option<String>> {
-    let job = cluster.job("shop").await?;
+    let job = cluster.job("products").await?;
     let operators = job["graph"]["operators"].as_array();
     let aggregate = operators
         .into_iter()
@@ -345,10 +378,17 @@ async fn product_operator(cluster: &Client) -> Result<Option<String>> {
     Ok(aggregate.and_then(|o| o["id"].as_str()).map(str::to_owned))
 }
 
-/// Computes the same results from the records of the topic, and compares.
-async fn check(cluster: &Client, shown: &Shown) -> Result<()> {
-    let mut minutes: BTreeMap<i64, Minute> = BTreeMap::new();
-    let mut products: BTreeMap<i64, (i64, f64)> = BTreeMap::new();
+/// What should come out, computed from the records of the topic without the cluster's operators.
+#[derive(Debug, Default)]
+struct Expected {
+    /// By ten seconds since 1970.
+    windows: BTreeMap<i64, Window>,
+    /// Product → sold, revenue.
+    products: BTreeMap<i64, (i64, f64)>,
+}
+
+async fn expect(cluster: &Client) -> Result<Expected> {
+    let mut expected = Expected::default();
     for partition in 0..PARTITIONS {
         let mut offset = 0;
         loop {
@@ -364,99 +404,98 @@ async fn check(cluster: &Client, shown: &Shown) -> Result<()> {
                 .into_iter()
                 .filter_map(|record| record.value)
             {
-                count(&click, &mut minutes, &mut products)?;
+                expected.count(&click)?;
             }
         }
     }
-    ensure!(!minutes.is_empty(), "no clicks were written");
+    ensure!(!expected.windows.is_empty(), "no clicks were written");
+    Ok(expected)
+}
+
+/// Compares everything, and asks for the state of one key.
+async fn check(cluster: &Client, shown: &Shown, expected: &Expected) -> Result<()> {
     ensure!(
-        minutes.len() == shown.minutes.len(),
-        "{} minutes came out, there are {}",
-        shown.minutes.len(),
-        minutes.len()
+        expected.windows.len() == shown.windows.len(),
+        "{} windows came out, there are {}",
+        shown.windows.len(),
+        expected.windows.len()
     );
-    for (window, (start, expected)) in shown.minutes.values().zip(&minutes) {
+    for (window, (start, expected)) in shown.windows.values().zip(&expected.windows) {
         let same = window["clicks"] == json!(expected.clicks)
             && window["carts"] == json!(expected.carts.len())
             && window["bought"] == json!(expected.bought.len())
             && close(window["revenue"].as_f64().unwrap_or(0.0), expected.revenue);
         ensure!(
             same,
-            "the minute {start} is {window}, and should be {expected:?}"
-        );
-    }
-    ensure!(
-        products.len() == shown.products.len(),
-        "not all products came out"
-    );
-    for (product, (sold, revenue)) in &products {
-        let result = &shown.products[product];
-        let same = result["sold"] == json!(sold)
-            && close(result["revenue"].as_f64().unwrap_or(0.0), *revenue);
-        ensure!(
-            same,
-            "product {product} is {result}, and should be {sold} for {revenue}"
+            "the window {start} is {window}, and should be {expected:?}"
         );
     }
     println!(
-        "\nChecked: {} minutes and {} products are what an independent computation gives.",
-        minutes.len(),
-        products.len()
+        "\nChecked: {} windows and {} products are what an independent computation gives.",
+        expected.windows.len(),
+        expected.products.len()
     );
     let operator = product_operator(cluster)
         .await?
         .context("the job keeps its products")?;
-    let (product, (sold, _)) = products.first_key_value().context("something was sold")?;
-    let state = cluster.state("shop", &operator, &json!(product)).await?;
+    let (product, (sold, _)) = expected
+        .products
+        .first_key_value()
+        .context("nothing was sold")?;
+    let state = cluster
+        .state("products", &operator, &json!(product))
+        .await?;
+    let entry = &state["entries"][0];
     println!(
-        "The state of product {product} over HTTP: {}",
-        state["entries"][0]
+        "The state of product {product}, read over HTTP at epoch {}: {entry}",
+        state["epoch"]
     );
     ensure!(
-        state["entries"][0]["value"]["sold"] == json!(sold),
-        "its state differs: {state}"
+        entry["value"]["sold"] == json!(sold),
+        "its state differs from {sold}: {state}"
     );
     Ok(())
 }
 
 #[derive(Debug, Default)]
-struct Minute {
+struct Window {
     clicks: u64,
     carts: BTreeSet<i64>,
     bought: BTreeSet<i64>,
     revenue: f64,
 }
 
-fn count(
-    click: &Value,
-    minutes: &mut BTreeMap<i64, Minute>,
-    products: &mut BTreeMap<i64, (i64, f64)>,
-) -> Result<()> {
-    let text = click["ts"].as_str().context("a click has a time")?;
-    let at = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f")?;
-    let minute = minutes
-        .entry(at.and_utc().timestamp().div_euclid(60))
-        .or_default();
-    let session = click["session"].as_i64().context("a click has a session")?;
-    minute.clicks += 1;
-    match click["action"].as_str() {
-        Some("add_to_cart") => drop(minute.carts.insert(session)),
-        Some("purchase") => {
-            let (price, quantity) = (click["price"].as_f64(), click["quantity"].as_i64());
-            let (price, quantity) = price.zip(quantity).context("a purchase has a price")?;
-            #[expect(clippy::cast_precision_loss, reason = "quantities are small")]
-            let revenue = price * quantity as f64;
-            minute.bought.insert(session);
-            minute.revenue += revenue;
-            let product = click["product"]
-                .as_i64()
-                .context("a purchase has a product")?;
-            let sold = products.entry(product).or_default();
-            *sold = (sold.0 + quantity, sold.1 + revenue);
+impl Expected {
+    fn count(&mut self, click: &Value) -> Result<()> {
+        let text = click["ts"].as_str().context("a click has a time")?;
+        let at = chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f")?;
+        let window = self
+            .windows
+            .entry(at.and_utc().timestamp().div_euclid(10))
+            .or_default();
+        let session = click["session"].as_i64().context("a click has a session")?;
+        window.clicks += 1;
+        match click["action"].as_str() {
+            Some("add_to_cart") => {
+                window.carts.insert(session);
+            }
+            Some("purchase") => {
+                let (price, quantity) = (click["price"].as_f64(), click["quantity"].as_i64());
+                let (price, quantity) = price.zip(quantity).context("a purchase has a price")?;
+                #[expect(clippy::cast_precision_loss, reason = "quantities are small")]
+                let revenue = price * quantity as f64;
+                window.bought.insert(session);
+                window.revenue += revenue;
+                let product = click["product"]
+                    .as_i64()
+                    .context("a purchase has a product")?;
+                let sold = self.products.entry(product).or_default();
+                *sold = (sold.0 + quantity, sold.1 + revenue);
+            }
+            _ => {}
         }
-        _ => {}
+        Ok(())
     }
-    Ok(())
 }
 
 fn close(a: f64, b: f64) -> bool {
