@@ -1,8 +1,4 @@
 //! The quickstart does what it says, on small input.
-#![expect(
-    clippy::unwrap_used,
-    reason = "what the tests share unwraps as they do"
-)]
 
 use std::process::Command;
 

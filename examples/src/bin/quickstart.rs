@@ -342,15 +342,15 @@ fn progress(what: &str, done: usize, total: usize) {
     if !std::io::stdout().is_terminal() {
         return;
     }
-    if total == 0 {
-        print!("\r{what}: {done}   ");
-    } else {
-        let filled = (done.min(total) * 40) / total;
-        print!(
-            "\r{what} [{}{}] ",
-            "#".repeat(filled),
-            ".".repeat(40 - filled)
-        );
+    match (done.min(total) * 40).checked_div(total) {
+        None => print!("\r{what}: {done}   "),
+        Some(filled) => {
+            print!(
+                "\r{what} [{}{}] ",
+                "#".repeat(filled),
+                ".".repeat(40 - filled)
+            );
+        }
     }
     // A bar that does not show is no reason to stop.
     std::io::stdout().flush().unwrap_or_default();

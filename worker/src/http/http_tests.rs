@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
-use actix::Actor;
 use actix_rt::System;
 use common::error::ErrorCode;
 use common::ids::{
@@ -32,7 +31,7 @@ use uuid::Uuid;
 
 use super::{Composed, Routes, routes};
 use crate::exchange::Exchange;
-use crate::job::jobs_actor::JobsActor;
+use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::link::Session;
 use crate::log_client::LogClient;
@@ -242,12 +241,11 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             custom: Arc::new(CustomOperators::default()),
             jobs_directory: home.path().join("jobs"),
         };
-        let jobs = JobsActor::new(services, BTreeSet::new());
         let parts = Routes {
             partitions: partitions.clone(),
             log: log.clone().with_local(partitions.clone()),
             turn: Arc::default(),
-            jobs: JobsActor::start_in_arbiter(&threads.control(), move |_| jobs),
+            jobs: Jobs::start(services, BTreeSet::new()),
             exchange,
             image,
             transport: transport.clone(),

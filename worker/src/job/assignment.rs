@@ -107,10 +107,8 @@ mod tests {
             running: true,
             deleted: false,
         };
-        let mut image = MetadataImage {
-            version: MetadataVersion(100),
-            ..MetadataImage::default()
-        };
+        let mut image = MetadataImage::default();
+        image.version = MetadataVersion(100);
         image.jobs.insert(JobId(job), job_image);
         image.deployments.insert(JobId(job), Arc::new(deployment));
         image
@@ -157,10 +155,8 @@ mod tests {
 
     #[test]
     fn a_job_that_is_gone_is_stopped_and_then_forgotten() {
-        let gone = MetadataImage {
-            version: MetadataVersion(100),
-            ..MetadataImage::default()
-        };
+        let mut gone = MetadataImage::default();
+        gone.version = MetadataVersion(100);
         assert_eq!(compare(&gone, &[(1, 2)], &[1]).stop.len(), 1);
         assert!(compare(&gone, &[(1, 2)], &[1]).forget.is_empty());
         assert_eq!(compare(&gone, &[], &[1]).forget, [JobId(1)]);

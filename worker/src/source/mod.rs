@@ -52,10 +52,6 @@ pub struct SplitState {
 
 /// What a source gives.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every event is rows, and they are moved once"
-)]
 pub enum SourceEvent {
     Rows(SourceRows),
     /// At this time the split had nothing more: everything that may be read was read. Said again every
