@@ -124,7 +124,7 @@ impl Drop for HttpServer {
 
 /// Adds the handler of a call at its path.
 ///
-/// ```ignore
+/// ```text
 /// register(config, move |request: Heartbeat| { let liveness = liveness.clone(); async move { … } });
 /// ```
 pub fn register<C, H, F>(config: &mut ServiceConfig, handler: H)
