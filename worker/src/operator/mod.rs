@@ -37,7 +37,7 @@ use common::plan::operator::OperatorSpec;
 use common::plan::task_graph::PlannedOperator;
 use common::protocol::state::StateEntry;
 use common::schema::Column;
-use common::time::Timestamp;
+use common::time::{Span, Timestamp};
 
 use crate::task::context::Context;
 use crate::task::message::Rows;
@@ -59,6 +59,12 @@ pub trait Operator: Send + std::fmt::Debug {
         _context: &mut Context<'_>,
     ) -> Result<(), OperatorError> {
         Ok(())
+    }
+
+    /// How far the watermark of its output stays behind that of its input: what it emits at a watermark
+    /// may be so much older.
+    fn delays_watermark(&self) -> Span {
+        Span(0)
     }
 
     /// A barrier comes: everything the operator holds outside its tables must be in them afterwards.

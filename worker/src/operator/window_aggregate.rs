@@ -21,7 +21,7 @@ use common::plan::operator::WindowAggregate;
 use common::plan::task_graph::PlannedOperator;
 use common::protocol::state::StateEntry;
 use common::schema::to_arrow_schema;
-use common::time::Timestamp;
+use common::time::{Span, Timestamp};
 
 use super::accumulators::{Accumulators, AggregateCalls};
 use super::expression::Expressions;
@@ -53,6 +53,7 @@ pub struct WindowAggregateRows {
     calls: Arc<AggregateCalls>,
     time_column: usize,
     slices: Slices,
+    allowed_lateness: Span,
     output: SchemaRef,
 
     /// What came since it was last merged into the table.
@@ -107,6 +108,7 @@ impl WindowAggregateRows {
             first_open: slices.first_open(Timestamp::MIN),
             watermark: Timestamp::MIN,
             slices,
+            allowed_lateness: spec.allowed_lateness,
             keys,
             calls,
             output: to_arrow_schema(&planned.output),
@@ -207,13 +209,19 @@ impl WindowAggregateRows {
         let mut states = std::mem::replace(&mut self.accumulators, fresh).into_states()?;
 
         let mut order: Vec<usize> = (0..count).collect();
-        let is_stored = |group: &usize| table.get(namespaces[*group], keys.key(*group)).is_some();
-        let (stored, new): (Vec<usize>, Vec<usize>) = order.iter().partition(|g| is_stored(g));
+        let (mut stored, mut new) = (Vec::new(), Vec::new());
+        let mut stored_rows = Vec::new();
+        for (group, namespace) in namespaces.iter().enumerate() {
+            match table.get(*namespace, keys.key(group)) {
+                Some(row) => {
+                    stored.push(group);
+                    stored_rows.push(row);
+                }
+                None => new.push(group),
+            }
+        }
         if !stored.is_empty() {
-            let rows = stored
-                .iter()
-                .filter_map(|group| table.get(namespaces[*group], keys.key(*group)));
-            let stored_states = self.calls.decode(rows)?;
+            let stored_states = self.calls.decode(stored_rows)?;
             // What is in the table came first: some aggregates keep the first or the last value. So its
             // groups are the first ones here.
             order = stored;
@@ -340,6 +348,12 @@ impl Operator for WindowAggregateRows {
             }
         }
         Ok(())
+    }
+
+    /// A window comes out the allowed lateness after its end: to whoever places it by its end, it would be
+    /// late behind the input's watermark.
+    fn delays_watermark(&self) -> Span {
+        self.allowed_lateness
     }
 
     fn seal(&mut self, context: &mut Context<'_>) -> Result<(), OperatorError> {

@@ -364,15 +364,16 @@ impl TaskActor {
 
     fn signal(&mut self, signal: Signal) -> Result<(), Failure> {
         match signal {
-            Signal::Barrier(barrier) => return self.barrier(barrier),
+            Signal::Barrier(barrier) => self.barrier(barrier),
             Signal::Watermark(watermark) => {
                 self.progress.watermark = watermark;
                 let output = self.chain.watermark(watermark)?;
                 self.dispatch(output)?;
+                let watermark = self.chain.output_watermark(watermark);
+                self.forward(Signal::Watermark(watermark))
             }
-            Signal::Idle | Signal::Active => {}
+            Signal::Idle | Signal::Active => self.forward(signal),
         }
-        self.forward(signal)
     }
 
     /// Seals everything before the barrier and passes it on. The task goes on at once; the sink tells

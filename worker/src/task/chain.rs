@@ -5,7 +5,7 @@
 
 use common::ids::CheckpointId;
 use common::key_group::KeyGroupRange;
-use common::time::Timestamp;
+use common::time::{Span, Timestamp};
 
 use super::context::{Context, OperatorState, Outputs};
 use super::dead_letter::DeadLetter;
@@ -17,6 +17,8 @@ use crate::operator::{Operator, OperatorError};
 pub struct Chain {
     links: Vec<Link>,
     watermark: Timestamp,
+    /// How far the watermark behind the last operator stays behind.
+    delay: Span,
     key_range: KeyGroupRange,
     key_groups: u16,
 }
@@ -26,6 +28,8 @@ struct Link {
     id: String,
     operator: Box<dyn Operator>,
     state: OperatorState,
+    /// How far the watermark in front of it stays behind that of the chain's input.
+    delay: Span,
 }
 
 /// What left the chain at its end, and on the side.
@@ -51,17 +55,22 @@ impl Chain {
         key_range: KeyGroupRange,
         key_groups: u16,
     ) -> Chain {
-        let links = operators
-            .into_iter()
-            .map(|(id, operator, state)| Link {
+        let mut delay = Span(0);
+        let mut links = Vec::new();
+        for (id, operator, state) in operators {
+            let before = delay;
+            delay = Span(delay.0.saturating_add(operator.delays_watermark().0));
+            links.push(Link {
                 id,
                 operator,
                 state,
-            })
-            .collect();
+                delay: before,
+            });
+        }
         Chain {
             links,
             watermark,
+            delay,
             key_range,
             key_groups,
         }
@@ -84,6 +93,11 @@ impl Chain {
         let output = self.through_all(|| Event::Watermark(watermark))?;
         self.watermark = watermark;
         Ok(output)
+    }
+
+    /// What the watermark of the chain's output is when that of its input is this.
+    pub fn output_watermark(&self, watermark: Timestamp) -> Timestamp {
+        delayed(watermark, self.delay)
     }
 
     /// Puts everything into the tables and seals them. What this emits belongs before the barrier.
@@ -138,13 +152,16 @@ impl Chain {
         let mut context = Context::new(
             &mut link.state,
             &mut emitted,
-            self.watermark,
+            delayed(self.watermark, link.delay),
             self.key_range,
             self.key_groups,
         );
         match event {
             Event::Rows(input, rows) => link.operator.process(input, rows, &mut context)?,
-            Event::Watermark(watermark) => link.operator.watermark(watermark, &mut context)?,
+            Event::Watermark(watermark) => {
+                let watermark = delayed(watermark, link.delay);
+                link.operator.watermark(watermark, &mut context)?;
+            }
             Event::Seal => link.operator.seal(&mut context)?,
             Event::Restore => link.operator.restore(&mut context)?,
         }
@@ -154,5 +171,13 @@ impl Chain {
             self.run(index + 1, Event::Rows(0, rows), output)?;
         }
         Ok(())
+    }
+}
+
+/// After the last row there is nothing to wait for.
+fn delayed(watermark: Timestamp, delay: Span) -> Timestamp {
+    match watermark {
+        Timestamp::MAX => Timestamp::MAX,
+        earlier => earlier.minus(delay),
     }
 }

@@ -19,6 +19,8 @@ pub mod messages;
 pub mod actor;
 
 #[cfg(test)]
+mod chain_tests;
+#[cfg(test)]
 mod input_gate_tests;
 #[cfg(test)]
 mod router_tests;
