@@ -162,6 +162,26 @@ impl TestLog {
         values
     }
 
+    /// Gives the topic more partitions.
+    pub(crate) fn grow(&self, partitions: u32) {
+        let mut state = self.state();
+        for number in 0..partitions {
+            state.partitions.entry(number).or_default();
+        }
+        self.image.send_modify(|image| {
+            let mut topic = image.topics[&TOPIC].as_ref().clone();
+            let partition = topic.partitions[0].clone();
+            topic.partitions = (0..partitions).map(|_| partition.clone()).collect();
+            let delta = MetadataDelta {
+                since: image.version,
+                version: MetadataVersion(image.version.0 + 1),
+                topics: vec![topic],
+                ..MetadataDelta::default()
+            };
+            *image = Arc::new(image.after(delta).unwrap());
+        });
+    }
+
     /// Makes it a fact that the job has completed this checkpoint.
     pub(crate) fn complete(&self, generation: u32, checkpoint: u64) {
         let job = JobImage {

@@ -173,19 +173,28 @@ impl<'a> Scanner<'a> {
     pub(crate) fn value(&mut self) -> Result<Token, JsonError> {
         let start = self.at;
         let kind = match self.peek() {
+            b'{' => TokenKind::Object,
+            b'[' => TokenKind::Array,
+            _ => return self.scalar(),
+        };
+        self.container()?;
+        Ok(Token {
+            kind,
+            start,
+            end: self.at,
+        })
+    }
+
+    /// Reads a value that is neither an object nor an array.
+    #[inline]
+    fn scalar(&mut self) -> Result<Token, JsonError> {
+        let start = self.at;
+        let kind = match self.peek() {
             b'"' => return self.string(),
             b'-' | b'0'..=b'9' => self.number()?,
             b't' => self.literal(b"true", TokenKind::True)?,
             b'f' => self.literal(b"false", TokenKind::False)?,
             b'n' => self.literal(b"null", TokenKind::Null)?,
-            b'{' => {
-                self.container()?;
-                TokenKind::Object
-            }
-            b'[' => {
-                self.container()?;
-                TokenKind::Array
-            }
             _ => return self.error("a value is expected"),
         };
         Ok(Token {
@@ -311,8 +320,7 @@ impl<'a> Scanner<'a> {
                     continue 'value;
                 }
             } else {
-                // Not a container, so this does not come back here.
-                self.value()?;
+                self.scalar()?;
             }
             loop {
                 self.skip_whitespace();

@@ -183,6 +183,21 @@ fn a_follower_joins_by_what_is_on_its_disk_and_counts_from_the_proposal_on() {
 }
 
 #[test]
+fn a_follower_joins_only_with_everything_the_reign_began_with() {
+    // An earlier leader may have committed all five; this one has yet to learn how many.
+    let (mut machine, epochs) = leader(&[1, 2], 5);
+    machine
+        .follower_fetched(NOW, fetch(3, 4, 4), &epochs)
+        .unwrap();
+    assert_eq!(machine.committed(), None);
+    assert_eq!(machine.propose_isr(NOW), None);
+    machine
+        .follower_fetched(NOW, fetch(3, 5, 5), &epochs)
+        .unwrap();
+    assert!(machine.propose_isr(NOW).is_some());
+}
+
+#[test]
 fn a_follower_that_lags_leaves_unless_too_few_would_stay() {
     let late = Tick(0).plus(REPLICA_LAG_MAX).plus(Span(1));
     let (mut machine, epochs) = leader(&[1, 2, 3], 5);

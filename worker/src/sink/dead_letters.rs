@@ -54,7 +54,7 @@ impl DeadLetterSink {
         for letter in letters {
             self.record.clear();
             write_letter(&mut self.record, &letter, self.clock.wall(), room);
-            self.writer.push(partition, None, Some(&self.record));
+            self.writer.push(partition, None, Some(&self.record))?;
         }
         self.writer.send().await
     }

@@ -542,6 +542,18 @@ async fn a_writer_of_the_past_stops_and_a_record_too_large_needs_a_person() {
 }
 
 #[tokio::test]
+async fn a_row_no_topic_takes_needs_a_person() {
+    let log = TestLog::start("t", 1);
+    let planned = planned(SinkSpec::Topic(topic_spec()));
+    let mut sink = open(&planned, context(&log, 1, None)).await.unwrap();
+    let huge: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(17 << 20)]));
+    let number: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    let batch = RecordBatch::try_new(to_arrow_schema(&columns()), vec![number, huge]).unwrap();
+    let refused = sink.write(Rows::inserts(batch)).await;
+    assert!(matches!(refused, Err(SinkError::Fatal(_))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn the_jobs_own_dead_letters_are_no_sink() {
     let log = TestLog::start("job.dead-letters", 1);
     let planned = planned(SinkSpec::Topic(TopicSink {

@@ -87,7 +87,7 @@ impl TopicSink {
                 topic: topic.id,
                 partition,
             };
-            self.writer.push(partition, record.key, record.value);
+            self.writer.push(partition, record.key, record.value)?;
         }
         self.writer.send().await
     }

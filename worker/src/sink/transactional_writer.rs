@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TopicPartition};
-use common::limits::{CHECKPOINT_TIMEOUT, TARGET_BATCH_BYTES};
+use common::limits::{CHECKPOINT_TIMEOUT, MAX_MESSAGE_BYTES, TARGET_BATCH_BYTES};
 use common::log_batch::LogBatchBuilder;
 use common::time::Clock;
 use common::transport::retry::Backoff;
@@ -27,6 +27,8 @@ use crate::log_client::LogClient;
 
 /// What may be gathered and under way in all; beyond that, writing waits.
 const MAX_BYTES: usize = 16 << 20;
+/// No topic takes a larger record.
+const MAX_RECORD_BYTES: usize = MAX_MESSAGE_BYTES as usize;
 /// After so many attempts without success it is worth telling a person, once.
 const ATTEMPTS_UNTIL_WARNING: u32 = 10;
 
@@ -85,8 +87,18 @@ impl TransactionalWriter {
     }
 
     /// Takes a record. It goes with `send` or `drain`, or when writing on needs room.
-    pub fn push(&mut self, partition: TopicPartition, key: Option<&[u8]>, value: Option<&[u8]>) {
+    pub fn push(
+        &mut self,
+        partition: TopicPartition,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), SinkError> {
         let payload = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
+        if payload > MAX_RECORD_BYTES {
+            return Err(SinkError::Fatal(format!(
+                "a record for partition {partition} has {payload} bytes, the limit is {MAX_RECORD_BYTES}"
+            )));
+        }
         let needed = LogBatchBuilder::bytes_of_record(payload, 0);
         let queue = self.partitions.entry(partition).or_default();
         let is_full = |open: &mut LogBatchBuilder| {
@@ -97,6 +109,7 @@ impl TransactionalWriter {
         let before = open.encoded_bytes();
         open.push(self.clock.wall(), key, value, &[]);
         self.bytes += open.encoded_bytes() - before;
+        Ok(())
     }
 
     /// Puts under way what can go now; waits while too much is on its way.

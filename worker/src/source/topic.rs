@@ -14,6 +14,7 @@ use common::log_batch::{LogBatches, Records};
 use common::offset::Offset;
 use common::plan::connector::{BoundedMode, Isolation, StartupMode, TopicSource as Spec};
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
+use common::protocol::metadata::TopicImage;
 use common::schema::Column;
 use common::time::{Clock, Span, Tick, Timestamp};
 use common::transport::retry::Backoff;
@@ -40,6 +41,11 @@ pub(super) struct TopicSource {
     splits: Vec<Split>,
     fetches: JoinSet<Fetch>,
     max_bytes: u32,
+    /// Of the partitions up to this number, which are this task's is known.
+    dealt: u32,
+    task_index: u32,
+    parallelism: u32,
+    bounded: bool,
     /// What is being decoded.
     current: Option<Reading>,
     said: VecDeque<SourceEvent>,
@@ -99,8 +105,8 @@ impl TopicSource {
             )
         })?;
         let source: Arc<str> = spec.topic.as_str().into();
-        let partitions = (0_u32..).take(topic.partitions.len());
-        let own = partitions.filter(|number| number % context.parallelism == context.task_index);
+        let dealt = partitions_of(&topic);
+        let own = (0..dealt).filter(|number| number % context.parallelism == context.task_index);
         let splits = own.map(|number| {
             let partition = TopicPartition {
                 topic: topic.id,
@@ -141,6 +147,10 @@ impl TopicSource {
                 spec.bad_records,
             )?,
             max_bytes: u32::try_from(max_bytes).expect("a few megabytes"),
+            dealt,
+            task_index: context.task_index,
+            parallelism: context.parallelism,
+            bounded: spec.bounded == BoundedMode::Latest,
             fetches: JoinSet::new(),
             splits,
             current: None,
@@ -178,6 +188,40 @@ impl TopicSource {
                     self.said.push_back(SourceEvent::Exhausted);
                 }
             }
+        }
+    }
+
+    /// Takes its share of partitions that the topic has been given since. They begin with their first
+    /// record; a bounded source has taken its ends and leaves them.
+    fn discover(&mut self) {
+        let Some(topic) = self.log.topic(&self.topic).filter(|_| !self.bounded) else {
+            return;
+        };
+        let known = self.dealt;
+        self.dealt = partitions_of(&topic).max(known);
+        for number in known..self.dealt {
+            if number % self.parallelism != self.task_index {
+                continue;
+            }
+            let split = Split {
+                place: Place {
+                    split: number.to_string().into(),
+                    source: self.topic.as_str().into(),
+                    partition: number,
+                },
+                partition: TopicPartition {
+                    topic: topic.id,
+                    partition: PartitionId(number),
+                },
+                position: Offset::ZERO,
+                end: None,
+                ended: false,
+            };
+            let split_state = split.state();
+            self.said
+                .push_back(SourceEvent::Discovered { split: split_state });
+            self.splits.push(split);
+            self.fetch_or_end(self.splits.len() - 1, Offset::ZERO, 0, Span(0));
         }
     }
 
@@ -242,6 +286,7 @@ impl TopicSource {
         } = fetched;
         let offsets = nothing.as_ref().map(|(offsets, _)| offsets);
         self.check_nothing_is_gone(split, offset, &reply, offsets)?;
+        self.discover();
         self.fetch_or_end(split, reply.next_offset, 0, CAUGHT_UP_EVERY);
         self.current = Some(Reading {
             split,
@@ -384,6 +429,20 @@ impl TopicSource {
     }
 }
 
+impl Split {
+    fn state(&self) -> SplitState {
+        SplitState {
+            split: self.place.split.clone(),
+            position: self.position.0,
+            end: self.end.map(|end| end.0),
+        }
+    }
+}
+
+fn partitions_of(topic: &TopicImage) -> u32 {
+    u32::try_from(topic.partitions.len()).expect("a topic has at most 10,000 partitions")
+}
+
 /// Fetches; if there is nothing, also asks where the log really ends.
 async fn fetch(
     log: &LogClient,
@@ -485,11 +544,6 @@ impl Source for TopicSource {
     }
 
     fn splits(&self) -> Vec<SplitState> {
-        let state = |split: &Split| SplitState {
-            split: split.place.split.clone(),
-            position: split.position.0,
-            end: split.end.map(|end| end.0),
-        };
-        self.splits.iter().map(state).collect()
+        self.splits.iter().map(Split::state).collect()
     }
 }

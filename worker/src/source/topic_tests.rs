@@ -260,3 +260,35 @@ async fn a_partition_with_an_open_transaction_is_not_quiet() {
     let (event, ()) = tokio::join!(source.next(), decided);
     assert!(matches!(event, Ok(SourceEvent::Rows(_))), "{event:?}");
 }
+
+#[tokio::test]
+async fn partitions_added_while_it_reads_are_dealt_and_read_from_their_start() {
+    let log = TestLog::start("t", 2);
+    let spec = Spec {
+        bounded: BoundedMode::Unbounded,
+        startup: StartupMode::Latest,
+        ..spec()
+    };
+    let mut source = open(&log, &spec, (1, 2), None).await;
+    log.grow(4);
+    produce(&log, 2, 0..5);
+    produce(&log, 3, 10..15);
+    let mut discovered = Vec::new();
+    let values = loop {
+        match source.next().await.unwrap() {
+            SourceEvent::Discovered { split } => discovered.push(split),
+            SourceEvent::Rows(rows) => {
+                break rows.rows.batch["v"]
+                    .as_primitive::<Int64Type>()
+                    .values()
+                    .to_vec();
+            }
+            SourceEvent::CaughtUp { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(values, [10, 11, 12, 13, 14]);
+    let names: Vec<&str> = discovered.iter().map(|split| &*split.split).collect();
+    assert_eq!(names, ["3"]);
+    assert_eq!(source.splits().len(), 2);
+}

@@ -33,7 +33,7 @@ pub struct Origin {
     /// A topic's or file's name.
     pub source: Arc<str>,
     pub partition: u32,
-    /// One offset (in a file: line) per row.
+    /// One offset (in a file: the byte where the record begins) per row.
     pub offsets: Int64Array,
 }
 
