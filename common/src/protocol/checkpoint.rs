@@ -24,6 +24,15 @@ pub enum CheckpointKind {
     Periodic,
     /// Sources read nothing after it: the job is paused, stopped or finished once it is complete.
     Stop,
+    /// As `Stop`, and before it sources say that no row is to come, so that every window closes.
+    Drain,
+}
+
+impl CheckpointKind {
+    /// Whether sources read nothing after it.
+    pub fn is_last(self) -> bool {
+        self != CheckpointKind::Periodic
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

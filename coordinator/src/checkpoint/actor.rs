@@ -43,8 +43,8 @@ pub(crate) enum TakeCheckpoints {
     Of {
         generation: Generation,
         team: Team,
-        /// A last one, after which sources read nothing.
-        stop: bool,
+        /// A last one, after which sources read nothing, or periodic ones.
+        kind: CheckpointKind,
     },
 }
 
@@ -237,7 +237,7 @@ impl CheckpointActor {
         ctx: &mut Context<CheckpointActor>,
     ) {
         debug!(job = %self.name, %generation, %checkpoint, ?kind, "checkpoint complete");
-        if kind == CheckpointKind::Stop {
+        if kind.is_last() {
             let told = self.job_actor.send(FinalCheckpointCompleted { generation });
             ctx.spawn(told.into_actor(self).map(|result, actor, _| {
                 if result.is_err() {
@@ -306,11 +306,11 @@ impl Handler<TakeCheckpoints> for CheckpointActor {
             TakeCheckpoints::Of {
                 generation,
                 team,
-                stop,
+                kind,
             } => Event::Run {
                 generation,
                 team,
-                stop,
+                kind,
             },
         };
         self.happen(event, ctx);

@@ -39,11 +39,11 @@ pub struct Team {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// Every task of this generation runs. `stop`: take a last checkpoint, after which sources read nothing.
+    /// Every task of this generation runs; checkpoints of this kind are wanted, a last one until it completes.
     Run {
         generation: Generation,
         team: Team,
-        stop: bool,
+        kind: CheckpointKind,
     },
     /// No generation runs.
     Halt,
@@ -133,7 +133,8 @@ pub struct CheckpointMachine {
 struct Run {
     generation: Generation,
     team: Team,
-    stop: bool,
+    /// Of the checkpoints to come.
+    kind: CheckpointKind,
     /// The last checkpoint has been completed.
     done: bool,
     /// Oldest first.
@@ -189,8 +190,8 @@ impl CheckpointMachine {
             Event::Run {
                 generation,
                 team,
-                stop,
-            } => self.start(now, generation, team, stop, &mut effects),
+                kind,
+            } => self.start(now, generation, team, kind, &mut effects),
             Event::Halt => self.halt(now, &mut effects),
             Event::Reserved { first, last } => self.own(first, last),
             Event::ReservationFailed => {
@@ -282,20 +283,20 @@ impl CheckpointMachine {
         now: Tick,
         generation: Generation,
         team: Team,
-        stop: bool,
+        kind: CheckpointKind,
         effects: &mut Vec<Effect>,
     ) {
         if let Some(run) = &mut self.run
             && run.generation == generation
         {
-            run.stop = stop;
+            run.kind = kind;
             return;
         }
         self.halt(now, effects);
         self.run = Some(Run {
             generation,
             team,
-            stop,
+            kind,
             done: false,
             open: Vec::new(),
             due: now.plus(self.settings.interval),
@@ -403,7 +404,7 @@ impl CheckpointMachine {
                 continue;
             }
             run.not_before = now.plus(MIN_PAUSE);
-            run.done = open.kind == CheckpointKind::Stop;
+            run.done = open.kind.is_last();
             effects.push(Effect::Completed {
                 generation: run.generation,
                 checkpoint,
@@ -500,23 +501,19 @@ impl CheckpointMachine {
     fn trigger(&mut self, now: Tick) {
         let Some(run) = &mut self.run else { return };
         let aligning = |open: &Open| matches!(open.phase, Phase::Aligning { .. });
-        let stopping = |open: &Open| open.kind == CheckpointKind::Stop;
+        let stopping = |open: &Open| open.kind.is_last();
         if run.done
             || run.open.len() == MAX_OPEN
             || run.open.iter().any(|open| aligning(open) || stopping(open))
             || now < run.not_before
-            || (now < run.due && !run.stop)
+            || (now < run.due && !run.kind.is_last())
             || self.last == self.reserved
         {
             return;
         }
         self.last = self.last.next();
         let checkpoint = self.last;
-        let kind = if run.stop {
-            CheckpointKind::Stop
-        } else {
-            CheckpointKind::Periodic
-        };
+        let kind = run.kind;
         let sources = run.team.sources.iter();
         let workers: BTreeSet<NodeId> = sources.map(|task| run.team.worker_of[task]).collect();
         run.due = now.plus(self.settings.interval);
@@ -564,7 +561,7 @@ impl CheckpointMachine {
     }
 
     fn next_trigger(&self, run: &Run) -> Option<Tick> {
-        let at = if run.stop {
+        let at = if run.kind.is_last() {
             run.not_before
         } else {
             run.due.max(run.not_before)

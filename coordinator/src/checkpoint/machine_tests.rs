@@ -114,7 +114,10 @@ impl World {
         self.tell(Event::Run {
             generation: self.generation,
             team: team(),
-            stop,
+            kind: match stop {
+                true => CheckpointKind::Stop,
+                false => CheckpointKind::Periodic,
+            },
         });
     }
 

@@ -3,7 +3,9 @@
 //! Each answers with the job as it is then; the job comes to what is wanted as fast as it can. Asking for
 //! what is wanted already changes nothing.
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Data, Json, Path, Query};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use common::error::{ErrorCode, Problem};
 
@@ -54,17 +56,32 @@ pub(crate) async fn resume(
     post,
     path = "/v1/jobs/{job}/stop",
     tag = "jobs",
-    params(("job" = String, Path)),
+    params(("job" = String, Path), StopOptions),
     responses(
         (status = 200, description = "It ends at a last checkpoint", body = JobDescription),
+        (status = 400, body = Problem),
         (status = 404, body = Problem),
     )
 )]
 pub(crate) async fn stop(
     state: Data<State>,
     job: Path<String>,
+    options: Query<StopOptions>,
 ) -> Result<Json<JobDescription>, Problem> {
-    want(&state, &job, Desired::Stopped).await
+    let desired = match options.drain {
+        true => Desired::Drained,
+        false => Desired::Stopped,
+    };
+    want(&state, &job, desired).await
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct StopOptions {
+    /// Sources end where they are, as if nothing were to come: every window closes and the job is `FINISHED`.
+    #[serde(default)]
+    drain: bool,
 }
 
 #[utoipa::path(

@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use common::ids::{JobId, JobName, MetadataVersion, WorkerEpoch};
 use common::limits::JOB_MAILBOX;
+use common::protocol::checkpoint::CheckpointKind;
 use common::time::{Clock, Tick};
 
 use super::facts::{Facts, Proposal, slots_by_job, workers_for};
@@ -149,12 +150,17 @@ impl JobActor {
             Checkpointing::Periodic { generation } => TakeCheckpoints::Of {
                 generation,
                 team: self.team(),
-                stop: false,
+                kind: CheckpointKind::Periodic,
             },
             Checkpointing::Final { generation } => TakeCheckpoints::Of {
                 generation,
                 team: self.team(),
-                stop: true,
+                kind: CheckpointKind::Stop,
+            },
+            Checkpointing::Drain { generation } => TakeCheckpoints::Of {
+                generation,
+                team: self.team(),
+                kind: CheckpointKind::Drain,
             },
         };
         // Waits, so that a later order never overtakes this one.

@@ -123,6 +123,7 @@ pub struct CheckpointSummary {
 pub enum Kind {
     Periodic,
     Stop,
+    Drain,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -131,6 +132,8 @@ pub struct Restart {
     pub generation: u32,
     pub at: String,
     pub reason: String,
+    /// The epoch the next generation began from; absent: none had been completed.
+    pub resumed_from: Option<u64>,
 }
 
 impl JobSummary {
@@ -193,6 +196,10 @@ impl JobDescription {
                     generation: failure.generation.0,
                     at: failure.at.to_string(),
                     reason: failure.reason.clone(),
+                    resumed_from: row
+                        .finals
+                        .get(&failure.generation)
+                        .and_then(|completed| completed.map(|checkpoint| checkpoint.0)),
                 })
                 .collect(),
         }
@@ -218,6 +225,7 @@ impl From<CheckpointKind> for Kind {
         match kind {
             CheckpointKind::Periodic => Kind::Periodic,
             CheckpointKind::Stop => Kind::Stop,
+            CheckpointKind::Drain => Kind::Drain,
         }
     }
 }

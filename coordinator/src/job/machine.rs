@@ -48,7 +48,7 @@ pub enum Event {
         epoch: WorkerEpoch,
         tasks: Vec<(Generation, TaskId, TaskState)>,
     },
-    /// The checkpoint asked for by `Checkpointing::Final` is complete.
+    /// The checkpoint asked for by `Checkpointing::Final` or `Drain` is complete.
     FinalCheckpointCompleted {
         generation: Generation,
     },
@@ -76,6 +76,10 @@ pub enum Checkpointing {
     },
     /// One after which sources read nothing; again until it completes.
     Final {
+        generation: Generation,
+    },
+    /// As `Final`, and before it every window closes.
+    Drain {
         generation: Generation,
     },
 }
@@ -295,8 +299,8 @@ impl JobMachine {
             | JobState::Recovering => false,
         };
         match self.facts.desired {
-            Desired::Running if now < self.not_before => None,
-            Desired::Running => self.start_if_wanted(None),
+            Desired::Running | Desired::Drained if now < self.not_before => None,
+            Desired::Running | Desired::Drained => self.start_if_wanted(None),
             Desired::Paused if ended => None,
             Desired::Paused => Some(self.halt(JobState::Paused, "", None)),
             Desired::Stopped => Some(self.halt(JobState::Stopped, "", None)),
@@ -322,13 +326,15 @@ impl JobMachine {
                 Some(self.halt(JobState::Stopped, "", None))
             }
             Desired::Running if self.facts.halting => self.start_if_wanted(None),
-            Desired::Running if runs && final_completed => {
+            Desired::Running | Desired::Drained if runs && final_completed => {
                 Some(self.halt(JobState::Finished, "", None))
             }
-            Desired::Running if !runs && self.all_live() => Some(Proposal::Run {
-                generation: self.facts.generation,
-            }),
-            Desired::Running | Desired::Paused | Desired::Stopped => None,
+            Desired::Running | Desired::Drained if !runs && self.all_live() => {
+                Some(Proposal::Run {
+                    generation: self.facts.generation,
+                })
+            }
+            Desired::Running | Desired::Drained | Desired::Paused | Desired::Stopped => None,
             Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
         }
     }
@@ -341,7 +347,7 @@ impl JobMachine {
             return self.halt(JobState::Failed, &reason, failed);
         }
         match self.facts.desired {
-            Desired::Running => {}
+            Desired::Running | Desired::Drained => {}
             Desired::Paused => return self.halt(JobState::Paused, &reason, failed),
             Desired::Stopped => return self.halt(JobState::Stopped, &reason, failed),
             Desired::Cancelled => return self.halt(JobState::Cancelled, &reason, failed),
@@ -524,6 +530,7 @@ impl JobMachine {
         match self.facts.desired {
             Desired::Cancelled => Checkpointing::Off,
             Desired::Paused | Desired::Stopped => Checkpointing::Final { generation },
+            Desired::Drained => Checkpointing::Drain { generation },
             Desired::Running if self.facts.halting => Checkpointing::Off,
             Desired::Running if self.all_exhausted() => Checkpointing::Final { generation },
             Desired::Running => Checkpointing::Periodic { generation },
@@ -531,7 +538,7 @@ impl JobMachine {
     }
 
     fn wants_to_run(&self) -> bool {
-        self.facts.desired == Desired::Running
+        matches!(self.facts.desired, Desired::Running | Desired::Drained)
     }
 
     fn deadline(&self) -> Tick {

@@ -167,9 +167,9 @@ impl World {
         if wish(self.facts.state, desired) != Wish::Granted {
             return;
         }
+        let goes_on = desired == Desired::Running && self.facts.desired == Desired::Running;
+        self.facts.halting |= self.facts.running.is_some() && !goes_on;
         self.facts.desired = desired;
-        let stops = matches!(desired, Desired::Paused | Desired::Stopped);
-        self.facts.halting |= stops && self.facts.running.is_some();
         self.metadata_changed();
     }
 
@@ -214,10 +214,16 @@ impl World {
 
     fn complete_final_checkpoint(&mut self, checkpoint: u64) {
         let generation = self.facts.generation;
-        assert_eq!(self.checkpointing, Checkpointing::Final { generation });
+        assert!(self.wants_a_last_checkpoint());
         self.complete_checkpoint(checkpoint);
         self.tell(Event::FinalCheckpointCompleted { generation });
         self.settle();
+    }
+
+    fn wants_a_last_checkpoint(&self) -> bool {
+        let generation = self.facts.generation;
+        self.checkpointing == Checkpointing::Final { generation }
+            || self.checkpointing == Checkpointing::Drain { generation }
     }
 
     fn lose(&mut self, worker: NodeId) {
@@ -578,19 +584,50 @@ fn a_job_whose_life_is_over_can_only_be_left_alone() {
             Desired::Running,
             Desired::Paused,
             Desired::Stopped,
+            Desired::Drained,
             Desired::Cancelled,
         ]
         .map(|desired| wish(state, desired))
     };
     for state in [Created, Waiting, Deploying, Running, Recovering, Paused] {
-        assert_eq!(wishes(state), [Granted, Granted, Granted, Granted]);
+        assert_eq!(wishes(state), [Granted; 5]);
     }
     for state in [Stopped, Failed] {
-        assert_eq!(wishes(state), [Granted, Refused, Fulfilled, Fulfilled]);
+        assert_eq!(
+            wishes(state),
+            [Granted, Refused, Fulfilled, Fulfilled, Fulfilled]
+        );
     }
     for state in [Finished, Cancelled] {
-        assert_eq!(wishes(state), [Refused, Refused, Fulfilled, Fulfilled]);
+        assert_eq!(
+            wishes(state),
+            [Refused, Refused, Fulfilled, Fulfilled, Fulfilled]
+        );
     }
+}
+
+#[test]
+fn a_job_that_is_drained_recovers_drains_again_and_is_finished() {
+    let mut world = World::new();
+    world.metadata_changed();
+    world.settle();
+    world.report(TaskState::Running);
+    world.settle();
+    world.want(Desired::Drained);
+    world.settle();
+    let generation = world.facts.generation;
+    assert_eq!(world.checkpointing, Checkpointing::Drain { generation });
+    world.register(NodeId(1));
+    world.settle();
+    world.report(TaskState::Running);
+    world.settle();
+    assert!(
+        world.facts.generation > generation,
+        "what was undone is read again"
+    );
+    world.complete_final_checkpoint(7);
+    world.settle();
+    world.expect(Finished, "");
 }
 
 #[derive(Clone, Debug)]
@@ -619,6 +656,7 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => Just(Desired::Running),
         2 => Just(Desired::Paused),
         1 => Just(Desired::Stopped),
+        1 => Just(Desired::Drained),
     ];
     prop_oneof![
         6 => (worker.clone(), state).prop_map(|(worker, state)| Step::Report(worker, state)),
@@ -647,7 +685,7 @@ impl World {
             }
             Step::FinalCheckpoint => {
                 let generation = self.facts.generation;
-                if self.checkpointing == (Checkpointing::Final { generation }) {
+                if self.wants_a_last_checkpoint() {
                     self.complete_checkpoint(checkpoint);
                     self.tell(Event::FinalCheckpointCompleted { generation });
                 }
@@ -678,8 +716,7 @@ impl World {
             self.settle();
             self.report(TaskState::Running);
             self.settle();
-            let generation = self.facts.generation;
-            if self.checkpointing == (Checkpointing::Final { generation }) {
+            if self.wants_a_last_checkpoint() {
                 self.complete_final_checkpoint(checkpoint);
             }
             if let Some(wake) = self.machine.wake_at(self.now)
@@ -710,6 +747,7 @@ proptest! {
         }
         let reached = match world.facts.desired {
             Desired::Running => world.facts.state == Running,
+            Desired::Drained => matches!(world.facts.state, Stopped | Failed | Finished),
             Desired::Paused => world.facts.state == Paused,
             Desired::Stopped => matches!(world.facts.state, Stopped | Failed | Finished),
             Desired::Cancelled => world.facts.state == Cancelled,

@@ -19,9 +19,10 @@ pub fn wish(state: JobState, desired: Desired) -> Wish {
     match (state, desired) {
         (Finished | Cancelled, Desired::Running | Desired::Paused) => Wish::Refused,
         (Stopped | Failed, Desired::Paused) => Wish::Refused,
-        (Stopped | Failed | Finished | Cancelled, Desired::Stopped | Desired::Cancelled) => {
-            Wish::Fulfilled
-        }
+        (
+            Stopped | Failed | Finished | Cancelled,
+            Desired::Stopped | Desired::Drained | Desired::Cancelled,
+        ) => Wish::Fulfilled,
         (Stopped | Failed, Desired::Running) => Wish::Granted,
         (Created | Waiting | Deploying | Running | Recovering | Paused, _) => Wish::Granted,
     }

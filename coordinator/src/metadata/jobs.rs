@@ -33,6 +33,8 @@ pub enum Desired {
     Paused,
     /// Stopped at a last checkpoint, for good unless it is resumed.
     Stopped,
+    /// Sources end where they are, every window closes, and the job is finished.
+    Drained,
     /// Stopped at once.
     Cancelled,
 }
@@ -234,8 +236,10 @@ impl ClusterMetadata {
                 let state = row.state;
                 return Err(Rejection::JobOver { job, state });
             }
+            // A generation that was told to end, drained ones too, does not become one that goes on.
+            let goes_on = desired == Desired::Running && row.desired == Desired::Running;
+            row.halting |= row.deployment.is_some() && !goes_on;
             row.desired = desired;
-            row.halting |= row.deployment.is_some() && desired != Desired::Running;
             Ok(Outcome::Done)
         })
     }

@@ -11,6 +11,7 @@ use actix::{
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
 use common::key_group::KeyGroupRange;
+use common::protocol::checkpoint::CheckpointKind;
 use common::protocol::checkpoint::{AckCheckpoint, DeclineCheckpoint, TaskSnapshot};
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
@@ -572,11 +573,11 @@ impl Handler<Barrier> for JobActor {
             };
             return Err(Problem::new(code, detail));
         }
-        let stop = inject.kind == common::protocol::checkpoint::CheckpointKind::Stop;
         let barrier = crate::task::message::Barrier {
             checkpoint: inject.checkpoint,
-            stop,
+            stop: inject.kind.is_last(),
         };
+        let drain = inject.kind == CheckpointKind::Drain;
         let sources: Vec<TaskId> = self
             .local
             .iter()
@@ -587,7 +588,7 @@ impl Handler<Barrier> for JobActor {
             let taken = self
                 .tasks
                 .get(&task)
-                .map(|address| address.try_send(Inject(barrier)));
+                .map(|address| address.try_send(Inject { barrier, drain }));
             if !matches!(taken, Some(Ok(()))) {
                 let detail = format!("task {task} cannot take a barrier now");
                 return Err(Problem::new(ErrorCode::MetadataStale, detail));

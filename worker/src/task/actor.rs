@@ -197,10 +197,11 @@ impl StreamHandler<Look> for TaskActor {
 impl Handler<Inject> for TaskActor {
     type Result = ();
 
-    fn handle(&mut self, Inject(barrier): Inject, context: &mut Context<Self>) {
+    fn handle(&mut self, Inject { barrier, drain }: Inject, context: &mut Context<Self>) {
         // Repeated until acknowledged, so it may come again.
         if barrier.checkpoint > self.progress.sealed && !self.progress.stopped {
-            let outcome = self.barrier(barrier);
+            let outcome = if drain { self.end_of_time() } else { Ok(()) };
+            let outcome = outcome.and_then(|()| self.barrier(barrier));
             self.end_on_failure(outcome, context);
         }
     }
@@ -345,6 +346,14 @@ impl TaskActor {
             self.status.set_state(Standing::Exhausted);
         }
         Ok(())
+    }
+
+    /// The source reads no further, as if it ended here.
+    fn end_of_time(&mut self) -> Result<(), Failure> {
+        if let Input::Source(source) = &mut self.input {
+            source.watermarks.exhausted();
+        }
+        self.advance_time()
     }
 
     /// What the source's splits together say about time, if it is news.

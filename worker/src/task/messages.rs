@@ -14,7 +14,11 @@ use crate::keyed_state::section::TableId;
 
 /// A source task shall cut its rows here.
 #[derive(Clone, Copy, Debug)]
-pub struct Inject(pub Barrier);
+pub struct Inject {
+    pub barrier: Barrier,
+    /// Before it, no row is to come: windows close.
+    pub drain: bool,
+}
 
 impl Message for Inject {
     type Result = ();
