@@ -3,4 +3,6 @@
 pub mod process;
 pub mod cluster;
 pub mod data;
+pub mod golden;
+pub mod measure;
 pub mod source_tree;
