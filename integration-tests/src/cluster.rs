@@ -105,6 +105,13 @@ impl Cluster {
         self.coordinator.restart()
     }
 
+    pub fn coordinator_process(&mut self) -> Result<&mut Process> {
+        self.coordinator
+            .process
+            .as_mut()
+            .context("the coordinator is not running")
+    }
+
     pub fn worker_process(&mut self, index: usize) -> Result<&mut Process> {
         self.workers[index]
             .process

@@ -6,4 +6,6 @@
 
 mod exactly_once;
 mod produce_fetch;
+mod real_data;
+mod rest_errors;
 mod steps;

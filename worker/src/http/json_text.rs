@@ -166,7 +166,7 @@ impl<'a> Scanner<'a> {
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {
                     if nesting.depth == max_depth {
-                        return Err(self.error("it nests too deep"));
+                        return Err(self.error("it nests deeper than 128 levels"));
                     }
                     nesting.open(open == b'{');
                     self.at += 1;

@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
             Token::Str(string) => put_json(text, string),
             Token::Bin(bytes) => put_base64(text, bytes),
             Token::Array(_) | Token::Map(_) if depth == MAX_JSON_DEPTH => {
-                return Err(error("it nests too deep"));
+                return Err(error("it nests deeper than 128 levels"));
             }
             Token::Array(length) => {
                 text.push(b'[');

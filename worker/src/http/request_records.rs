@@ -511,4 +511,5 @@ fn unknown_member(place: &str, name: &str) -> Problem {
         ErrorCode::InvalidRequest,
         format!("{place} has an unknown member \"{name}\""),
     )
+    .hint("Send {\"records\": [{\"value\": …}]}.")
 }
