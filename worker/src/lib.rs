@@ -18,6 +18,8 @@ pub mod operator;
 pub mod sink;
 pub mod job;
 
+pub mod load;
+pub mod metrics;
 pub mod slots;
 pub mod http;
 pub mod node;

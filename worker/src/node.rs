@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use actix::System;
@@ -13,7 +13,7 @@ use common::config::worker::WorkerConfig;
 use common::data_dir::{DataDir, DataDirError, Identity};
 use common::ids::{JobId, MetadataVersion};
 use common::kv::{KvStore, SledOptions, SledStore};
-use common::protocol::node::{NodeLoad, RegisterWorker, Registered};
+use common::protocol::node::{RegisterWorker, Registered};
 use common::time::{Clock, SystemClock};
 use common::transport::client::{CallError, Transport};
 use common::transport::server::HttpServer;
@@ -28,6 +28,7 @@ use crate::job::services::Services;
 use crate::keyed_state::base_file;
 use crate::link::reports::TaskReports;
 use crate::link::{self, Link, Session};
+use crate::load::{SharedLoad, keep_measuring};
 use crate::log_client::LogClient;
 use crate::metadata_image::{ImageWatch, MetadataImage};
 use crate::operator::custom::CustomOperators;
@@ -209,7 +210,7 @@ async fn run(
     let (ready_sender, ready) = watch::channel(false);
     let reports: Arc<TaskReports> = Arc::default();
     let urgent: Arc<Notify> = Arc::default();
-    let load: Arc<Mutex<NodeLoad>> = Arc::default();
+    let load = SharedLoad::default();
 
     let partitions = match open_partitions(&config, &clock, &image, &threads) {
         Ok(partitions) => partitions,
@@ -258,7 +259,15 @@ async fn run(
         coordinator: config.coordinator.clone(),
         clock,
         reports: reports.clone(),
+        load: load.clone(),
+        metrics: Arc::default(),
     };
+    let measuring = actix::spawn(keep_measuring(
+        load.clone(),
+        config.data_dir.clone(),
+        partitions.clone(),
+        reports.clone(),
+    ));
     assert!(parts.routes.set(routes).is_ok(), "routes are set once");
     let link = Link {
         coordinator: config.coordinator.clone(),
@@ -311,6 +320,7 @@ async fn run(
 
     jobs.stop().await;
     following.abort();
+    measuring.abort();
     partitions.close().await;
     drop(link);
     // Parked requests answer by themselves once their partitions are closed.

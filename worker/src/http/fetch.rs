@@ -83,6 +83,9 @@ pub async fn fetch(
     let rendered = web::block(move || render(fetched, from, max_records, max_bytes, format))
         .await
         .map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))??;
+    routes
+        .metrics
+        .fetched(topic.name.as_str(), rendered.records.len() as u64);
     let next_offset = rendered.next_offset;
     let body = match format {
         AnswerFormat::Ndjson => rendered.records,

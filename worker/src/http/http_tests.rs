@@ -252,6 +252,8 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             coordinator: address.clone(),
             clock,
             reports: Arc::default(),
+            load: Arc::default(),
+            metrics: Arc::default(),
         };
         assert!(composed.set(parts).is_ok());
         let worker = Worker {

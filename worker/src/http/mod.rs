@@ -17,6 +17,7 @@ pub mod forward;
 pub mod health;
 pub mod inject_barrier;
 pub mod list_offsets;
+pub mod metrics;
 pub mod query_state;
 
 #[cfg(test)]
@@ -40,8 +41,10 @@ use common::transport::server::{register, resource};
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
 use crate::link::reports::TaskReports;
+use crate::load::SharedLoad;
 use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
+use crate::metrics::Metrics;
 use crate::partition::actor::PartitionHandle;
 use crate::partition::registry::Partitions;
 
@@ -60,6 +63,8 @@ pub struct Routes {
     pub coordinator: String,
     pub clock: Arc<dyn Clock>,
     pub reports: Arc<TaskReports>,
+    pub load: SharedLoad,
+    pub metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Routes {
@@ -87,6 +92,7 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     server.service(resource(stream).route(web::get().to(stream::stream)));
     server.route("/health/live", web::get().to(health::live));
     server.route("/health/ready", web::get().to(health::ready));
+    server.route("/metrics", web::get().to(metrics::metrics));
     // Last: everything else.
     server.service(web::resource("/{path:.*}").to(forward::to_coordinator));
 }

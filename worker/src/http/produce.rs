@@ -98,6 +98,7 @@ pub async fn produce(
     let format = body_format(&request)?;
     let pointer = parse_pointer(query.key.as_deref(), format)?;
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
+    let sent = body.len() as u64;
     let topic = routes.topic(&topic).await?;
     let idempotency = idempotency_key(&request, &body)?;
     let grouping = Grouping {
@@ -126,6 +127,7 @@ pub async fn produce(
             .await
             .map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))??
     };
+    let began = routes.clock.tick();
     let results = groups.into_iter().map(|group| {
         let id = TopicPartition {
             topic: topic.id,
@@ -137,7 +139,13 @@ pub async fn produce(
             PartitionResult::new(group.partition, group.records, appended)
         }
     });
-    Ok(answer(join_all(results).await))
+    let results = join_all(results).await;
+    let acknowledged = results.iter().map(|result| result.count).sum();
+    let seconds = routes.clock.tick().since(began).as_duration().as_secs_f64();
+    routes
+        .metrics
+        .produced(topic.name.as_str(), acknowledged, sent, seconds);
+    Ok(answer(results))
 }
 
 /// 200 if all went well, the problem itself if there is but one to tell, 207 if partitions differ.

@@ -6,18 +6,19 @@
 pub mod reports;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use common::error::ErrorCode;
 use common::ids::{ClusterId, MetadataVersion, NodeId, WorkerEpoch};
 use common::limits::MAX_WAIT;
 use common::protocol::metadata::FetchMetadata;
-use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
+use common::protocol::node::{Heartbeat, RegisterWorker, Registered};
 use common::time::Span;
 use common::transport::client::{CallError, Transport};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
+use crate::load::SharedLoad;
 use crate::metadata_image::MetadataImage;
 use reports::TaskReports;
 
@@ -42,7 +43,7 @@ pub struct Link {
     pub transport: Transport,
     pub image: watch::Sender<Arc<MetadataImage>>,
     pub reports: Arc<TaskReports>,
-    pub load: Arc<Mutex<NodeLoad>>,
+    pub load: SharedLoad,
     /// The logs it leads are open: it may be given work.
     pub ready: watch::Receiver<bool>,
     /// Something changed that the coordinator should hear before the next heartbeat is due.

@@ -74,6 +74,14 @@ impl Partitions {
         self.read().get(&partition).cloned()
     }
 
+    /// Every partition this node has.
+    pub fn all(&self) -> Vec<(TopicPartition, PartitionHandle)> {
+        let open = self.read();
+        open.iter()
+            .map(|(id, handle)| (*id, handle.clone()))
+            .collect()
+    }
+
     /// Follows the cluster's facts until nobody gives any more. `me`: as whom this node is registered.
     pub async fn follow(&self, me: NodeId, mut image: ImageWatch) {
         loop {
