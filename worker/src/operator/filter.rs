@@ -1,4 +1,7 @@
 //! Keeps the rows for which a condition is true.
+//!
+//! An update of which one half is kept becomes a delete or an insert: what comes out is always what the
+//! condition leaves of the rows there are.
 
 use arrow::array::AsArray;
 use common::error::Problem;
@@ -7,11 +10,11 @@ use common::plan::task_graph::PlannedOperator;
 
 use super::expression::{CompiledExpression, Expressions};
 use super::give_up::{broken, evaluate};
-use super::{Operator, OperatorError};
+use super::{Operator, OperatorError, update_halves};
 use crate::task::context::Context;
 use crate::task::message::Rows;
 
-/// Rows for which the condition is null are not kept. Kinds and origins stay with their rows.
+/// Rows for which the condition is null are not kept. Origins stay with their rows.
 #[derive(Debug)]
 pub struct FilterRows {
     id: String,
@@ -39,8 +42,8 @@ impl Operator for FilterRows {
         let keep = values[0].as_boolean();
         match keep.true_count() {
             0 => {}
-            all if all == rows.len() => context.emit(rows),
-            _ => context.emit(rows.filter(keep).map_err(broken)?),
+            all if all == rows.len() && rows.kinds.is_none() => context.emit(rows),
+            _ => context.emit(update_halves::keep(&rows, keep).map_err(broken)?),
         }
         Ok(())
     }

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use super::OperatorError;
 use super::expression::{CompiledExpression, Evaluated};
 use super::row_json::row_text;
+use super::update_halves;
 use crate::task::context::Context;
 use crate::task::dead_letter::{DeadLetter, LetterOrigin, Reason};
 use crate::task::message::Rows;
 
 /// Evaluates expressions over rows. Rows that one of them fails on are given up; what comes back are
-/// the other rows and their values.
+/// the other rows and their values. If one half of an update is given up, or not in this batch, the other is
+/// a row that appears or disappears.
 pub(super) fn evaluate<'e>(
     expressions: impl IntoIterator<Item = &'e CompiledExpression>,
     rows: Rows,
@@ -34,7 +36,7 @@ pub(super) fn evaluate<'e>(
         failures.extend(more);
     }
     if failures.is_empty() {
-        return Ok((rows, columns));
+        return Ok((update_halves::keep_all(rows), columns));
     }
     // A row that several expressions failed on is given up once, for the first of them.
     failures.sort_by_key(|failure| failure.row);
@@ -57,7 +59,7 @@ pub(super) fn evaluate<'e>(
         .map(|column| filter(column, &keep))
         .collect::<Result<_, _>>()
         .map_err(broken)?;
-    Ok((rows.filter(&keep).map_err(broken)?, columns))
+    Ok((update_halves::keep(&rows, &keep).map_err(broken)?, columns))
 }
 
 /// Gives up one row.

@@ -18,6 +18,7 @@ mod groups;
 mod key;
 mod retraction;
 mod row_json;
+mod update_halves;
 
 #[cfg(test)]
 mod harness;
@@ -29,6 +30,8 @@ mod aggregate_tests;
 mod expression_tests;
 #[cfg(test)]
 mod row_operator_tests;
+#[cfg(test)]
+mod changelog_tests;
 #[cfg(test)]
 mod window_aggregate_tests;
 

@@ -33,22 +33,33 @@ fn filter(predicate: &str) -> Harness {
 #[test]
 fn a_filter_keeps_true_rows_with_their_kinds_and_origins() {
     let mut filter = filter("a > 1");
-    let mut input = rows(&[Some(1), Some(2), None, Some(3)], &[Some(0); 4]);
+    let mut input = rows(&[Some(1), Some(2), Some(4), None, Some(3)], &[Some(0); 5]);
     input.kinds = Some(Int8Array::from(vec![
         kind::INSERT,
         kind::UPDATE_BEFORE,
+        kind::UPDATE_AFTER,
         kind::INSERT,
         kind::DELETE,
     ]));
     filter.process(input);
     let kept = &filter.outputs.rows[0];
     let origin = kept.origin.as_ref().unwrap();
-    assert_eq!(origin.offsets.values(), &[101, 103]);
+    assert_eq!(origin.offsets.values(), &[101, 102, 104]);
     let kinds = kept.kinds.as_ref().unwrap();
-    assert_eq!(kinds.values(), &[kind::UPDATE_BEFORE, kind::DELETE]);
+    assert_eq!(
+        kinds.values(),
+        &[kind::UPDATE_BEFORE, kind::UPDATE_AFTER, kind::DELETE]
+    );
     assert_eq!(
         filter.table(),
-        "+---+---+------+\n| a | b | kind |\n+---+---+------+\n| 2 | 0 | 1    |\n| 3 | 0 | 3    |\n+---+---+------+"
+        "\
++---+---+------+
+| a | b | kind |
++---+---+------+
+| 2 | 0 | 1    |
+| 4 | 0 | 2    |
+| 3 | 0 | 3    |
++---+---+------+"
     );
 }
 
