@@ -48,6 +48,14 @@ fn arguments_of(function: &str) -> &'static [&'static [&'static str]] {
         "array_agg" => &[&["i"], &["s"], &["d"], &["b"], &["t"]],
         "approx_distinct" => &[&["i"], &["s"], &["t"]],
         "approx_percentile_cont" => &[&["f", "0.5"], &["i", "0.9"]],
+        // Also of columns of which one does not vary, or both are one.
+        "corr" => &[
+            &["f", "g"],
+            &["i", "f"],
+            &["f", "0.1"],
+            &["i * 0 + 3", "g"],
+            &["f", "f"],
+        ],
         _ => &[&["f"], &["i"]],
     }
 }

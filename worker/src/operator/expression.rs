@@ -25,6 +25,7 @@ use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::prelude::SessionConfig;
 
 use super::OperatorError;
+use super::correlation::corr;
 
 /// Compiles expressions over the columns of one input.
 pub struct Expressions {
@@ -86,10 +87,13 @@ impl Expressions {
         let config = SessionConfig::new()
             .with_target_partitions(1)
             .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
-        let session = SessionStateBuilder::new()
+        let mut session = SessionStateBuilder::new()
             .with_config(config)
-            .with_default_features()
-            .build();
+            .with_default_features();
+        // The last of a name counts.
+        let functions = session.aggregate_functions().get_or_insert_default();
+        functions.push(Arc::new(corr()));
+        let session = session.build();
         Ok(Expressions {
             session,
             columns,

@@ -13,6 +13,7 @@ pub mod aggregate;
 pub mod custom;
 
 mod accumulators;
+mod correlation;
 mod give_up;
 mod groups;
 mod key;
