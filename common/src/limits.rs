@@ -61,6 +61,10 @@ pub const MAX_EXPRESSION_DEPTH: usize = 128;
 /// JSON records nest at most this deep.
 pub const MAX_JSON_DEPTH: usize = 128;
 
+/// The different values that one aggregate call over rows that change keeps for one group, as bytes: about
+/// 190,000 numbers. They are one entry of a table, which is written anew with every change.
+pub const MAX_RETRACTABLE_BYTES: usize = 4 << 20;
+
 /// What one rows message between tasks may hold; larger batches are cut.
 pub const MAX_ROWS_PER_MESSAGE: usize = 8_192;
 pub const MAX_ROWS_BYTES: usize = 1 << 20;

@@ -10,7 +10,7 @@ use crate::error::{ErrorCode, Problem};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AggregateFunction {
     pub name: &'static str,
-    /// May be called with DISTINCT, over rows that are only ever added.
+    /// May be called with DISTINCT.
     pub distinct: bool,
     /// Can take a row back that was added before.
     pub retracts: bool,
@@ -26,23 +26,15 @@ pub struct RefusedFunction {
 pub const OFFERED: &[AggregateFunction] = &[
     AggregateFunction {
         distinct: true,
-        retracts: true,
-        ..plain("count")
+        ..retracting("count")
     },
-    AggregateFunction {
-        retracts: true,
-        ..plain("sum")
-    },
-    AggregateFunction {
-        retracts: true,
-        ..plain("avg")
-    },
-    AggregateFunction {
-        retracts: true,
-        ..plain("mean")
-    },
-    plain("min"),
-    plain("max"),
+    retracting("sum"),
+    retracting("avg"),
+    retracting("mean"),
+    retracting("min"),
+    retracting("max"),
+    retracting("bool_and"),
+    retracting("bool_or"),
     plain("stddev"),
     plain("stddev_samp"),
     plain("stddev_pop"),
@@ -51,20 +43,33 @@ pub const OFFERED: &[AggregateFunction] = &[
     plain("var_sample"),
     plain("var_pop"),
     plain("var_population"),
-    plain("bool_and"),
-    plain("bool_or"),
+    plain("corr"),
     plain("first_value"),
     plain("last_value"),
     plain("array_agg"),
     plain("approx_distinct"),
     plain("approx_percentile_cont"),
-    plain("corr"),
 ];
 
-pub const REFUSED: &[RefusedFunction] = &[RefusedFunction {
-    name: "median",
-    reason: "it keeps every value; approx_percentile_cont(x, 0.5) does not",
-}];
+pub const REFUSED: &[RefusedFunction] = &[
+    refused(
+        "median",
+        "it keeps every value; approx_percentile_cont(x, 0.5) does not",
+    ),
+    refused(
+        "percentile_cont",
+        "it keeps every value; approx_percentile_cont does not",
+    ),
+    refused(
+        "string_agg",
+        "array_to_string(array_agg(x), ', ') gives the same",
+    ),
+    refused("nth_value", "it needs an order of the rows of a group"),
+    refused(
+        "grouping",
+        "it belongs to GROUPING SETS, which are not supported",
+    ),
+];
 
 const fn plain(name: &'static str) -> AggregateFunction {
     AggregateFunction {
@@ -72,6 +77,17 @@ const fn plain(name: &'static str) -> AggregateFunction {
         distinct: false,
         retracts: false,
     }
+}
+
+const fn retracting(name: &'static str) -> AggregateFunction {
+    AggregateFunction {
+        retracts: true,
+        ..plain(name)
+    }
+}
+
+const fn refused(name: &'static str, reason: &'static str) -> RefusedFunction {
+    RefusedFunction { name, reason }
 }
 
 /// Looks a call up. `retract`: rows may be taken back.
@@ -95,18 +111,22 @@ pub fn offered(name: &str, distinct: bool, retract: bool) -> Result<AggregateFun
     if distinct && !function.distinct {
         return refuse(
             format!("{name} cannot be called with DISTINCT"),
-            "Only count can: count(DISTINCT column).",
+            "Only count can: count(DISTINCT column). For others, take the distinct rows first: SELECT DISTINCT.",
         );
     }
-    if retract && (distinct || !function.retracts) {
-        let call = if distinct {
-            format!("{name}(DISTINCT …)")
-        } else {
-            name
-        };
+    if retract && !function.retracts {
+        let able: Vec<&str> = OFFERED
+            .iter()
+            .filter(|f| f.retracts)
+            .map(|f| f.name)
+            .collect();
+        let hint = format!(
+            "Over rows that change there are: {}. Windows take rows that only come.",
+            able.join(", ")
+        );
         return refuse(
-            format!("{call} cannot take back a row, but its input's rows change"),
-            "Over an input whose rows change, use count, sum and avg.",
+            format!("{name} cannot take back a row, but its input's rows change"),
+            &hint,
         );
     }
     Ok(*function)
@@ -119,12 +139,15 @@ mod tests {
     #[test]
     fn a_call_is_offered_or_refused_with_a_reason() {
         assert!(offered("COUNT", true, false).is_ok());
+        assert!(offered("count", true, true).is_ok());
         assert!(offered("sum", false, true).is_ok());
+        assert!(offered("min", false, true).is_ok());
         for (name, distinct, retract, word) in [
             ("median", false, false, "not offered"),
             ("sum", true, false, "DISTINCT"),
-            ("count", true, true, "take back"),
-            ("min", false, true, "take back"),
+            ("stddev", false, true, "take back"),
+            ("array_agg", false, true, "take back"),
+            ("max", true, true, "DISTINCT"),
         ] {
             let problem = offered(name, distinct, retract).unwrap_err();
             assert!(problem.detail.contains(word), "{problem}");

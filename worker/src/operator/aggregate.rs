@@ -342,8 +342,7 @@ impl Functions {
                 let stored: Vec<&[u8]> = stored.collect();
                 let before = calls.load(stored.iter().copied(), batch.stored)?;
                 let mut held = calls.load(stored, groups)?;
-                let refused = held.admit(place_of_row, adds);
-                held.change(arguments, place_of_row, adds, &refused);
+                let refused = held.change(arguments, place_of_row, adds)?;
                 held.encode(&mut states)?;
                 Ok(Outcome {
                     before: before.results()?,

@@ -195,14 +195,69 @@ fn state_reads_as_keys_and_results() {
 #[test]
 fn functions_that_cannot_take_a_row_back_are_refused_over_rows_that_change() {
     let spec = r#"{"type": "aggregate", "id": "a", "inputs": ["in"], "keys": ["k"],
-        "aggregates": [{"fn": "max", "args": ["v"], "as": "most"}]}"#;
+        "aggregates": [{"fn": "stddev", "args": ["v"], "as": "spread"}]}"#;
     let planned = PlannedOperator {
         input_mode: retract(),
         output_mode: retract(),
-        ..planned(spec, &[COLUMNS], &["k BIGINT", "most BIGINT"])
+        ..planned(spec, &[COLUMNS], &["k BIGINT", "spread DOUBLE"])
     };
     let problem = build(&planned, &CustomOperators::default()).unwrap_err();
     assert!(problem.detail.contains("take back"), "{problem}");
+}
+
+#[test]
+fn a_value_that_was_never_added_is_not_taken_back() {
+    let spec = r#"{"type": "aggregate", "id": "a", "inputs": ["in"], "keys": ["k"], "aggregates": [
+        {"fn": "count", "as": "n"}, {"fn": "max", "args": ["v"], "as": "most"}]}"#;
+    let planned = PlannedOperator {
+        input_mode: retract(),
+        output_mode: retract(),
+        ..planned(spec, &[COLUMNS], &["k BIGINT", "n BIGINT", "most BIGINT"])
+    };
+    let mut harness = Harness::new(&planned);
+    harness.process(inserts(&[(1, 10), (1, 30)]));
+    harness.outputs.rows.clear();
+    harness.process(rows(&[
+        (Some(1), Some(11), kind::DELETE),
+        (Some(1), Some(30), kind::DELETE),
+        (Some(1), Some(30), kind::DELETE),
+    ]));
+    assert_eq!(
+        harness.table(),
+        "\
++---+---+------+------+
+| k | n | most | kind |
++---+---+------+------+
+| 1 | 2 | 30   | 1    |
+| 1 | 1 | 10   | 2    |
++---+---+------+------+"
+    );
+    let offsets: Vec<i64> = harness
+        .outputs
+        .dead_letters
+        .iter()
+        .map(|letter| letter.origin.as_ref().unwrap().offset)
+        .collect();
+    assert_eq!(offsets, [100, 102]);
+}
+
+#[test]
+fn a_group_of_more_values_than_may_be_kept_ends_the_job_and_says_why() {
+    let spec = r#"{"type": "aggregate", "id": "a", "inputs": ["in"],
+        "aggregates": [{"fn": "count", "args": ["v"], "distinct": true, "as": "different"}]}"#;
+    let planned = PlannedOperator {
+        input_mode: retract(),
+        output_mode: retract(),
+        ..planned(spec, &[COLUMNS], &["different BIGINT"])
+    };
+    let mut harness = Harness::new(&planned);
+    let most = i64::try_from(common::limits::MAX_RETRACTABLE_BYTES).unwrap() / 21;
+    let pairs: Vec<(i64, i64)> = (0..=most).map(|value| (1, value)).collect();
+    let error = harness
+        .call(|operator, context| Ok(operator.process(0, inserts(&pairs), context)))
+        .unwrap_err();
+    assert!(error.fatal, "{error}");
+    assert!(error.reason.contains("different values"), "{error}");
 }
 
 /// The operator's table.
@@ -312,7 +367,15 @@ fn all_retractable(input: ChangelogMode) -> PlannedOperator {
         {"fn": "sum", "args": ["i"], "as": "si"}, {"fn": "sum", "args": ["f"], "as": "sf"},
         {"fn": "sum", "args": ["d"], "as": "sd"}, {"fn": "sum", "args": ["u"], "as": "su"},
         {"fn": "avg", "args": ["i"], "as": "ai"}, {"fn": "avg", "args": ["d"], "as": "ad"},
-        {"fn": "avg", "args": ["f"], "filter": "i % 2 = 0", "as": "af"}]}"#;
+        {"fn": "avg", "args": ["f"], "filter": "i % 2 = 0", "as": "af"},
+        {"fn": "min", "args": ["i"], "as": "mi"}, {"fn": "max", "args": ["f"], "as": "xf"},
+        {"fn": "min", "args": ["d"], "filter": "i > 0", "as": "md"},
+        {"fn": "max", "args": ["CAST(i AS VARCHAR)"], "as": "xt"},
+        {"fn": "count", "args": ["i / 100"], "distinct": true, "as": "di"},
+        {"fn": "count", "args": ["substr(CAST(i AS VARCHAR), 1, 1)"], "distinct": true, "filter": "i < 0",
+         "as": "dt"},
+        {"fn": "bool_and", "args": ["i > 0"], "as": "ba"},
+        {"fn": "bool_or", "args": ["i > 0"], "as": "bo"}]}"#;
     let output = &[
         "k BIGINT",
         "n BIGINT",
@@ -325,6 +388,14 @@ fn all_retractable(input: ChangelogMode) -> PlannedOperator {
         "ai DOUBLE",
         "ad DECIMAL(14, 6)",
         "af DOUBLE",
+        "mi BIGINT",
+        "xf DOUBLE",
+        "md DECIMAL(10, 2)",
+        "xt VARCHAR",
+        "di BIGINT",
+        "dt BIGINT",
+        "ba BOOLEAN",
+        "bo BOOLEAN",
     ];
     PlannedOperator {
         input_mode: input,

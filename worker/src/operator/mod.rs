@@ -20,6 +20,7 @@ mod key;
 mod retraction;
 mod row_json;
 mod update_halves;
+mod value_bag;
 
 #[cfg(test)]
 mod harness;

@@ -1,19 +1,21 @@
-//! Aggregates that can take a row back: count, sum and avg, and whether a group has any row left.
+//! Aggregates that can take a row back, and whether a group has any row left.
 //!
 //! Each keeps how many values it has, so that a sum without values is null again and not 0. Sums wrap
 //! like DataFusion's. A sum of floats loses what floats lose, and is exact again once it has no values;
-//! an infinity or NaN that was added leaves it at NaN until then.
+//! an infinity or NaN that was added leaves it at NaN until then. What cannot be known from sums (the least,
+//! the greatest, how many different ones) keeps every value of the group.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, Decimal128Array, Float64Array, Int64Array,
-    PrimitiveArray, UInt64Array,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, Decimal128Array,
+    Float64Array, Int64Array, PrimitiveArray, UInt64Array, new_null_array,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, Float64Type, Int64Type, UInt64Type};
 use common::error::{ErrorCode, Problem};
+use common::limits::MAX_RETRACTABLE_BYTES;
 use common::plan::aggregate_function::offered;
 use common::plan::operator::AggregateCall;
 use common::schema::Column;
@@ -25,6 +27,8 @@ use super::accumulators::{call_text, grown, result_type, unreadable};
 use super::expression::{CompiledExpression, Expressions, said};
 use super::give_up::broken;
 use super::row_json::object;
+use super::value_bag::ValueBag;
+use crate::keyed_state::codec::{EncodedKeys, KeyCodec};
 use crate::keyed_state::row_codec::{EncodedRows, RowCodec};
 
 /// Compiled calls over rows that may be taken back.
@@ -32,7 +36,7 @@ use crate::keyed_state::row_codec::{EncodedRows, RowCodec};
 pub(super) struct RetractableCalls {
     calls: Vec<Call>,
     arguments: Vec<CompiledExpression>,
-    /// How many rows a group has, then per call how many values, and their sum if it needs one.
+    /// How many rows a group has, then per call how many values, and their sum or all of them if it needs that.
     states: RowCodec,
 }
 
@@ -42,16 +46,31 @@ struct Call {
     /// Its argument among those of all calls; further ones only have to be not null, as `count` wants it.
     arguments: Range<usize>,
     filter: Option<usize>,
-    sum: Option<SumType>,
+    keeps: Keeps,
     gives: Gives,
     result: DataType,
+}
+
+/// What a call keeps besides how many values there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Keeps {
+    Nothing,
+    Sum(SumType),
+    Values(KeyCodec),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gives {
     Count,
+    Distinct,
     Sum,
     Average,
+    Least,
+    Greatest,
+    /// Whether no value is false: the least of them, as false comes before true.
+    All,
+    /// Whether a value is true.
+    Any,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,16 +93,26 @@ pub(super) struct Held<'c> {
 #[derive(Debug)]
 struct HeldCall {
     counts: Vec<i64>,
-    sums: Sums,
+    kept: Kept,
 }
 
 #[derive(Debug)]
-enum Sums {
-    None,
+enum Kept {
+    Nothing,
     Int(Vec<i64>),
     UnsignedInt(Vec<u64>),
     Float(Vec<f64>),
     Decimal(Vec<i128>),
+    Values(Vec<ValueBag>),
+}
+
+/// The values of one call over a batch.
+struct Values<'a> {
+    argument: &'a ArrayRef,
+    /// The same as bytes, if they are kept.
+    encoded: EncodedKeys,
+    /// For each row whether it has a value.
+    counts: BooleanArray,
 }
 
 impl RetractableCalls {
@@ -103,25 +132,34 @@ impl RetractableCalls {
             let aggregate = expressions.compile_aggregate(&text)?;
             let result = result_type(&text, &aggregate.function, column)?;
             let gives = match function.name {
+                "count" if call.distinct => Gives::Distinct,
                 "count" => Gives::Count,
                 "sum" => Gives::Sum,
-                _ => Gives::Average,
+                "avg" | "mean" => Gives::Average,
+                "min" => Gives::Least,
+                "max" => Gives::Greatest,
+                "bool_and" => Gives::All,
+                "bool_or" => Gives::Any,
+                other => unreachable!("{other} is not among those that take a row back"),
             };
-            let sum = match gives {
-                Gives::Count => None,
-                Gives::Sum | Gives::Average => {
-                    Some(sum_type(&text, aggregate.arguments[0].data_type())?)
+            let values = aggregate.arguments[0].data_type();
+            let keeps = match gives {
+                Gives::Count => Keeps::Nothing,
+                Gives::Sum | Gives::Average => Keeps::Sum(sum_type(&text, values)?),
+                Gives::Distinct | Gives::Least | Gives::Greatest | Gives::All | Gives::Any => {
+                    let codec = KeyCodec::new(vec![as_key(values)]);
+                    Keeps::Values(codec.map_err(|_| cannot_take_back(&text, values))?)
                 }
             };
             states.push(DataType::Int64);
-            states.extend(sum.as_ref().map(SumType::stored));
+            states.extend(keeps.stored());
             compiled.push(Call {
                 name: call.name.clone(),
                 arguments: grown(&mut arguments, aggregate.arguments),
                 filter: aggregate
                     .filter
                     .map(|filter| grown(&mut arguments, [filter]).start),
-                sum,
+                keeps,
                 gives,
                 result,
             });
@@ -149,24 +187,26 @@ impl RetractableCalls {
         let mut states = states.iter();
         let mut next = || states.next().expect("a state has its fields");
         let rows = padded::<Int64Type>(next(), groups);
-        let each = self
-            .calls
-            .iter()
-            .map(|call| HeldCall {
+        let mut each = Vec::with_capacity(self.calls.len());
+        for call in &self.calls {
+            each.push(HeldCall {
                 counts: padded::<Int64Type>(next(), groups),
-                sums: match &call.sum {
-                    None => Sums::None,
-                    Some(SumType::Int) => Sums::Int(padded::<Int64Type>(next(), groups)),
-                    Some(SumType::UnsignedInt) => {
-                        Sums::UnsignedInt(padded::<UInt64Type>(next(), groups))
+                kept: match &call.keeps {
+                    Keeps::Nothing => Kept::Nothing,
+                    Keeps::Sum(SumType::Int) => Kept::Int(padded::<Int64Type>(next(), groups)),
+                    Keeps::Sum(SumType::UnsignedInt) => {
+                        Kept::UnsignedInt(padded::<UInt64Type>(next(), groups))
                     }
-                    Some(SumType::Float) => Sums::Float(padded::<Float64Type>(next(), groups)),
-                    Some(SumType::Decimal { .. }) => {
-                        Sums::Decimal(padded::<Decimal128Type>(next(), groups))
+                    Keeps::Sum(SumType::Float) => {
+                        Kept::Float(padded::<Float64Type>(next(), groups))
                     }
+                    Keeps::Sum(SumType::Decimal { .. }) => {
+                        Kept::Decimal(padded::<Decimal128Type>(next(), groups))
+                    }
+                    Keeps::Values(_) => Kept::Values(bags(next(), groups)?),
                 },
-            })
-            .collect();
+            });
+        }
         Ok(Held {
             calls: self,
             rows,
@@ -189,47 +229,41 @@ impl Held<'_> {
         &self.rows
     }
 
-    /// Finds the rows that can be applied, in order, and counts them. `adds`: whether a row is added or
-    /// taken back. A row that is taken back from a group that has none was never added.
-    pub(super) fn admit(
-        &mut self,
-        group_of_row: &[usize],
-        adds: impl Fn(usize) -> bool,
-    ) -> Vec<usize> {
-        let mut refused = Vec::new();
-        for (row, group) in group_of_row.iter().enumerate() {
-            let rows = &mut self.rows[*group];
-            match adds(row) {
-                true => *rows += 1,
-                false if *rows > 0 => *rows -= 1,
-                false => refused.push(row),
-            }
-        }
-        refused
-    }
-
-    /// Adds or takes back the values of the admitted rows.
+    /// Adds or takes back rows, in order. `adds`: which of both. What comes back are the rows that take back
+    /// what was never added; nothing of them is applied.
     pub(super) fn change(
         &mut self,
         arguments: &[ArrayRef],
         group_of_row: &[usize],
         adds: impl Fn(usize) -> bool,
-        refused: &[usize],
-    ) {
-        for (call, held) in self.calls.calls.iter().zip(&mut self.each) {
-            let filter = call.filter.map(|filter| arguments[filter].as_boolean());
-            let own = &arguments[call.arguments.clone()];
-            let mut refused = refused.iter().copied().peekable();
-            for (row, group) in group_of_row.iter().enumerate() {
-                if refused.next_if_eq(&row).is_some()
-                    || filter.is_some_and(|filter| filter.is_null(row) || !filter.value(row))
-                    || own.iter().any(|values| values.is_null(row))
-                {
-                    continue;
-                }
-                held.change(*group, &own[0], row, adds(row));
+    ) -> Result<Vec<usize>, OperatorError> {
+        let calls = &self.calls.calls;
+        let values = calls
+            .iter()
+            .map(|call| call.values(arguments, group_of_row.len()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut refused = Vec::new();
+        for (row, group) in group_of_row.iter().copied().enumerate() {
+            let adds = adds(row);
+            let of_calls = || {
+                values
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, v)| v.counts.value(row))
+            };
+            let was_added =
+                || of_calls().all(|(i, values)| self.each[i].was_added(group, values, row));
+            if !adds && (self.rows[group] == 0 || !was_added()) {
+                refused.push(row);
+                continue;
+            }
+            self.rows[group] += if adds { 1 } else { -1 };
+            for (i, values) in of_calls() {
+                self.each[i].change(group, values, row, adds);
+                self.each[i].check_size(group, &calls[i])?;
             }
         }
+        Ok(refused)
     }
 
     /// What is held, as rows for a table.
@@ -237,7 +271,7 @@ impl Held<'_> {
         let mut states: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(self.rows.clone()))];
         for (call, held) in self.calls.calls.iter().zip(&self.each) {
             states.push(Arc::new(Int64Array::from(held.counts.clone())));
-            states.extend(held.sums.array(call.sum.as_ref()));
+            states.extend(held.kept.array(&call.keeps));
         }
         self.calls
             .states
@@ -262,36 +296,100 @@ impl Held<'_> {
     }
 }
 
+impl Call {
+    fn values<'a>(
+        &self,
+        arguments: &'a [ArrayRef],
+        rows: usize,
+    ) -> Result<Values<'a>, OperatorError> {
+        let own = &arguments[self.arguments.clone()];
+        let filter = self.filter.map(|filter| arguments[filter].as_boolean());
+        let counts = (0..rows).map(|row| {
+            Some(
+                filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row))
+                    && own.iter().all(|values| values.is_valid(row)),
+            )
+        });
+        let mut encoded = EncodedKeys::default();
+        if let Keeps::Values(codec) = &self.keeps {
+            let kind = &codec.types()[0];
+            let values = match own[0].data_type() == kind {
+                true => Arc::clone(&own[0]),
+                false => cast(&own[0], kind).map_err(broken)?,
+            };
+            codec.encode(&[values], rows, &mut encoded);
+        }
+        Ok(Values {
+            argument: &own[0],
+            encoded,
+            counts: counts.collect(),
+        })
+    }
+}
+
 impl HeldCall {
-    fn change(&mut self, group: usize, values: &ArrayRef, row: usize, adds: bool) {
+    /// Whether the value of this row is one of those that are held.
+    fn was_added(&self, group: usize, values: &Values<'_>, row: usize) -> bool {
+        match &self.kept {
+            Kept::Values(bags) => bags[group].has(values.encoded.key(row)),
+            _ => self.counts[group] > 0,
+        }
+    }
+
+    fn check_size(&self, group: usize, call: &Call) -> Result<(), OperatorError> {
+        match &self.kept {
+            Kept::Values(bags) if bags[group].size_bytes() > MAX_RETRACTABLE_BYTES => {
+                Err(OperatorError {
+                    reason: format!(
+                        "\"{}\" has more different values in one group than the {} MiB it may keep over rows that \
+                         change",
+                        call.name,
+                        MAX_RETRACTABLE_BYTES >> 20
+                    ),
+                    fatal: true,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn change(&mut self, group: usize, values: &Values<'_>, row: usize, adds: bool) {
         self.counts[group] += if adds { 1 } else { -1 };
         let emptied = self.counts[group] == 0;
-        match &mut self.sums {
-            Sums::None => {}
-            Sums::Int(sums) => {
-                let value = values.as_primitive::<Int64Type>().value(row);
+        let argument = values.argument;
+        match &mut self.kept {
+            Kept::Nothing => {}
+            Kept::Values(bags) => {
+                let value = values.encoded.key(row);
+                match adds {
+                    true => bags[group].add(value),
+                    false => bags[group].take(value),
+                }
+            }
+            Kept::Int(sums) => {
+                let value = argument.as_primitive::<Int64Type>().value(row);
                 sums[group] = match adds {
                     true => sums[group].wrapping_add(value),
                     false => sums[group].wrapping_sub(value),
                 };
             }
-            Sums::UnsignedInt(sums) => {
-                let value = values.as_primitive::<UInt64Type>().value(row);
+            Kept::UnsignedInt(sums) => {
+                let value = argument.as_primitive::<UInt64Type>().value(row);
                 sums[group] = match adds {
                     true => sums[group].wrapping_add(value),
                     false => sums[group].wrapping_sub(value),
                 };
             }
-            Sums::Float(sums) => {
-                let value = values.as_primitive::<Float64Type>().value(row);
+            Kept::Float(sums) => {
+                let value = argument.as_primitive::<Float64Type>().value(row);
                 sums[group] = match (emptied, adds) {
                     (true, _) => 0.0,
                     (false, true) => sums[group] + value,
                     (false, false) => sums[group] - value,
                 };
             }
-            Sums::Decimal(sums) => {
-                let value = values.as_primitive::<Decimal128Type>().value(row);
+            Kept::Decimal(sums) => {
+                let value = argument.as_primitive::<Decimal128Type>().value(row);
                 sums[group] = match adds {
                     true => sums[group].wrapping_add(value),
                     false => sums[group].wrapping_sub(value),
@@ -303,25 +401,37 @@ impl HeldCall {
     fn result(&self, call: &Call) -> Result<ArrayRef, OperatorError> {
         let has_values = |group: usize| self.counts[group] != 0;
         let per_group = 0..self.counts.len();
-        Ok(match (call.gives, &self.sums) {
+        Ok(match (call.gives, &self.kept) {
             (Gives::Count, _) => Arc::new(Int64Array::from(self.counts.clone())),
-            (Gives::Average, Sums::Float(sums)) => {
+            (Gives::Distinct, Kept::Values(bags)) => {
+                let counts = bags
+                    .iter()
+                    .map(|bag| i64::try_from(bag.distinct()).expect("a group has fewer values"));
+                Arc::new(Int64Array::from_iter_values(counts))
+            }
+            (Gives::Least | Gives::All, Kept::Values(bags)) => {
+                ends(call, bags.iter().map(ValueBag::least))?
+            }
+            (Gives::Greatest | Gives::Any, Kept::Values(bags)) => {
+                ends(call, bags.iter().map(ValueBag::greatest))?
+            }
+            (Gives::Average, Kept::Float(sums)) => {
                 let average =
                     |group| has_values(group).then(|| sums[group] / self.counts[group] as f64);
                 Arc::new(per_group.map(average).collect::<Float64Array>())
             }
-            (Gives::Average, Sums::Decimal(sums)) => {
+            (Gives::Average, Kept::Decimal(sums)) => {
                 let averages = self.decimal_averages(call, sums)?;
                 Arc::new(averages)
             }
-            (Gives::Sum, Sums::Int(sums)) => Arc::new(some::<Int64Type>(sums, has_values)),
-            (Gives::Sum, Sums::UnsignedInt(sums)) => Arc::new(some::<UInt64Type>(sums, has_values)),
-            (Gives::Sum, Sums::Float(sums)) => Arc::new(some::<Float64Type>(sums, has_values)),
-            (Gives::Sum, Sums::Decimal(sums)) => {
+            (Gives::Sum, Kept::Int(sums)) => Arc::new(some::<Int64Type>(sums, has_values)),
+            (Gives::Sum, Kept::UnsignedInt(sums)) => Arc::new(some::<UInt64Type>(sums, has_values)),
+            (Gives::Sum, Kept::Float(sums)) => Arc::new(some::<Float64Type>(sums, has_values)),
+            (Gives::Sum, Kept::Decimal(sums)) => {
                 let sums = some::<Decimal128Type>(sums, has_values);
                 Arc::new(sums.with_data_type(call.result.clone()))
             }
-            (gives, sums) => unreachable!("{gives:?} is not made of {sums:?}"),
+            (gives, kept) => unreachable!("{gives:?} is not made of {kept:?}"),
         })
     }
 
@@ -330,8 +440,8 @@ impl HeldCall {
         call: &Call,
         sums: &[i128],
     ) -> Result<Decimal128Array, OperatorError> {
-        let (Some(SumType::Decimal { scale }), DataType::Decimal128(precision, result_scale)) =
-            (&call.sum, &call.result)
+        let (Keeps::Sum(SumType::Decimal { scale }), DataType::Decimal128(precision, result_scale)) =
+            (&call.keeps, &call.result)
         else {
             unreachable!("the average of decimals is a decimal");
         };
@@ -367,19 +477,81 @@ impl SumType {
     }
 }
 
-impl Sums {
-    fn array(&self, kind: Option<&SumType>) -> Option<ArrayRef> {
+impl Keeps {
+    /// The type it is kept as.
+    fn stored(&self) -> Option<DataType> {
+        match self {
+            Keeps::Nothing => None,
+            Keeps::Sum(sum) => Some(sum.stored()),
+            Keeps::Values(_) => Some(DataType::Binary),
+        }
+    }
+}
+
+impl Kept {
+    fn array(&self, keeps: &Keeps) -> Option<ArrayRef> {
         Some(match self {
-            Sums::None => return None,
-            Sums::Int(sums) => Arc::new(Int64Array::from(sums.clone())),
-            Sums::UnsignedInt(sums) => Arc::new(UInt64Array::from(sums.clone())),
-            Sums::Float(sums) => Arc::new(Float64Array::from(sums.clone())),
-            Sums::Decimal(sums) => {
+            Kept::Nothing => return None,
+            Kept::Int(sums) => Arc::new(Int64Array::from(sums.clone())),
+            Kept::UnsignedInt(sums) => Arc::new(UInt64Array::from(sums.clone())),
+            Kept::Float(sums) => Arc::new(Float64Array::from(sums.clone())),
+            Kept::Decimal(sums) => {
                 let sums = Decimal128Array::from(sums.clone());
-                Arc::new(sums.with_data_type(kind?.stored()))
+                Arc::new(sums.with_data_type(keeps.stored()?))
+            }
+            Kept::Values(bags) => {
+                let bytes = bags.iter().map(ValueBag::encode);
+                Arc::new(BinaryArray::from_iter_values(bytes))
             }
         })
     }
+}
+
+/// The values there are, and none for the groups beyond them.
+fn bags(stored: &ArrayRef, groups: usize) -> Result<Vec<ValueBag>, OperatorError> {
+    let stored = stored.as_binary::<i32>();
+    let mut bags = Vec::with_capacity(groups);
+    for row in 0..stored.len() {
+        let bag = ValueBag::decode(stored.value(row)).ok_or_else(|| OperatorError {
+            reason: "the state of an aggregate: the bytes are no values".to_owned(),
+            fatal: true,
+        })?;
+        bags.push(bag);
+    }
+    bags.resize(groups, ValueBag::default());
+    Ok(bags)
+}
+
+/// A value of each group, or null where there is none.
+fn ends<'b>(
+    call: &Call,
+    ends: impl Iterator<Item = Option<&'b [u8]>>,
+) -> Result<ArrayRef, OperatorError> {
+    let Keeps::Values(codec) = &call.keeps else {
+        unreachable!("values are kept with how they are read");
+    };
+    let mut null = EncodedKeys::default();
+    codec.encode(&[new_null_array(&codec.types()[0], 1)], 1, &mut null);
+    let columns = codec.decode(ends.map(|end| end.unwrap_or(null.key(0))));
+    let mut columns = columns.map_err(|error| OperatorError {
+        reason: format!("the state of an aggregate: {error}"),
+        fatal: true,
+    })?;
+    Ok(columns.remove(0))
+}
+
+/// The type that values are kept as, where several are the same.
+fn as_key(values: &DataType) -> DataType {
+    match values {
+        DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
+        DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
+        other => other.clone(),
+    }
+}
+
+fn cannot_take_back(text: &str, values: &DataType) -> Problem {
+    let detail = format!("{text} cannot take back values of type {values}");
+    Problem::new(ErrorCode::UnsupportedFeature, detail)
 }
 
 /// What sums of such values are, after the conversion that the call's types need.
@@ -389,10 +561,7 @@ fn sum_type(text: &str, values: &DataType) -> Result<SumType, Problem> {
         DataType::UInt64 => Ok(SumType::UnsignedInt),
         DataType::Float64 => Ok(SumType::Float),
         DataType::Decimal128(_, scale) => Ok(SumType::Decimal { scale: *scale }),
-        other => {
-            let detail = format!("{text} cannot take back values of type {other}");
-            Err(Problem::new(ErrorCode::UnsupportedFeature, detail))
-        }
+        other => Err(cannot_take_back(text, other)),
     }
 }
 
