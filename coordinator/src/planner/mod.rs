@@ -23,6 +23,8 @@ mod problems;
 
 #[cfg(test)]
 mod planner_tests;
+#[cfg(test)]
+mod column_name_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
