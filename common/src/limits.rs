@@ -52,12 +52,28 @@ pub const MAX_COMMAND_BYTES: usize = 32 << 20;
 
 /// One SQL text or job graph.
 pub const MAX_JOB_TEXT_BYTES: usize = 1 << 20;
-/// Operators, sources and sinks of one job together.
-pub const MAX_JOB_NODES: usize = 500;
+/// Operators, sources and sinks of one job together: what 500 SELECTs become, with room to spare.
+pub const MAX_JOB_NODES: usize = 5_000;
 /// A writer's number in a job is 12 bits of its producer id (protocols §8.1).
 pub const MAX_TASKS_PER_JOB: u32 = 1 << 12;
-/// Expressions nest at most this deep, so that no recursion over them can exhaust a stack.
+/// Expressions nest at most this deep, so that no recursion over them can exhaust a stack. A chain of operators
+/// is as deep as it is long.
 pub const MAX_EXPRESSION_DEPTH: usize = 128;
+/// What the SQL parser counts as depth is up to a few levels per level of an expression. The same for whoever
+/// reads an expression, so that what was planned can be run.
+pub const MAX_PARSER_DEPTH: usize = MAX_EXPRESSION_DEPTH * 4;
+/// Forms of expressions that the SQL parser reads in two ways, one inside the other: where the innermost does
+/// not parse, it tries 2 to this power.
+pub const MAX_AMBIGUOUS_DEPTH: usize = 16;
+/// Names and operators of one SQL statement: a chain of them becomes a tree as deep as the chain is long.
+pub const MAX_STATEMENT_TOKENS: usize = 20_000;
+/// SELECTs of one SQL text.
+pub const MAX_SELECTS: usize = 500;
+/// Tables that the queries of one SQL text read, each as often as it is read: a view counts with all that it
+/// reads, so a few views that read each other twice are millions.
+pub const MAX_RELATIONS: usize = 5_000;
+/// Columns of one table.
+pub const MAX_COLUMNS: usize = 1_000;
 /// JSON records nest at most this deep.
 pub const MAX_JSON_DEPTH: usize = 128;
 

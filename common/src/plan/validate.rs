@@ -32,10 +32,18 @@ pub fn validate(graph: &JobGraph) -> Vec<GraphMistake> {
         return mistakes.0;
     }
     if graph.sources.is_empty() {
-        mistakes.add("/sources", "a job needs at least one source", "");
+        mistakes.add(
+            "/sources",
+            "a job needs at least one source",
+            "Add one, for example {\"connector\": \"topic\", \"topic\": …, \"schema\": …}.",
+        );
     }
     if graph.sinks.is_empty() {
-        mistakes.add("/sinks", "a job needs at least one sink", "");
+        mistakes.add(
+            "/sinks",
+            "a job needs at least one sink",
+            "Add one, for example {\"connector\": \"blackhole\", \"input\": …}.",
+        );
     }
     check_ids(graph, &mut mistakes);
     check_inputs(graph, &mut mistakes);
@@ -103,11 +111,11 @@ fn check_inputs(graph: &JobGraph, mistakes: &mut Mistakes) {
         .map(String::as_str)
         .chain(graph.operators.iter().map(OperatorSpec::id))
         .collect();
+    let names = some_of(known.iter().copied());
     let mut used = BTreeSet::new();
     let mut check = |at: String, input: &str, mistakes: &mut Mistakes| {
         used.insert(input.to_owned());
         if !known.contains(input) {
-            let names = known.iter().copied().collect::<Vec<_>>().join(", ");
             mistakes.add(
                 at,
                 format!("there is no source or operator \"{input}\""),
@@ -141,33 +149,53 @@ fn check_inputs(graph: &JobGraph, mistakes: &mut Mistakes) {
     }
 }
 
+/// Names to read: not thousands of them.
+fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 20;
+    let count = names.len();
+    let mut shown = names.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if count > SHOWN {
+        shown.push_str(&format!(", and {} more", count - SHOWN));
+    }
+    shown
+}
+
 /// Removes operators whose inputs are all removed or no operators; what stays is on or behind a cycle.
 fn check_cycles(graph: &JobGraph, mistakes: &mut Mistakes) {
-    let mut left: BTreeMap<&str, (usize, &OperatorSpec)> = graph
+    let mut left: BTreeMap<&str, usize> = graph
         .operators
         .iter()
         .enumerate()
-        .map(|(i, op)| (op.id(), (i, op)))
+        .map(|(i, op)| (op.id(), i))
         .collect();
-    loop {
-        let free: Vec<&str> = left
-            .iter()
-            .filter(|(_, (_, op))| {
-                op.inputs()
-                    .iter()
-                    .all(|input| !left.contains_key(input.as_str()))
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        if free.is_empty() {
-            break;
+    let mut readers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    // How many of its inputs each operator still waits for.
+    let mut waits: BTreeMap<&str, usize> = BTreeMap::new();
+    for (id, i) in &left {
+        let inputs = graph.operators[*i].inputs().iter().map(String::as_str);
+        let operators: Vec<&str> = inputs.filter(|input| left.contains_key(input)).collect();
+        for input in &operators {
+            readers.entry(input).or_default().push(id);
         }
-        for id in free {
-            left.remove(id);
+        waits.insert(id, operators.len());
+    }
+    let mut free: Vec<&str> = waits
+        .iter()
+        .filter(|(_, count)| **count == 0)
+        .map(|(id, _)| *id)
+        .collect();
+    while let Some(id) = free.pop() {
+        left.remove(id);
+        for reader in readers.get(id).into_iter().flatten() {
+            let count = waits.get_mut(reader).expect("every operator has a count");
+            *count -= 1;
+            if *count == 0 {
+                free.push(reader);
+            }
         }
     }
-    if let Some((id, (i, _))) = left.first_key_value() {
-        let members = left.keys().copied().collect::<Vec<_>>().join(", ");
+    if let Some((id, i)) = left.first_key_value() {
+        let members = some_of(left.keys().copied());
         mistakes.add(
             format!("/operators/{i}/inputs"),
             format!("\"{id}\" is on a cycle or reads from one (among {members})"),

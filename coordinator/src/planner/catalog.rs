@@ -119,7 +119,8 @@ fn read_spec<T: serde::de::DeserializeOwned>(
     serde_json::from_value(Value::Object(fields)).map_err(|error| {
         let text = error.to_string();
         // The reader names the value or the field it stopped at.
-        let culprit = table.options.iter().find(|option| {
+        let missing = text.starts_with("missing field");
+        let culprit = table.options.iter().filter(|_| !missing).find(|option| {
             text.contains(&format!("`{}`", option.value))
                 || text.contains(&format!("\"{}\"", option.value))
                 || text.contains(&format!("`{}`", option.name.value))
@@ -134,7 +135,19 @@ fn read_spec<T: serde::de::DeserializeOwned>(
                 table.name.at,
             ),
         };
-        Problem::new(ErrorCode::SqlPlan, format!("{name}: {text}")).at(at.to_string())
+        let problem =
+            Problem::new(ErrorCode::SqlPlan, format!("{name}: {text}")).at(at.to_string());
+        let mut words = text.split('`').skip(1).step_by(2);
+        let first = words.next().unwrap_or_default();
+        if missing {
+            return problem.hint(format!("Add {first} = '…' to WITH (…)."));
+        }
+        let known: Vec<&str> = words.collect();
+        match nearest(first, known.iter().copied()) {
+            Some(near) => problem.hint(format!("Did you mean '{near}'?")),
+            None if known.is_empty() => problem,
+            None => problem.hint(format!("There are: {}.", known.join(", "))),
+        }
     })
 }
 
@@ -413,7 +426,8 @@ fn watermark(
                 name.value, column.kind
             ),
         )
-        .at(name.at.to_string()));
+        .at(name.at.to_string())
+        .hint("Declare the column as TIMESTAMP(3)."));
     }
     Ok(Some(WatermarkSpec {
         column: name.value,

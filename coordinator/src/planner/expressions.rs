@@ -31,6 +31,7 @@ use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::Expr as SqlExpr;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use super::bounds::check_depth;
 use super::problems::plan_problem;
 use super::tokens::{Place, parser, parser_problem, syntax, tokenize};
 
@@ -196,6 +197,7 @@ impl Functions {
 
     /// An expression without columns, as it was parsed.
     pub(super) fn constant(&self, parsed: &SqlExpr) -> Result<Expr, Problem> {
+        check_depth(parsed)?;
         let names = NoTables { functions: self };
         SqlToRel::new_with_options(&names, self.parser_options())
             .sql_to_expr(
@@ -246,6 +248,7 @@ impl Functions {
                 ),
             ));
         }
+        check_depth(&parsed)?;
         let names = NoTables { functions: self };
         SqlToRel::new_with_options(&names, self.parser_options())
             .sql_to_expr(parsed, columns, &mut PlannerContext::new())

@@ -26,7 +26,7 @@ use super::catalog::Declared;
 use super::expression_text;
 use super::expressions::{Functions, df_schema};
 use super::names::{Label, name_operators};
-use super::problems::{find_word, plan_problem};
+use super::problems::{find_subquery, find_word, plan_problem};
 use super::rewrite_plan::{event_time, stray_window};
 use super::sql::PlannedInsert;
 use super::tokens::unsupported;
@@ -196,11 +196,15 @@ impl<'a> Lowering<'a> {
                 }
             }
             LogicalPlan::Join(_) => Err(self.unsupported("JOIN", &["join"])),
-            LogicalPlan::Window(_) => Err(self.unsupported("OVER", &["over"])),
+            LogicalPlan::Window(_) => Err(self
+                .unsupported("OVER", &["over"])
+                .hint("Aggregate with GROUP BY: by keys, or in windows of time.")),
             LogicalPlan::Sort(_) => Err(self
                 .unsupported("ORDER BY", &["order"])
                 .hint("A stream has no end to sort up to.")),
-            LogicalPlan::Limit(_) => Err(self.unsupported("LIMIT", &["limit", "fetch", "offset"])),
+            LogicalPlan::Limit(_) => Err(self
+                .unsupported("LIMIT", &["limit", "fetch", "offset"])
+                .hint("A stream has no end and no order: filter it, or read the result in part.")),
             LogicalPlan::Distinct(_) => Err(self.unsupported("DISTINCT ON", &["distinct"])),
             LogicalPlan::Unnest(_) => Err(self.unsupported("UNNEST", &["unnest"])),
             LogicalPlan::Values(_) => Err(self.unsupported("VALUES", &["values"])),
@@ -208,11 +212,11 @@ impl<'a> Lowering<'a> {
             LogicalPlan::RecursiveQuery(_) => {
                 Err(self.unsupported("WITH RECURSIVE", &["recursive"]))
             }
-            LogicalPlan::EmptyRelation(_) => Err(Problem::new(
-                ErrorCode::SqlPlan,
-                "the query reads from no table",
-            )
-            .hint("A job's rows come from sources: add FROM a_table.")),
+            LogicalPlan::EmptyRelation(_) => {
+                let problem = Problem::new(ErrorCode::SqlPlan, "the query reads from no table")
+                    .hint("A job's rows come from sources: add FROM a_table.");
+                Err(self.placed(problem, "select"))
+            }
             _ => Err(self.unsupported("this statement", &[])),
         }
     }
@@ -640,7 +644,10 @@ impl<'a> Lowering<'a> {
                 let problem = Problem::new(
                     ErrorCode::SqlPlan,
                     format!("{word}(…) stands only in GROUP BY"),
-                );
+                )
+                .hint(format!(
+                    "For example GROUP BY {word}(INTERVAL '10' SECOND)."
+                ));
                 return Err(self.placed(problem, word));
             }
             self.refuse_subqueries(expr)?;
@@ -677,7 +684,14 @@ impl<'a> Lowering<'a> {
             })
             .expect("walking an expression does not fail");
         match found {
-            true => Err(self.unsupported("a subquery in an expression", &["exists", "any", "all"])),
+            true => {
+                let place = find_subquery(&self.tokens);
+                Err(unsupported(
+                    place,
+                    "a subquery in an expression is not supported in a job yet",
+                )
+                .hint("Aggregate or filter in one query, and read its result in the next."))
+            }
             false => Ok(()),
         }
     }
@@ -867,9 +881,15 @@ impl<'a> Lowering<'a> {
     ) -> Result<Relation, Problem> {
         let nodes: Vec<&Node> = inputs.iter().map(|input| &input.node).collect();
         let node = operator_node(self.functions, &spec, &nodes, "").map_err(|mut problem| {
-            // The pointer into the graph means nothing to who wrote SQL.
+            // The pointer into the graph means nothing to who wrote SQL; the function it speaks of does.
             problem.at = None;
-            problem
+            let word = problem
+                .detail
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            self.placed(problem, &word)
         })?;
         let sources: BTreeSet<String> = inputs
             .iter()

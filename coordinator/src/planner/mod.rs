@@ -7,6 +7,7 @@
 mod tokens;
 mod rewrite;
 mod parse;
+mod bounds;
 mod catalog;
 mod windows;
 mod sql;
@@ -23,6 +24,8 @@ mod problems;
 
 #[cfg(test)]
 mod planner_tests;
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod column_name_tests;
 

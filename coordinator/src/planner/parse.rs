@@ -4,12 +4,14 @@
 //! tokens; queries are handed to the SQL parser with their tokens' places.
 
 use common::error::{ErrorCode, Problem};
+use common::limits::MAX_COLUMNS;
 use common::schema::{Column, ColumnType};
 use datafusion::sql::sqlparser::ast::{Expr, Query};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Word};
 
-use super::rewrite::{flink_windows, is_word};
-use super::tokens::{Place, parser, parser_problem, syntax, tokenize, unsupported};
+use super::problems::{nearest, with_meant_word};
+use super::rewrite::flink_windows;
+use super::tokens::{Place, is_word, parser, parser_problem, syntax, tokenize, unsupported};
 
 #[derive(Debug)]
 pub(super) enum Statement {
@@ -200,17 +202,16 @@ impl<'a> Reader<'a> {
         let mut parser = parser(tokens.clone());
         let query = parser
             .parse_query()
-            .map_err(|error| parser_problem(&error, end))?;
+            .map_err(|error| with_meant_word(parser_problem(&error, end), &tokens))?;
         let left = parser.peek_token();
         if left.token != Token::EOF {
-            return Err(syntax(
-                left.span.start.into(),
-                format!(
-                    "expected the end of the statement, found \"{}\"",
-                    left.token
-                ),
-            )
-            .hint("Statements are separated by \";\"."));
+            let detail = format!(
+                "expected the end of the statement, found \"{}\"",
+                left.token
+            );
+            let problem =
+                syntax(left.span.start.into(), detail).hint("Statements are separated by \";\".");
+            return Err(with_meant_word(problem, &tokens));
         }
         Ok((query, tokens))
     }
@@ -258,7 +259,11 @@ impl<'a> Reader<'a> {
             )
             .hint("Create the table, then write INSERT INTO it SELECT …"));
         }
-        self.expect_keyword("WITH")?;
+        if !self.keyword("WITH") {
+            return Err(self.expected("WITH").hint(
+                "A table says where its rows are: WITH (connector = 'topic', topic = '…').",
+            ));
+        }
         self.expect(&Token::LParen)?;
         while !self.symbol(&Token::RParen) {
             let option = self.table_option()?;
@@ -356,6 +361,13 @@ impl<'a> Reader<'a> {
                 ),
             )
             .hint("Compute it in a view over the table."));
+        }
+        if table.columns.len() == MAX_COLUMNS {
+            return Err(syntax(
+                name.at,
+                format!("a table has at most {MAX_COLUMNS} columns"),
+            )
+            .hint("Put what belongs together into a ROW, or into JSON."));
         }
         let at = self.place();
         let kind = column_type(at, self.until_comma(AFTER_TYPE))?;
@@ -537,10 +549,16 @@ impl<'a> Reader<'a> {
     }
 
     fn expected(&self, what: &str) -> Problem {
-        match self.peek() {
-            Some(token) => syntax(self.place(), format!("expected {what}, found \"{token}\"")),
-            None => syntax(self.place(), format!("expected {what}, found the end")),
-        }
+        let found = match self.peek() {
+            Some(token) => format!("\"{token}\""),
+            None => "the end".to_owned(),
+        };
+        let problem = syntax(self.place(), format!("expected {what}, found {found}"));
+        // Only the word that stands there may be another than was meant: those before it were read.
+        with_meant_word(
+            problem,
+            &self.tokens[self.position.min(self.tokens.len())..],
+        )
     }
 
     /// Where the next token stands, or where the statement ends.
@@ -573,6 +591,26 @@ const AFTER_TYPE: &[&str] = &[
     "UNIQUE",
 ];
 
+/// The types a column may have, by their first names.
+const TYPES: &[&str] = &[
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INT",
+    "BIGINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "VARCHAR",
+    "BYTES",
+    "DATE",
+    "TIME",
+    "TIMESTAMP",
+    "JSON",
+    "ARRAY",
+    "ROW",
+];
+
 /// An unquoted name means its lower case.
 fn folded(word: &Word) -> String {
     match word.quote_style {
@@ -589,8 +627,16 @@ fn column_type(at: Place, tokens: &[TokenWithSpan]) -> Result<ColumnType, Proble
         Some(bare) => &text[..bare.len()],
         None => &text,
     };
-    bare.parse()
-        .map_err(|error: common::schema::TypeError| syntax(at, error.to_string()))
+    bare.parse().map_err(|error: common::schema::TypeError| {
+        let word = bare.split([' ', '(', '<']).next().unwrap_or_default();
+        let problem = syntax(at, error.to_string());
+        match nearest(&word.to_ascii_uppercase(), TYPES.iter().copied()) {
+            Some(near) if !near.eq_ignore_ascii_case(word) => {
+                problem.hint(format!("Did you mean {near}?"))
+            }
+            _ => problem.hint(format!("There are: {}.", TYPES.join(", "))),
+        }
+    })
 }
 
 fn set_primary_key(table: &mut Table, at: Place, names: Vec<Name>) -> Result<(), Problem> {

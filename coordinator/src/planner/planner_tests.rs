@@ -8,7 +8,7 @@ use common::limits::DEFAULT_KEY_GROUPS;
 
 use super::*;
 
-fn context() -> PlanContext {
+pub(super) fn context() -> PlanContext {
     let topic = |name: &str| TopicName::new(name).unwrap();
     PlanContext {
         topics: BTreeMap::from([(topic("bids"), 4), (topic("auctions"), 2)]),
@@ -17,11 +17,11 @@ fn context() -> PlanContext {
     }
 }
 
-fn plan_of(sql: &str) -> Result<PlannedJob, Problem> {
+pub(super) fn plan_of(sql: &str) -> Result<PlannedJob, Problem> {
     plan_sql(sql, None, DEFAULT_KEY_GROUPS, &context())
 }
 
-fn planned(sql: &str) -> PlannedJob {
+pub(super) fn planned(sql: &str) -> PlannedJob {
     match plan_of(sql) {
         Ok(job) => job,
         Err(problem) => panic!("{problem}\n{sql}"),
@@ -83,5 +83,54 @@ fn the_graph_of_a_query_posted_back_is_the_same_job() {
         assert_eq!(again.tasks, job.tasks, "{}", path.display());
         assert_eq!(again.graph, job.graph, "{}", path.display());
         assert_eq!(again.sink_topics, job.sink_topics, "{}", path.display());
+    }
+}
+
+/// Queries that others wrote for another engine, if they are here.
+#[test]
+fn queries_in_another_engines_dialect_are_planned() {
+    let beside = std::env::var_os("MILLSTREAM_SHARED_DATA").map(PathBuf::from);
+    let above = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let found = above
+        .ancestors()
+        .map(|folder| folder.join("shared/data"))
+        .chain(beside)
+        .map(|data| data.join("golden-sql/queries"))
+        .find(|folder| folder.is_dir());
+    let Some(folder) = found else {
+        println!("skipped: shared/data/golden-sql is not here");
+        return;
+    };
+    for name in [
+        "aggregates",
+        "grouped_aggregates",
+        "debezium_agg",
+        "hourly_by_event_type",
+        "select_star",
+        "sliding_window_end",
+        "tight_watermark",
+        "union",
+    ] {
+        let text = std::fs::read_to_string(folder.join(format!("{name}.sql"))).unwrap();
+        let sql = text
+            .replace("$input_dir", "/data")
+            .replace("$output_path", "/data/out.json");
+        let job = planned(&sql);
+        assert!(job.source_topics.is_empty(), "{name}");
+        assert!(!job.tasks.stages.is_empty(), "{name}");
+    }
+    for (name, word) in [
+        ("global_session_window", "SESSION"),
+        ("session_window", "SESSION"),
+        ("windowed_inner_join", "JOIN"),
+    ] {
+        let sql = std::fs::read_to_string(folder.join(format!("{name}.sql"))).unwrap();
+        let problem = plan_of(&sql).unwrap_err();
+        assert_eq!(
+            problem.code,
+            ErrorCode::UnsupportedFeature,
+            "{name}: {problem}"
+        );
+        assert!(problem.detail.contains(word), "{name}: {problem}");
     }
 }

@@ -6,6 +6,7 @@
 
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
+use super::tokens::is_word;
 use super::windows::is_window_function;
 
 /// Drops `TABLE(…)` around a window function, and `TABLE` and `DESCRIPTOR(…)` among its arguments.
@@ -73,10 +74,6 @@ pub(super) fn flink_windows(tokens: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
 struct Bracket {
     dropped: bool,
     window: bool,
-}
-
-pub(super) fn is_word(token: &Token, word: &str) -> bool {
-    matches!(token, Token::Word(w) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word))
 }
 
 fn names_window(token: &Token) -> bool {

@@ -18,6 +18,7 @@ use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use datafusion::sql::sqlparser::tokenizer::TokenWithSpan;
 
+use super::bounds;
 use super::catalog::Declared;
 use super::expressions::Functions;
 use super::lower::Lowering;
@@ -35,9 +36,11 @@ pub(super) struct Compiled {
 
 /// Compiles a text of statements.
 pub(super) fn compile(text: &str, functions: &Arc<Functions>) -> Result<Compiled, Problem> {
+    let statements = parse(text)?;
+    bounds::check(&statements)?;
     let mut script = Script::new(Arc::clone(functions));
     let mut inserts = Vec::new();
-    for statement in parse(text)? {
+    for statement in statements {
         match statement {
             Statement::Table(table) => script.declare(Declared::new(*table, functions)?)?,
             Statement::View(view) => script.view(view)?,
@@ -387,7 +390,8 @@ fn sink_column(
                 return Err(problem(format!(
                     "the column \"{}\" of \"{}\" is {}, which {kind} does not convert to",
                     column.name, table.value, column.kind
-                )));
+                ))
+                .hint("CAST it in the query, or declare the column with another type."));
             }
             cast(expr, wanted)
         }

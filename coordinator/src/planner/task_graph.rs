@@ -4,7 +4,7 @@
 //! hashed by key, where several inputs meet, where one output is read twice, and where the number of
 //! tasks changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::error::{ErrorCode, Problem};
 use common::ids::StageId;
@@ -58,10 +58,10 @@ pub(super) fn cut(
     context: &PlanContext,
 ) -> Result<TaskGraph, Problem> {
     let mut cutting = Cutting {
-        graph,
         typed,
         parallelism,
         readers: readers(graph),
+        leading_to_keys: leading_to_keys(graph, typed),
         stages: Vec::new(),
         edges: Vec::new(),
         ends: BTreeMap::new(),
@@ -103,11 +103,39 @@ fn readers(graph: &JobGraph) -> BTreeMap<&str, usize> {
     readers
 }
 
+/// The operators all of whose rows are hashed by key further on, with nothing heavy before that: then they are
+/// spread there, and spreading them before would only cost.
+fn leading_to_keys<'a>(graph: &'a JobGraph, typed: &TypedGraph) -> BTreeSet<&'a str> {
+    let in_sinks: BTreeSet<&str> = graph.sinks.values().map(SinkSpec::input).collect();
+    // Nodes that something reads which does not lead to keys.
+    let mut spoilt: BTreeSet<&str> = BTreeSet::new();
+    let mut leading = BTreeSet::new();
+    // What reads comes before what is read.
+    for position in typed.order.iter().rev() {
+        let spec = &graph.operators[*position];
+        let leads = match spec {
+            OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) => true,
+            OperatorSpec::Custom(custom) => !custom.keys.is_empty(),
+            OperatorSpec::Union(_) => false,
+            OperatorSpec::Filter(_) | OperatorSpec::Project(_) => {
+                !in_sinks.contains(spec.id()) && !spoilt.contains(spec.id())
+            }
+        };
+        match leads {
+            true => {
+                leading.insert(spec.id());
+            }
+            false => spoilt.extend(spec.inputs().iter().map(String::as_str)),
+        }
+    }
+    leading
+}
+
 struct Cutting<'a> {
-    graph: &'a JobGraph,
     typed: &'a TypedGraph,
     parallelism: u32,
     readers: BTreeMap<&'a str, usize>,
+    leading_to_keys: BTreeSet<&'a str>,
     stages: Vec<Stage>,
     edges: Vec<Edge>,
     /// The stage whose last member each node is.
@@ -211,7 +239,7 @@ impl<'a> Cutting<'a> {
         // Only a source may have fewer tasks for want of splits; what is behind it may use more.
         let may_widen = stage.source.is_some()
             && self.typed.nodes[input].changes.are_inserts()
-            && !self.leads_to_keys(node);
+            && !self.leading_to_keys.contains(node);
         let tasks = match may_widen {
             true => self.parallelism,
             false => stage.parallelism,
@@ -235,30 +263,6 @@ impl<'a> Cutting<'a> {
         match self.tasks_of(input) == tasks {
             true => Route::Forward,
             false => Route::Rebalance,
-        }
-    }
-
-    /// Whether all rows of this node are hashed by key further on, with nothing heavy before that:
-    /// then they are spread there, and spreading them before would only cost.
-    fn leads_to_keys(&self, node: &str) -> bool {
-        let Some(spec) = self.graph.operators.iter().find(|spec| spec.id() == node) else {
-            return false;
-        };
-        match spec {
-            OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) => true,
-            OperatorSpec::Custom(custom) => !custom.keys.is_empty(),
-            OperatorSpec::Union(_) => false,
-            OperatorSpec::Filter(_) | OperatorSpec::Project(_) => {
-                let reads = |spec: &&OperatorSpec| spec.inputs().iter().any(|i| i == node);
-                let in_sink = self.graph.sinks.values().any(|sink| sink.input() == node);
-                !in_sink
-                    && self
-                        .graph
-                        .operators
-                        .iter()
-                        .filter(reads)
-                        .all(|reader| self.leads_to_keys(reader.id()))
-            }
         }
     }
 

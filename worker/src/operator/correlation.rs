@@ -100,17 +100,21 @@ struct Column {
 
 impl Moments {
     fn of_one(y: f64, x: f64) -> Moments {
-        // The difference of an infinity or NaN from itself is NaN, and stays it.
+        // An infinity or NaN differs from itself by what is no number, and so from every mean.
+        let from_itself = |value: f64| match value.is_finite() {
+            true => 0.0,
+            false => f64::NAN,
+        };
         let column = |value: f64| Column {
             origin: value,
-            mean: value - value,
-            spread: value - value,
+            mean: from_itself(value),
+            spread: from_itself(value),
         };
         Moments {
             count: 1,
             y: column(y),
             x: column(x),
-            together: (y - y) * (x - x),
+            together: from_itself(y) + from_itself(x),
         }
     }
 

@@ -10,6 +10,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch, new_empty_array, new_null_array
 use arrow::compute::{CastOptions, can_cast_types, cast_with_options, concat};
 use arrow::datatypes::{DataType, SchemaRef};
 use common::error::{ErrorCode, Problem};
+use common::limits::MAX_PARSER_DEPTH;
 use common::plan::expression::Expression;
 use common::schema::{Column, ColumnType, to_arrow_schema};
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -86,7 +87,9 @@ impl Expressions {
         // Text has one Arrow type here; DataFusion would make views of it when it casts to VARCHAR.
         let config = SessionConfig::new()
             .with_target_partitions(1)
-            .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
+            .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false)
+            // What the planner has read must be read here too.
+            .set_usize("datafusion.sql_parser.recursion_limit", MAX_PARSER_DEPTH);
         let mut session = SessionStateBuilder::new()
             .with_config(config)
             .with_default_features();
