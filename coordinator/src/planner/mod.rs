@@ -27,6 +27,10 @@ mod planner_tests;
 #[cfg(test)]
 mod bounds_tests;
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
+mod graph_refusal_tests;
+#[cfg(test)]
 mod column_name_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
