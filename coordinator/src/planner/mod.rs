@@ -31,6 +31,8 @@ mod refusal_tests;
 #[cfg(test)]
 mod graph_refusal_tests;
 #[cfg(test)]
+mod stability_tests;
+#[cfg(test)]
 mod column_name_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
