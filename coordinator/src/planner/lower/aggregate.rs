@@ -1,0 +1,247 @@
+//! Aggregates and DISTINCT of a plan → operators, in windows if their rows are in windows.
+
+use std::collections::BTreeSet;
+
+use common::error::Problem;
+use common::plan::aggregate_function::offered;
+use common::plan::operator::{Aggregate, AggregateCall, OperatorSpec, WindowAggregate};
+use datafusion::common::DFSchema;
+use datafusion::logical_expr::expr::AggregateFunction;
+use datafusion::logical_expr::logical_plan as logical;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+
+use super::columns::{bare, chosen, field_names, plain_column, unique};
+use super::window::{is_unplaced, unplaced_name};
+use super::{Lowering, Relation, Wanted};
+use crate::planner::expression_text;
+use crate::planner::expressions::df_schema;
+use crate::planner::windows::{WINDOW_END, WINDOW_START};
+
+impl Lowering<'_> {
+    pub(super) fn distinct(
+        &mut self,
+        input: &LogicalPlan,
+        wanted: Wanted,
+    ) -> Result<Relation, Problem> {
+        let names = field_names(input.schema());
+        let relation = self.lower(input, wanted)?;
+        let relation = self.materialize(relation, &names)?;
+        let keys = relation
+            .slots
+            .iter()
+            .zip(&names)
+            .map(|(slot, name)| self.named(slot, &relation.node, name.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let spec = OperatorSpec::Aggregate(Aggregate {
+            id: String::new(),
+            inputs: Vec::new(),
+            keys,
+            aggregates: Vec::new(),
+        });
+        self.warn_of_growth(&names);
+        let shape = relation.clone();
+        self.add(spec, vec![relation], shape)
+    }
+
+    pub(super) fn aggregate(
+        &mut self,
+        aggregate: &logical::Aggregate,
+        wanted: &Wanted,
+    ) -> Result<Relation, Problem> {
+        let below = aggregate.input.schema();
+        let mut names = vec![None; below.fields().len()];
+        for (i, expr) in aggregate.group_expr.iter().enumerate() {
+            if let Expr::Column(column) = bare(expr)
+                && let Some(position) = below.maybe_index_of_column(column)
+            {
+                names[position] = wanted.get(i).cloned().flatten();
+            }
+        }
+        if aggregate
+            .group_expr
+            .iter()
+            .any(|expr| matches!(expr, Expr::GroupingSet(_)))
+        {
+            return Err(self.unsupported("GROUPING SETS", &["grouping", "cube", "rollup"]));
+        }
+        let relation = self.lower(&aggregate.input, names)?;
+        let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
+        for expr in &aggregate.aggr_expr {
+            calls.push(self.call(expr)?);
+        }
+        // Keys, then each call's arguments, then its condition: all seen through the same slots.
+        let inner: Vec<Expr> = aggregate
+            .group_expr
+            .iter()
+            .cloned()
+            .chain(calls.iter().flat_map(|call| {
+                let params = &call.params;
+                params
+                    .args
+                    .iter()
+                    .cloned()
+                    .chain(params.filter.as_deref().cloned())
+            }))
+            .collect();
+        let (relation, inner) = self.seen_through(relation, below, &inner)?;
+        let is_bound = |expr: &Expr| unplaced_name(expr).is_some();
+        let key_count = aggregate.group_expr.len();
+        let windowed = inner[..key_count].iter().any(is_bound);
+        let computes_bound = inner
+            .iter()
+            .enumerate()
+            .any(|(i, expr)| is_unplaced(expr) && !(i < key_count && is_bound(expr)));
+        if relation.window.is_some() && (!windowed || computes_bound) {
+            // The bounds are used as values of rows: place the rows first.
+            let names = unique(field_names(below), &[]);
+            let relation = self.materialize(relation, &names)?;
+            return self.aggregate_over(relation, aggregate, &calls, below, wanted);
+        }
+        self.aggregate_over(relation, aggregate, &calls, below, wanted)
+    }
+
+    fn aggregate_over(
+        &mut self,
+        relation: Relation,
+        aggregate: &logical::Aggregate,
+        calls: &[AggregateFunction],
+        below: &DFSchema,
+        wanted: &Wanted,
+    ) -> Result<Relation, Problem> {
+        let (relation, keys) = self.seen_through(relation, below, &aggregate.group_expr)?;
+        let mut params = Vec::with_capacity(calls.len());
+        for call in calls {
+            let mut seen = call.params.clone();
+            seen.args = self.seen_through(relation.clone(), below, &seen.args)?.1;
+            if let Some(filter) = seen.filter.take() {
+                let filter = self.seen_through(relation.clone(), below, &[*filter])?.1;
+                seen.filter = filter.into_iter().next().map(Box::new);
+            }
+            params.push(seen);
+        }
+        let used: Vec<&Expr> = keys
+            .iter()
+            .chain(
+                params
+                    .iter()
+                    .flat_map(|params| params.args.iter().chain(params.filter.as_deref())),
+            )
+            .collect();
+        let relation = self.without_spent(relation, &used)?;
+        let windowed = relation.window.is_some();
+        let reserved: &[&str] = match windowed {
+            true => &[WINDOW_START, WINDOW_END],
+            false => &[],
+        };
+        // Names of all outputs that are not bounds, in order.
+        let mut names = Vec::new();
+        for (i, key) in keys.iter().enumerate() {
+            if unplaced_name(key).is_none() {
+                let fallback = match bare(&aggregate.group_expr[i]) {
+                    Expr::Column(column) => column.name.clone(),
+                    _ => "key".to_owned(),
+                };
+                names.push(chosen(wanted, i, fallback));
+            }
+        }
+        for (i, call) in calls.iter().enumerate() {
+            let fallback = match call.params.args.as_slice() {
+                [Expr::Column(column)] => format!("{}_{}", call.func.name(), column.name),
+                _ => call.func.name().to_owned(),
+            };
+            names.push(chosen(wanted, keys.len() + i, fallback));
+        }
+        let names = unique(names, reserved);
+        let mut rest = names.iter();
+        let mut key_specs = Vec::new();
+        let mut slots = Vec::new();
+        for key in &keys {
+            if let Some(bound) = unplaced_name(key) {
+                slots.push(plain_column(bound));
+                continue;
+            }
+            let name = rest.next().expect("every key has a name");
+            slots.push(plain_column(name));
+            key_specs.push(self.named(key, &relation.node, name.clone())?);
+        }
+        let schema = df_schema(&relation.node.columns)?;
+        let mut call_specs: Vec<AggregateCall> = Vec::new();
+        for (call, params) in calls.iter().zip(&params) {
+            let name = rest.next().expect("every aggregate has a name");
+            slots.push(plain_column(name));
+            let spec = expression_text::write_aggregate(
+                self.functions,
+                call.func.name(),
+                params,
+                name.clone(),
+                &schema,
+            );
+            call_specs.push(spec.map_err(|problem| self.placed(problem, call.func.name()))?);
+        }
+        let spec = match &relation.window {
+            Some(window) => OperatorSpec::WindowAggregate(WindowAggregate {
+                id: String::new(),
+                inputs: Vec::new(),
+                keys: key_specs,
+                window: window.spec.clone(),
+                time: None,
+                aggregates: call_specs,
+                allowed_lateness: window.allowed_lateness,
+            }),
+            None => {
+                let keys: Vec<String> = key_specs.iter().map(|key| key.name.clone()).collect();
+                self.warn_of_growth(&keys);
+                OperatorSpec::Aggregate(Aggregate {
+                    id: String::new(),
+                    inputs: Vec::new(),
+                    keys: key_specs,
+                    aggregates: call_specs,
+                })
+            }
+        };
+        let shape = Relation {
+            slots,
+            window: None,
+            spent: BTreeSet::new(),
+            ..relation.clone()
+        };
+        self.add(spec, vec![relation], shape)
+    }
+
+    /// An aggregate function's call, checked for what streams cannot do.
+    fn call(&self, expr: &Expr) -> Result<AggregateFunction, Problem> {
+        let Expr::AggregateFunction(call) = bare(expr) else {
+            return Err(self.unsupported("this aggregate", &[]));
+        };
+        let mut call = call.clone();
+        let name = call.func.name().to_owned();
+        if call.params.null_treatment.is_some() {
+            return Err(self.unsupported("IGNORE NULLS", &["ignore", "respect"]));
+        }
+        if let [sort] = call.params.order_by.as_slice()
+            && call.func.supports_within_group_clause()
+            && sort.asc
+            && call.params.args.first() == Some(&sort.expr)
+        {
+            // `WITHIN GROUP (ORDER BY x)` says what the first argument says.
+            call.params.order_by.clear();
+        }
+        if !call.params.order_by.is_empty() {
+            let problem = self.unsupported("ORDER BY in an aggregate function", &["order"]);
+            return Err(problem.hint("Rows count in the order in which they come."));
+        }
+        offered(&name, call.params.distinct, false)
+            .map_err(|problem| self.placed(problem, &name))?;
+        Ok(call)
+    }
+
+    pub(super) fn warn_of_growth(&mut self, keys: &[String]) {
+        if !keys.is_empty() {
+            self.warnings.push(format!(
+                "\"{}\": the state of the aggregate by {} grows with the number of different keys",
+                self.sink,
+                keys.join(", ")
+            ));
+        }
+    }
+}
