@@ -49,13 +49,14 @@ fn of_machine(directory: &Path) -> NodeLoad {
     }
 }
 
-/// The second number of `/proc/self/statm` is the resident memory in pages.
+/// As Linux tells it.
 fn resident_bytes() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    u64::try_from(rustix::param::page_size())
-        .ok()?
-        .checked_mul(pages)
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kilobytes << 10)
 }
 
 /// Files may go while they are counted; then they do not count.
