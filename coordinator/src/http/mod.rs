@@ -9,6 +9,7 @@ pub mod describe_topic;
 pub mod alter_topic;
 pub mod delete_topic;
 pub mod forward_records;
+mod records_api;
 pub mod jobs;
 pub mod create_job;
 pub mod list_jobs;
@@ -77,6 +78,9 @@ pub struct State {
         describe_topic::describe_topic,
         alter_topic::alter_topic,
         delete_topic::delete_topic,
+        records_api::produce,
+        records_api::fetch,
+        records_api::stream,
         create_job::create_job,
         list_jobs::list_jobs,
         describe_job::describe_job,

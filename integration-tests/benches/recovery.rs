@@ -1,0 +1,204 @@
+//! How long no result comes after `kill -9` of the worker that holds all state, with and without room for it.
+//!
+//! `cargo build --release --bins && cargo bench -p integration-tests --bench recovery`
+//!
+//! A running aggregate over many keys fills the state; then a light load goes on while the worker is killed and
+//! started again with its directory. Measured is the longest time between two newly committed results, less the
+//! interval of checkpoints. Afterwards the counts of a thousand keys are read over HTTP and must be exact.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use common::client::Client;
+use integration_tests::cluster::Cluster;
+use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes};
+use serde_json::{Value, json};
+
+const INTERVAL: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(5);
+const REQUEST: u64 = 20_000;
+/// Keys that the load after the filling is about; their counts are checked.
+const BUSY_KEYS: u64 = 1_000;
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Different keys; about 100 bytes of state each.
+    #[arg(long, default_value_t = 2_000_000)]
+    keys: u64,
+    #[arg(long, default_value_t = 3)]
+    kills: u32,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    println!("{}", machine());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    for memory in ["2GiB", "128MiB"] {
+        let mut cluster = Cluster::start_with(1, &["--memory", memory])?;
+        let client = cluster.client()?;
+        runtime.block_on(fill(&client, options.keys))?;
+        let process = cluster.worker_process(0)?.id();
+        let job = runtime.block_on(client.job("counts"))?;
+        let state = job["state_bytes"].as_u64().context("state_bytes")?;
+        let (peak, _) = resident_bytes(process).context("Linux says nothing of the worker")?;
+        println!(
+            "--memory {memory}: {:.0} MiB of state, peak of the worker's memory {:.0} MiB",
+            mebibytes(state),
+            mebibytes(peak)
+        );
+        let mut rounds = 0;
+        for kill in 0..options.kills {
+            let gap = runtime.block_on(longest_gap(&mut cluster, &client, &mut rounds))?;
+            println!(
+                "  kill {kill}: no newly committed result for {:.2} s more than the interval",
+                gap.saturating_sub(INTERVAL).as_secs_f64()
+            );
+        }
+        runtime.block_on(check(&client, rounds))?;
+    }
+    Ok(())
+}
+
+fn record(key: u64) -> String {
+    format!(
+        "{{\"key\":\"customer-{key:020}\",\"amount\":{}}}\n",
+        key % 100
+    )
+}
+
+/// Deploys the job and gives it every key once.
+async fn fill(client: &Client, keys: u64) -> Result<()> {
+    client.create_topic("events", 4).await?;
+    client.create_topic("results", 4).await?;
+    let sql = "CREATE TABLE events (key VARCHAR, amount BIGINT) WITH (connector = 'topic', topic = 'events');
+               CREATE TABLE results WITH (connector = 'topic', topic = 'results');
+               INSERT INTO results SELECT key, count(*) AS events, sum(amount) AS total, max(amount) AS largest
+               FROM events GROUP BY key;";
+    let job = json!({
+        "name": "counts", "sql": sql, "checkpoint_interval_ms": INTERVAL.as_millis() as u64,
+    });
+    let _: Value = client.post("/v1/jobs", &job).await?;
+    for first in (0..keys).step_by(usize::try_from(REQUEST)?) {
+        let lines: String = (first..(first + REQUEST).min(keys)).map(record).collect();
+        client
+            .produce_ndjson("events", lines.into_bytes(), None)
+            .await?;
+    }
+    until_read(client).await
+}
+
+/// Waits until a completed epoch covers everything.
+async fn until_read(client: &Client) -> Result<()> {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(offsets) = client.get::<Value>("/v1/jobs/counts/offsets").await else {
+            continue;
+        };
+        let mut behind = 0;
+        for partition in 0..4 {
+            let path = format!("/v1/topics/events/partitions/{partition}/records?offset=latest");
+            let page: Value = client.get(&path).await?;
+            let end = page["end_offset"].as_i64().context("end_offset")?;
+            let read = offsets["sources"]["events"][partition.to_string()].as_i64();
+            behind += end - read.unwrap_or(0);
+        }
+        if behind == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Kills the worker under a light load; answers the longest time without a newly committed result.
+async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -> Result<Duration> {
+    let clock = Stopwatch::start();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let load = tokio::spawn(load(client.clone(), *rounds, stopped.clone()));
+    let looking = tokio::spawn(look(client.clone(), clock, stopped));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.kill_worker(0)?;
+    // Blocks until the worker is ready, as a supervisor that starts it again would not have to.
+    tokio::task::block_in_place(|| cluster.restart_worker(0))?;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    stop.send(true)?;
+    *rounds = load.await??;
+    let gap = looking.await?;
+    ensure!(gap < Duration::from_secs(8), "results did not come back");
+    Ok(gap)
+}
+
+/// Every busy key once a round; each round is sent until it is acknowledged, and counts once.
+async fn load(
+    client: Client,
+    mut round: u64,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) -> Result<u64> {
+    while !*stopped.borrow() {
+        let lines: String = (0..BUSY_KEYS).map(record).collect();
+        let key = format!("round-{round}");
+        while client
+            .produce_idempotent("events", lines.clone().into_bytes(), &key)
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(LOOK).await;
+        }
+        round += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(round)
+}
+
+/// The longest time between two moments at which more was committed than before.
+async fn look(
+    client: Client,
+    clock: Stopwatch,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) -> Duration {
+    let (mut longest, mut last, mut before) = (Duration::ZERO, clock.elapsed(), 0);
+    while !*stopped.borrow() {
+        let mut committed = 0;
+        for partition in 0..4 {
+            let path = format!("/v1/topics/results/partitions/{partition}/records?offset=latest");
+            if let Ok(page) = client.get::<Value>(&path).await {
+                committed += page["end_offset"].as_i64().unwrap_or(0);
+            }
+        }
+        if committed > before {
+            longest = longest.max(clock.elapsed() - last);
+            (last, before) = (clock.elapsed(), committed);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    longest
+}
+
+async fn check(client: &Client, rounds: u64) -> Result<()> {
+    until_read(client).await?;
+    let job = client.job("counts").await?;
+    let operators = job["graph"]["operators"].as_array().context("operators")?;
+    let aggregate = operators
+        .iter()
+        .find(|operator| operator["type"] == "aggregate");
+    let id = aggregate
+        .and_then(|o| o["id"].as_str())
+        .context("the aggregate")?;
+    for key in 0..BUSY_KEYS {
+        let name = format!("customer-{key:020}");
+        let state = client.state("counts", id, &json!(name)).await?;
+        let events = &state["entries"][0]["value"]["events"];
+        ensure!(
+            *events == rounds + 1,
+            "{name} has {state}, not {} events",
+            rounds + 1
+        );
+    }
+    println!("  every count is exact");
+    Ok(())
+}
