@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::error::{ErrorCode, Problem};
 use common::plan::JobGraph;
+use common::plan::aggregate_function::OFFERED;
 use common::plan::connector::SourceSpec;
 use common::plan::expression::{Expression, NamedExpression};
 use common::plan::operator::{Filter, OperatorSpec, Union};
@@ -358,14 +359,16 @@ impl<'a> Lowering<'a> {
         let nodes: Vec<&Node> = inputs.iter().map(|input| &input.node).collect();
         let node = operator_node(self.functions, &spec, &nodes, "").map_err(|mut problem| {
             // The pointer into the graph means nothing to who wrote SQL; the function it speaks of does.
-            problem.at = None;
-            let word = problem
-                .detail
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_owned();
-            self.placed(problem, &word)
+            let first = problem.detail.split(' ').next().unwrap_or_default();
+            let is_function = OFFERED.iter().any(|function| function.name == first);
+            let words: &[&str] = match &spec {
+                _ if is_function => &[first],
+                OperatorSpec::WindowAggregate(_) => &["tumble", "hop"],
+                _ => &[],
+            };
+            let place = words.iter().find_map(|word| find_word(word, &self.tokens));
+            problem.at = place.map(|place| place.to_string());
+            problem
         })?;
         let sources: BTreeSet<String> = inputs
             .iter()
