@@ -3,6 +3,7 @@
 //! Nothing is applied before it is on the disk, and nothing is answered before it is applied. A proposal
 //! that gets no answer may still have become a fact; whoever must know looks at the metadata.
 
+pub mod command_log;
 pub mod single;
 #[cfg(test)]
 mod metadata_log_tests;

@@ -4,26 +4,24 @@
 //! and answers. When enough has been appended since the last snapshot, the metadata is written as one
 //! file and the segments before it are dropped: a start reads the snapshot and the commands after it.
 //!
-//! A record of the log is `{index, entry}` in MessagePack. After one failed sync the log accepts nothing
-//! more, because nobody can tell what is on the disk; the process has to start again.
+//! After one failed sync the log accepts nothing more, because nobody can tell what is on the disk; the
+//! process has to start again.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use common::data_dir::{DataDir, DataDirError};
 use common::error::{ErrorCode, Problem};
-use common::ids::MetadataVersion;
 use common::seglog::storage::LogStorage;
-use common::seglog::{LogError, Options, Position, SegLog};
-use common::transport::msgpack::{self, MsgpackError};
+use common::seglog::{LogError, Position};
+use common::transport::msgpack::MsgpackError;
 
+use super::command_log::{CommandLog, Refused};
 use super::{MetadataLog, Proposal, ProposeError, Published};
 use crate::metadata::ClusterMetadata;
-use crate::metadata::command::Entry;
 use crate::metadata::snapshot::SnapshotError;
 
 /// Proposals that wait; more have to wait before they wait.
@@ -75,24 +73,11 @@ pub struct SingleNodeLog {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Serialize)]
-struct RecordRef<'a> {
-    index: u64,
-    entry: &'a Entry,
-}
-
-#[derive(Deserialize)]
-struct Record {
-    index: u64,
-    entry: Entry,
-}
-
 struct Writer {
-    log: SegLog,
+    log: CommandLog,
     data_dir: Arc<DataDir>,
     policy: SnapshotPolicy,
     published: Published,
-    next_index: u64,
     /// Where the log ended at the last snapshot, and how large that was.
     snapshot_at: Position,
     snapshot_bytes: u64,
@@ -114,22 +99,9 @@ impl SingleNodeLog {
             metadata = ClusterMetadata::from_snapshot(&bytes)?;
             snapshot_bytes = bytes.len() as u64;
         }
-        let options = Options {
-            segment_bytes: (policy.after_bytes / 2).max(1),
-            ..Options::standard()
-        };
-        let (log, recovery) = SegLog::open(storage, options)?;
-        if let Some(cut) = recovery.cut {
-            info!(
-                bytes = cut.bytes,
-                found = cut.found,
-                "cut off what was never answered"
-            );
-        }
-        let replayed = replay(&log, &mut metadata)?;
-        info!(version = %metadata.version(), replayed, "metadata is complete");
+        let segment_bytes = (policy.after_bytes / 2).max(1);
+        let log = CommandLog::open(storage, segment_bytes, &mut metadata)?;
 
-        let next_index = metadata.version().0 + 1;
         let (published, view) = Published::new(metadata);
         let (proposals, waiting) = mpsc::channel(MAX_WAITING);
         let (stop, stopped) = oneshot::channel();
@@ -139,7 +111,6 @@ impl SingleNodeLog {
             data_dir,
             policy,
             published,
-            next_index,
             snapshot_bytes,
         };
         let thread = std::thread::Builder::new()
@@ -217,7 +188,7 @@ impl Writer {
         let mut stored = Vec::with_capacity(group.len());
         let mut answers = Vec::with_capacity(group.len());
         for Proposal { entry, answer } in group.drain(..) {
-            match self.append(&entry) {
+            match self.log.append(&entry) {
                 Ok(index) => {
                     stored.push((index, entry));
                     answers.push(answer);
@@ -248,23 +219,6 @@ impl Writer {
         Ok(())
     }
 
-    fn append(&mut self, entry: &Entry) -> Result<MetadataVersion, Refused> {
-        let record = RecordRef {
-            index: self.next_index,
-            entry,
-        };
-        let bytes = msgpack::encode(&record).expect("commands are plain data");
-        if bytes.len() > common::limits::MAX_COMMAND_BYTES {
-            return Err(Refused::TooLarge(bytes.len()));
-        }
-        if self.log.needs_roll(bytes.len()) {
-            self.log.roll()?;
-        }
-        self.log.append_framed(&[&bytes])?;
-        self.next_index += 1;
-        Ok(MetadataVersion(record.index))
-    }
-
     fn snapshot_if_due(&mut self) -> Result<(), LogError> {
         let due_after = self.policy.after_bytes.max(4 * self.snapshot_bytes);
         if self.log.end().since(self.snapshot_at) < due_after {
@@ -280,51 +234,6 @@ impl Writer {
         }
         self.snapshot_at = end;
         self.snapshot_bytes = bytes.len() as u64;
-        self.log.roll()?;
-        if let Some(removal) = self.log.drop_prefix(end) {
-            removal.run()?;
-        }
-        Ok(())
+        self.log.drop_before(end)
     }
-}
-
-enum Refused {
-    ByDisk,
-    TooLarge(usize),
-    Fatally(LogError),
-}
-
-impl From<LogError> for Refused {
-    fn from(error: LogError) -> Refused {
-        match error {
-            LogError::DiskFull => Refused::ByDisk,
-            fatal => Refused::Fatally(fatal),
-        }
-    }
-}
-
-/// Applies every command of the log that the metadata does not have yet.
-fn replay(log: &SegLog, metadata: &mut ClusterMetadata) -> Result<u64, OpenError> {
-    let mut replayed = 0;
-    for record in log.reader().records(log.start()) {
-        let record: Record =
-            msgpack::decode(&record?.payload()).map_err(|source| OpenError::Record {
-                index: metadata.version().0 + 1,
-                source,
-            })?;
-        let before = metadata.version().0;
-        if record.index <= before {
-            continue;
-        }
-        if record.index != before + 1 {
-            return Err(OpenError::Gap {
-                before,
-                found: record.index,
-            });
-        }
-        // A command that was rejected is rejected again.
-        let _outcome = metadata.apply(MetadataVersion(record.index), &record.entry);
-        replayed += 1;
-    }
-    Ok(replayed)
 }
