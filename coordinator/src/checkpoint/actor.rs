@@ -20,7 +20,7 @@ use super::machine::{CheckpointMachine, Effect, Event, Fence, INJECT_AGAIN, Sett
 use super::permit::CommitPermit;
 use crate::controller::Controller;
 use crate::job::messages::FinalCheckpointCompleted;
-use crate::metadata::command::{Command, EpochCompleted, Outcome};
+use crate::metadata::command::{Command, Outcome};
 use crate::metadata::jobs::JobRow;
 
 #[derive(Debug)]
@@ -195,18 +195,7 @@ impl CheckpointActor {
 
     fn complete(&mut self, permit: CommitPermit, ctx: &mut Context<CheckpointActor>) {
         let checkpoint = permit.checkpoint();
-        let proven = permit.into_proven();
-        let command = Command::EpochCompleted(EpochCompleted {
-            job: self.job,
-            generation: proven.generation,
-            checkpoint,
-            kind: proven.kind,
-            holders: proven.holders,
-            positions: proven.positions,
-            duration: proven.duration,
-            delta_bytes: proven.delta_bytes,
-            state_bytes: proven.state_bytes,
-        });
+        let command = permit.into_command(self.job);
         let controller = self.controller.clone();
         let proposed = async move { controller.propose(command).await };
         ctx.spawn(proposed.into_actor(self).map(move |result, actor, ctx| {

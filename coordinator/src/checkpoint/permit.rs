@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use common::ids::{CheckpointId, Generation, NodeId, TaskId};
+use common::ids::{CheckpointId, Generation, JobId, NodeId, TaskId};
 use common::protocol::checkpoint::CheckpointKind;
 use common::time::Span;
+
+use crate::metadata::command::{Command, EpochCompleted};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CommitPermit(Proven);
@@ -41,5 +43,21 @@ impl CommitPermit {
     /// Spends the permit.
     pub fn into_proven(self) -> Proven {
         self.0
+    }
+
+    /// Spends the permit on the command that makes the completion a fact.
+    pub fn into_command(self, job: JobId) -> Command {
+        let proven = self.0;
+        Command::EpochCompleted(EpochCompleted {
+            job,
+            generation: proven.generation,
+            checkpoint: proven.checkpoint,
+            kind: proven.kind,
+            holders: proven.holders,
+            positions: proven.positions,
+            duration: proven.duration,
+            delta_bytes: proven.delta_bytes,
+            state_bytes: proven.state_bytes,
+        })
     }
 }

@@ -9,7 +9,7 @@ use futures_util::Stream;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use common::ids::{JobId, JobName, MetadataVersion, WorkerEpoch};
+use common::ids::{JobId, JobName, MetadataVersion};
 use common::limits::JOB_MAILBOX;
 use common::protocol::checkpoint::CheckpointKind;
 use common::time::{Clock, Tick};
@@ -19,7 +19,6 @@ use super::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
 use super::messages::{FinalCheckpointCompleted, JobFacts, Observe, TasksReported};
 use super::observed::Observed;
 use crate::checkpoint::actor::{CheckpointActor, TakeCheckpoints};
-use crate::checkpoint::machine::Team;
 use crate::controller::Controller;
 use crate::metadata_log::ProposeError;
 use crate::placement::tasks::JobShape;
@@ -149,17 +148,17 @@ impl JobActor {
             Checkpointing::Off => TakeCheckpoints::Off,
             Checkpointing::Periodic { generation } => TakeCheckpoints::Of {
                 generation,
-                team: self.team(),
+                team: self.machine.team(),
                 kind: CheckpointKind::Periodic,
             },
             Checkpointing::Final { generation } => TakeCheckpoints::Of {
                 generation,
-                team: self.team(),
+                team: self.machine.team(),
                 kind: CheckpointKind::Stop,
             },
             Checkpointing::Drain { generation } => TakeCheckpoints::Of {
                 generation,
-                team: self.team(),
+                team: self.machine.team(),
                 kind: CheckpointKind::Drain,
             },
         };
@@ -170,26 +169,6 @@ impl JobActor {
                 warn!(job = %actor.name, "the job's checkpoints have ended");
             }
         }));
-    }
-
-    fn team(&self) -> Team {
-        let facts = self.machine.facts();
-        let running = facts.running.as_ref();
-        let worker_of = running
-            .map(|running| running.worker_of.clone())
-            .unwrap_or_default();
-        let workers = self.machine.workers();
-        Team {
-            sources: self.machine.shape().sources().collect(),
-            workers: worker_of
-                .values()
-                .map(|worker| {
-                    let epoch = workers.get(worker).map(|room| room.epoch);
-                    (*worker, epoch.unwrap_or(WorkerEpoch(0)))
-                })
-                .collect(),
-            worker_of,
-        }
     }
 
     fn set_timer(&mut self, ctx: &mut Context<JobActor>) {

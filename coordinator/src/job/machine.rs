@@ -18,6 +18,7 @@ use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
 
 use super::facts::{Facts, Proposal, RunningTasks, Workers};
+use crate::checkpoint::machine::Team;
 use crate::metadata::jobs::Desired;
 use crate::placement::tasks::{JobShape, Problem, place};
 
@@ -214,6 +215,25 @@ impl JobMachine {
         match self.tasks.get(&task)? {
             TaskStatus::Reported(state) => Some(state),
             TaskStatus::Missing => None,
+        }
+    }
+
+    /// The tasks of the generation that runs, where they are, and in which life of those workers.
+    pub fn team(&self) -> Team {
+        let running = self.facts.running.as_ref();
+        let worker_of = running
+            .map(|running| running.worker_of.clone())
+            .unwrap_or_default();
+        Team {
+            sources: self.shape.sources().collect(),
+            workers: worker_of
+                .values()
+                .map(|worker| {
+                    let epoch = self.workers.get(worker).map(|room| room.epoch);
+                    (*worker, epoch.unwrap_or(WorkerEpoch(0)))
+                })
+                .collect(),
+            worker_of,
         }
     }
 
