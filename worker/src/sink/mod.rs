@@ -6,6 +6,7 @@
 //! cannot hide rows say that they deliver at least once.
 
 pub mod transactions;
+pub mod write_queue;
 pub mod transactional_writer;
 pub mod dead_letters;
 mod topic;
