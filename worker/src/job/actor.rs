@@ -10,37 +10,30 @@ use actix::{
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
-use common::key_group::KeyGroupRange;
-use common::protocol::checkpoint::CheckpointKind;
-use common::protocol::checkpoint::{AckCheckpoint, DeclineCheckpoint, TaskSnapshot};
+use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, DeclineCheckpoint};
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
 use common::time::{Span, Timestamp};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
+use super::assembly::{self, Restored};
 use super::messages::{Barrier, Completed, ReadState, StopJob};
 use super::services::Services;
-use super::wiring::connections;
 use crate::checkpoint::chunk::TaskChunk;
-use crate::checkpoint::participant::{Participant, Persist};
+use crate::checkpoint::participant::Participant;
 use crate::checkpoint::state_store::{JobStateStore, StateError, StoreOptions, TaskTables};
-use crate::operator;
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
-use crate::source::watermark::Watermarks;
 use crate::source::{self, SourceContext};
-use crate::task::actor::{Input, Progress, SourceSide, TaskActor};
-use crate::task::chain::Chain;
-use crate::task::channel::channel;
+use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
-use crate::task::context::OperatorState;
+use crate::task::machine::{Input, Progress, TaskMachine};
 use crate::task::messages::{Complete, Inject, Query, Sealed, Snapshot, Stop};
-use crate::task::output::{Output, Writer};
-use crate::task::router::Router;
+use crate::task::output::Writer;
 use crate::task::sink_pump::sink_queue;
 use crate::task::source_input::SourceInput;
-use crate::task::task_state::{SINK, TASK, TaskState};
+use crate::task::task_state::TaskState;
 
 /// Snapshots, completions and questions that may wait at once.
 const MAILBOX: usize = 1024;
@@ -65,18 +58,9 @@ pub struct JobActor {
     stopping: bool,
 }
 
-/// What a task starts from.
-type Restored = BTreeMap<TaskId, TaskTables>;
-
 impl JobActor {
     pub fn new(deployment: Arc<Deployment>, services: Services) -> JobActor {
-        let me = services.session.worker;
-        let local: BTreeSet<TaskId> = deployment
-            .tasks
-            .iter()
-            .filter(|assignment| assignment.worker == me)
-            .map(|assignment| assignment.task)
-            .collect();
+        let local = assembly::local_tasks(&deployment, services.session.worker);
         JobActor {
             participant: Participant::new(local.clone()),
             services,
@@ -113,16 +97,7 @@ impl JobActor {
             let store = JobStateStore::open(&directory, options)?;
             let facts = image.borrow().jobs.get(&deployment.job).cloned();
             let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-            let mut restored = Restored::new();
-            for task in tasks {
-                // A task without state of its own may have run elsewhere before, and needs nothing.
-                let at = match deployment.graph.stage(task.stage).has_state() {
-                    true => deployment.restore,
-                    false => None,
-                };
-                let tables = store.restore(deployment.generation, task, at, &history)?;
-                restored.insert(task, tables);
-            }
+            let restored = assembly::restore(&store, &deployment, &tasks, &history)?;
             Ok::<_, StateError>((store, restored))
         });
         let restored = restoring
@@ -147,51 +122,15 @@ impl JobActor {
             .iter()
             .map(|task| (*task, Arc::default()))
             .collect();
-        let mut inputs: BTreeMap<TaskId, Vec<InputChannel>> = BTreeMap::new();
-        let mut outputs: BTreeMap<TaskId, Vec<(usize, Vec<Writer>)>> = BTreeMap::new();
-        for index in 0..self.deployment.graph.edges.len() {
-            for connection in connections(&self.deployment, index) {
-                let (from, to) = (wakes.get(&connection.from), wakes.get(&connection.to));
-                let exchange = &self.services.exchange;
-                let (writer, reader) = match (from, to) {
-                    (None, None) => continue,
-                    (Some(from), Some(to)) => {
-                        let (writer, reader) = channel(to.clone(), from.clone());
-                        (Some(Writer::Local(writer)), Some(reader))
-                    }
-                    (Some(from), None) => {
-                        let writer =
-                            exchange.writer(connection.channel, connection.to_worker, from.clone());
-                        (Some(Writer::Remote(writer)), None)
-                    }
-                    (None, Some(to)) => {
-                        let reader =
-                            exchange.reader(connection.channel, connection.from_worker, to.clone());
-                        (None, Some(reader))
-                    }
-                };
-                if let Some(reader) = reader {
-                    let input = InputChannel {
-                        reader,
-                        input: connection.input,
-                    };
-                    inputs.entry(connection.to).or_default().push(input);
-                }
-                if let Some(writer) = writer {
-                    let edges = outputs.entry(connection.from).or_default();
-                    match edges.last_mut() {
-                        Some((edge, writers)) if *edge == index => writers.push(writer),
-                        _ => edges.push((index, vec![writer])),
-                    }
-                }
-            }
-        }
+        let exchange = &self.services.exchange;
+        let mut ends = assembly::connect(&self.deployment, &wakes, exchange.lanes());
+        exchange.start_senders();
         for (task, wake) in wakes {
             let parts = TaskParts {
                 task,
                 wake,
-                inputs: inputs.remove(&task).unwrap_or_default(),
-                outputs: outputs.remove(&task).unwrap_or_default(),
+                inputs: ends.inputs.remove(&task).unwrap_or_default(),
+                outputs: ends.outputs.remove(&task).unwrap_or_default(),
                 tables: restored.remove(&task).unwrap_or_default(),
             };
             match self.start_task(parts, context) {
@@ -212,33 +151,13 @@ impl JobActor {
     ) -> Result<Addr<TaskActor>, Problem> {
         let deployment = &self.deployment;
         let stage = deployment.graph.stage(parts.task.stage);
-        let key_groups = deployment.graph.key_groups;
-        let mut states: BTreeMap<String, OperatorState> = BTreeMap::new();
-        for (id, table) in parts.tables {
-            states
-                .entry(id.operator)
-                .or_default()
-                .tables
-                .insert(id.table, table);
-        }
-        let mut own = |id: &str| states.remove(id).unwrap_or_default();
-        let mut state = TaskState::new(own(TASK), own(SINK));
-        let watermark = state.watermark();
-        let sealed = deployment.restore.unwrap_or_default();
-        let mut operators = Vec::new();
-        for planned in &stage.operators {
-            let id = planned.spec.id();
-            let built = operator::build(planned, &self.services.custom)?;
-            operators.push((id.to_owned(), built, own(id)));
-        }
-        let key_range = KeyGroupRange::of_task(parts.task.index, key_groups, stage.parallelism);
-        let chain = Chain::new(operators, watermark, key_range, key_groups);
-        let mut outputs = Vec::new();
-        for (index, writers) in parts.outputs {
-            let edge = &deployment.graph.edges[index];
-            let router = Router::new(&edge.route, &edge.columns, writers.len(), key_groups)?;
-            outputs.push(Output::new(router, writers));
-        }
+        let mut assembled = assembly::assemble(
+            deployment,
+            parts.task,
+            parts.tables,
+            parts.outputs,
+            &self.services.custom,
+        )?;
         let status = self.services.reports.add(
             deployment.job,
             deployment.generation,
@@ -261,7 +180,7 @@ impl JobActor {
             source: SourceContext {
                 task_index: parts.task.index,
                 parallelism: stage.parallelism,
-                restored: deployment.restore.map(|_| state.splits()),
+                restored: deployment.restore.map(|_| assembled.state.splits()),
                 log: self.services.log.clone(),
                 clock: self.services.clock.clone(),
             },
@@ -276,50 +195,47 @@ impl JobActor {
             let letters = DeadLetterSink::new(starting.sink.clone());
             let sink_opening = starting.open_sink();
             let (sink, pump) = sink_queue(sink_opening, letters, wake.clone());
-            let input = starting.open_input(&mut state, sealed, watermark, wake.clone());
-            TaskActor {
+            let input = starting.open_input(
+                &mut assembled.state,
+                assembled.sealed,
+                assembled.watermark,
+                wake.clone(),
+            );
+            let machine = TaskMachine {
                 task,
-                job,
                 status,
+                input,
+                chain: assembled.chain,
+                state: assembled.state,
+                outputs: assembled.outputs,
+                sink,
+                progress: Progress::restored(restored, assembled.sealed, assembled.watermark),
+                restored,
+            };
+            TaskActor {
+                machine,
+                job,
                 clock,
                 wake,
-                input,
-                chain,
-                state,
-                outputs,
-                sink,
                 pump: Some(pump),
-                progress: Progress::restored(restored, sealed, watermark),
-                restored,
             }
         }))
     }
 
     /// Makes durable what all local tasks have sealed, and acknowledges it.
     fn persist(&mut self, context: &mut Context<Self>) {
-        if let Some(Persist { checkpoint, chunks }) = self.participant.take_ready() {
-            let newest = chunks.iter().filter(|(c, _, _)| *c == checkpoint);
-            let tasks = newest.map(|(_, task, snapshot)| TaskSnapshot {
-                task: *task,
-                delta_bytes: 0,
-                state_bytes: snapshot.state_bytes,
-                positions: snapshot.positions.clone(),
-            });
+        if let Some(ready) = self.participant.take_ready() {
+            let checkpoint = ready.checkpoint;
+            let (chunks, tasks) = assembly::to_write(ready);
             let ack = AckCheckpoint {
                 worker: self.services.session.worker,
                 worker_epoch: self.services.session.epoch(),
                 job: self.deployment.job,
                 generation: self.deployment.generation,
                 checkpoint,
-                tasks: tasks.collect(),
+                tasks,
             };
-            let chunk =
-                |(checkpoint, task, snapshot): (CheckpointId, TaskId, Snapshot)| TaskChunk {
-                    task,
-                    checkpoint,
-                    tables: snapshot.deltas,
-                };
-            self.write(chunks.into_iter().map(chunk).collect(), ack, context);
+            self.write(chunks, ack, context);
         }
     }
 
@@ -512,27 +428,15 @@ impl StartingTask {
         let Some(planned) = self.stage.source else {
             return Input::Channels(ChannelInput::new(self.inputs, sealed, watermark));
         };
-        let event_time = planned.spec.watermark().cloned();
-        let time_column = event_time.as_ref().and_then(|event_time| {
-            planned
-                .columns
-                .iter()
-                .position(|column| column.name == event_time.column)
-        });
-        let delay = event_time.map(|event_time| event_time.delay);
-        let idle_timeout = planned.spec.idle_timeout();
         let context = self.source;
+        let source = planned.clone();
         let opening = async move {
             source::open(&planned, context)
                 .await
                 .map_err(source::SourceError::from)
         };
-        Input::Source(SourceSide {
-            reader: SourceInput::start(Box::pin(opening), wake),
-            watermarks: Watermarks::new(delay, idle_timeout, watermark),
-            time_column,
-            clocks: state.clocks().into_iter().collect(),
-        })
+        let reader = SourceInput::start(Box::pin(opening), wake);
+        Input::Source(assembly::source_side(&source, reader, state, watermark))
     }
 }
 

@@ -4,5 +4,6 @@ pub mod assignment;
 pub mod services;
 pub mod messages;
 pub mod wiring;
+pub mod assembly;
 pub mod actor;
 pub mod jobs_actor;

@@ -16,6 +16,7 @@ pub mod event_time;
 pub mod task_state;
 pub mod query;
 pub mod messages;
+pub mod machine;
 pub mod actor;
 
 #[cfg(test)]

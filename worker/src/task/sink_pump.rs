@@ -49,6 +49,13 @@ pub struct SinkQueue {
     events: mpsc::Receiver<SinkEvent>,
 }
 
+/// The writing end of the queue.
+#[derive(Debug)]
+pub struct SinkEnd {
+    pub commands: mpsc::Receiver<SinkCommand>,
+    pub events: mpsc::Sender<SinkEvent>,
+}
+
 /// A sink that is being opened.
 pub type Opening = LocalBoxFuture<'static, Result<Box<dyn Sink>, SinkError>>;
 
@@ -57,8 +64,7 @@ pub struct SinkPump {
     opening: Option<Opening>,
     sink: Option<Box<dyn Sink>>,
     letters: DeadLetterSink,
-    commands: mpsc::Receiver<SinkCommand>,
-    events: mpsc::Sender<SinkEvent>,
+    end: SinkEnd,
     wake: Arc<Notify>,
 }
 
@@ -68,28 +74,35 @@ pub fn sink_queue(
     letters: DeadLetterSink,
     wake: Arc<Notify>,
 ) -> (SinkQueue, SinkPump) {
-    let (commands, received) = mpsc::channel(QUEUE);
-    let (told, events) = mpsc::channel(QUEUE);
-    let queue = SinkQueue {
-        commands,
-        waiting: VecDeque::new(),
-        has_sink: opening.is_some(),
-        events,
+    let (queue, end) = SinkQueue::new(opening.is_some());
+    let pump = SinkPump {
+        opening,
+        sink: None,
+        letters,
+        end,
+        wake,
     };
-    (
-        queue,
-        SinkPump {
-            opening,
-            sink: None,
-            letters,
-            commands: received,
-            events: told,
-            wake,
-        },
-    )
+    (queue, pump)
 }
 
 impl SinkQueue {
+    /// A queue and its other end, where somebody performs the commands in order.
+    pub fn new(has_sink: bool) -> (SinkQueue, SinkEnd) {
+        let (commands, received) = mpsc::channel(QUEUE);
+        let (told, events) = mpsc::channel(QUEUE);
+        let queue = SinkQueue {
+            commands,
+            waiting: VecDeque::new(),
+            has_sink,
+            events,
+        };
+        let end = SinkEnd {
+            commands: received,
+            events: told,
+        };
+        (queue, end)
+    }
+
     /// Whether rows can be written here, and not only dead letters.
     pub fn has_sink(&self) -> bool {
         self.has_sink
@@ -138,10 +151,11 @@ impl SinkPump {
             self.sink = Some(opening.await?);
         }
         loop {
-            let command = tokio::time::timeout(LINGER.as_duration(), self.commands.recv()).await;
+            let command =
+                tokio::time::timeout(LINGER.as_duration(), self.end.commands.recv()).await;
             let Ok(command) = command else {
                 self.flush().await?;
-                match self.commands.recv().await {
+                match self.end.commands.recv().await {
                     Some(command) => self.perform(command).await?,
                     None => return Ok(()),
                 }
@@ -196,7 +210,7 @@ impl SinkPump {
 
     async fn tell(&self, event: SinkEvent) {
         // A task that is gone needs to hear nothing.
-        self.events.send(event).await.unwrap_or_default();
+        self.end.events.send(event).await.unwrap_or_default();
         self.wake.notify_one();
     }
 }

@@ -18,9 +18,13 @@ const AHEAD: usize = 2;
 #[derive(Debug)]
 pub struct SourceInput {
     events: mpsc::Receiver<Result<SourceEvent, SourceError>>,
-    pump: JoinHandle<()>,
+    /// What reads ahead, if this task started it.
+    pump: Option<JoinHandle<()>>,
     splits: BTreeMap<Arc<str>, SplitState>,
 }
+
+/// Where what a source gives is put.
+pub type SourceFeed = mpsc::Sender<Result<SourceEvent, SourceError>>;
 
 /// A source that is being opened; it may have to ask partitions where they end.
 pub type Opening = LocalBoxFuture<'static, Result<Box<dyn Source>, SourceError>>;
@@ -28,7 +32,7 @@ pub type Opening = LocalBoxFuture<'static, Result<Box<dyn Source>, SourceError>>
 impl SourceInput {
     /// Opens the source and reads it on this thread. `wake` wakes the task when there is something to take.
     pub fn start(opening: Opening, wake: Arc<Notify>) -> SourceInput {
-        let (sender, events) = mpsc::channel(AHEAD);
+        let (sender, mut input) = SourceInput::fed();
         let pump = tokio::task::spawn_local(async move {
             if let Err(error) = read(opening, &sender, &wake).await {
                 // A task that is gone needs to hear nothing.
@@ -36,11 +40,19 @@ impl SourceInput {
             }
             wake.notify_one();
         });
-        SourceInput {
+        input.pump = Some(pump);
+        input
+    }
+
+    /// An input that somebody else feeds, and the feed.
+    pub fn fed() -> (SourceFeed, SourceInput) {
+        let (feed, events) = mpsc::channel(AHEAD);
+        let input = SourceInput {
             events,
-            pump,
+            pump: None,
             splits: BTreeMap::new(),
-        }
+        };
+        (feed, input)
     }
 
     /// The next event, with the positions moved past it.
@@ -76,15 +88,13 @@ impl SourceInput {
 
 impl Drop for SourceInput {
     fn drop(&mut self) {
-        self.pump.abort();
+        if let Some(pump) = &self.pump {
+            pump.abort();
+        }
     }
 }
 
-async fn read(
-    opening: Opening,
-    sender: &mpsc::Sender<Result<SourceEvent, SourceError>>,
-    wake: &Notify,
-) -> Result<(), SourceError> {
+async fn read(opening: Opening, sender: &SourceFeed, wake: &Notify) -> Result<(), SourceError> {
     let mut source = opening.await?;
     let found = source
         .splits()

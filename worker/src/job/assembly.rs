@@ -1,0 +1,219 @@
+//! What the tasks of a generation are made of: restored tables, channels, chains, routers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use common::error::Problem;
+use common::ids::{CheckpointId, NodeId, TaskId};
+use common::key_group::KeyGroupRange;
+use common::plan::task_graph::PlannedSource;
+use common::protocol::checkpoint::TaskSnapshot;
+use common::protocol::task::Deployment;
+use common::time::Timestamp;
+use tokio::sync::Notify;
+
+use super::wiring::connections;
+use crate::checkpoint::chunk::TaskChunk;
+use crate::checkpoint::participant::Persist;
+use crate::checkpoint::state_store::{History, JobStateStore, StateError, TaskTables};
+use crate::exchange::lanes::Lanes;
+use crate::operator;
+use crate::operator::custom::CustomOperators;
+use crate::source::watermark::Watermarks;
+use crate::task::chain::Chain;
+use crate::task::channel::channel;
+use crate::task::channel_input::InputChannel;
+use crate::task::context::OperatorState;
+use crate::task::machine::SourceSide;
+use crate::task::messages::Snapshot;
+use crate::task::output::{Output, Writer};
+use crate::task::router::Router;
+use crate::task::source_input::SourceInput;
+use crate::task::task_state::{SINK, TASK, TaskState};
+
+/// What each task starts from.
+pub type Restored = BTreeMap<TaskId, TaskTables>;
+
+/// The ends of the channels of a worker's tasks.
+#[derive(Debug, Default)]
+pub struct Ends {
+    pub inputs: BTreeMap<TaskId, Vec<InputChannel>>,
+    /// By task: the writers of each outgoing edge.
+    pub outputs: BTreeMap<TaskId, Vec<(usize, Vec<Writer>)>>,
+}
+
+/// A task's own part, between its inputs and its sink.
+#[derive(Debug)]
+pub struct Assembled {
+    pub chain: Chain,
+    pub state: TaskState,
+    pub outputs: Vec<Output>,
+    /// What it had last said about event time.
+    pub watermark: Timestamp,
+    /// No barrier up to this one is of interest any more.
+    pub sealed: CheckpointId,
+}
+
+/// The tasks of a generation that run on one worker.
+pub fn local_tasks(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
+    let assigned = deployment.tasks.iter();
+    assigned
+        .filter(|assignment| assignment.worker == me)
+        .map(|assignment| assignment.task)
+        .collect()
+}
+
+/// Brings the tables of these tasks back from disk. Blocks.
+pub fn restore(
+    store: &JobStateStore,
+    deployment: &Deployment,
+    tasks: &BTreeSet<TaskId>,
+    history: History<'_>,
+) -> Result<Restored, StateError> {
+    let mut restored = Restored::new();
+    for task in tasks {
+        // A task without state of its own may have run elsewhere before, and needs nothing.
+        let at = match deployment.graph.stage(task.stage).has_state() {
+            true => deployment.restore,
+            false => None,
+        };
+        let tables = store.restore(deployment.generation, *task, at, history)?;
+        restored.insert(*task, tables);
+    }
+    Ok(restored)
+}
+
+/// Opens the channels that begin or end in these tasks. `wakes`: what wakes each of them.
+pub fn connect(
+    deployment: &Deployment,
+    wakes: &BTreeMap<TaskId, Arc<Notify>>,
+    lanes: &Lanes,
+) -> Ends {
+    let mut ends = Ends::default();
+    for index in 0..deployment.graph.edges.len() {
+        for connection in connections(deployment, index) {
+            let (from, to) = (wakes.get(&connection.from), wakes.get(&connection.to));
+            let (writer, reader) = match (from, to) {
+                (None, None) => continue,
+                (Some(from), Some(to)) => {
+                    let (writer, reader) = channel(to.clone(), from.clone());
+                    (Some(Writer::Local(writer)), Some(reader))
+                }
+                (Some(from), None) => {
+                    let writer =
+                        lanes.writer(connection.channel, connection.to_worker, from.clone());
+                    (Some(Writer::Remote(writer)), None)
+                }
+                (None, Some(to)) => {
+                    let reader =
+                        lanes.reader(connection.channel, connection.from_worker, to.clone());
+                    (None, Some(reader))
+                }
+            };
+            if let Some(reader) = reader {
+                let input = InputChannel {
+                    reader,
+                    input: connection.input,
+                };
+                ends.inputs.entry(connection.to).or_default().push(input);
+            }
+            if let Some(writer) = writer {
+                let edges = ends.outputs.entry(connection.from).or_default();
+                match edges.last_mut() {
+                    Some((edge, writers)) if *edge == index => writers.push(writer),
+                    _ => edges.push((index, vec![writer])),
+                }
+            }
+        }
+    }
+    ends
+}
+
+/// Puts a task together from its plan, its tables and its way to others.
+pub fn assemble(
+    deployment: &Deployment,
+    task: TaskId,
+    tables: TaskTables,
+    outputs: Vec<(usize, Vec<Writer>)>,
+    custom: &CustomOperators,
+) -> Result<Assembled, Problem> {
+    let stage = deployment.graph.stage(task.stage);
+    let key_groups = deployment.graph.key_groups;
+    let mut states: BTreeMap<String, OperatorState> = BTreeMap::new();
+    for (id, table) in tables {
+        states
+            .entry(id.operator)
+            .or_default()
+            .tables
+            .insert(id.table, table);
+    }
+    let mut own = |id: &str| states.remove(id).unwrap_or_default();
+    let mut state = TaskState::new(own(TASK), own(SINK));
+    let watermark = state.watermark();
+    let mut operators = Vec::new();
+    for planned in &stage.operators {
+        let id = planned.spec.id();
+        let built = operator::build(planned, custom)?;
+        operators.push((id.to_owned(), built, own(id)));
+    }
+    let key_range = KeyGroupRange::of_task(task.index, key_groups, stage.parallelism);
+    let mut routed = Vec::new();
+    for (index, writers) in outputs {
+        let edge = &deployment.graph.edges[index];
+        let router = Router::new(&edge.route, &edge.columns, writers.len(), key_groups)?;
+        routed.push(Output::new(router, writers));
+    }
+    Ok(Assembled {
+        chain: Chain::new(operators, watermark, key_range, key_groups),
+        state,
+        outputs: routed,
+        watermark,
+        sealed: deployment.restore.unwrap_or_default(),
+    })
+}
+
+/// What a source task needs besides its reader: what its splits say about time, from where they were.
+pub fn source_side(
+    planned: &PlannedSource,
+    reader: SourceInput,
+    state: &mut TaskState,
+    watermark: Timestamp,
+) -> SourceSide {
+    let event_time = planned.spec.watermark();
+    let time_column = event_time.and_then(|event_time| {
+        planned
+            .columns
+            .iter()
+            .position(|column| column.name == event_time.column)
+    });
+    let delay = event_time.map(|event_time| event_time.delay);
+    SourceSide {
+        reader,
+        watermarks: Watermarks::new(delay, planned.spec.idle_timeout(), watermark),
+        time_column,
+        clocks: state.clocks().into_iter().collect(),
+    }
+}
+
+/// What a worker writes for a checkpoint, and what it then says of its tasks.
+pub fn to_write(persist: Persist<Snapshot>) -> (Vec<TaskChunk>, Vec<TaskSnapshot>) {
+    let newest = persist
+        .chunks
+        .iter()
+        .filter(|(checkpoint, _, _)| *checkpoint == persist.checkpoint);
+    let snapshots = newest
+        .map(|(_, task, snapshot)| TaskSnapshot {
+            task: *task,
+            delta_bytes: 0,
+            state_bytes: snapshot.state_bytes,
+            positions: snapshot.positions.clone(),
+        })
+        .collect();
+    let chunks = persist.chunks.into_iter();
+    let chunks = chunks.map(|(checkpoint, task, snapshot)| TaskChunk {
+        task,
+        checkpoint,
+        tables: snapshot.deltas,
+    });
+    (chunks.collect(), snapshots)
+}
