@@ -76,9 +76,9 @@ pub struct JobStateStore {
 }
 
 /// How to get at the store the view is in.
-pub(super) struct ViewPlace {
-    pub(super) open: Box<dyn Fn() -> Result<Arc<dyn KvStore>, KvError> + Send + Sync>,
-    pub(super) set_aside: Box<dyn Fn() -> Result<(), StateError> + Send + Sync>,
+pub struct ViewPlace {
+    pub open: Box<dyn Fn() -> Result<Arc<dyn KvStore>, KvError> + Send + Sync>,
+    pub set_aside: Box<dyn Fn() -> Result<(), StateError> + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -166,7 +166,8 @@ impl JobStateStore {
         Ok(base_file::remove_job(directory)?)
     }
 
-    pub(super) fn assemble(
+    /// A store whose deltas and view are where the caller says. Blocks.
+    pub fn assemble(
         directory: &Path,
         options: StoreOptions,
         deltas: Arc<dyn LogStorage>,
@@ -483,6 +484,12 @@ impl From<DeltaLogError> for StateError {
             DeltaLogError::Stale { task, generation } => StateError::Stale { task, generation },
             DeltaLogError::NotAChunk { .. } => StateError::DamagedLog(error.to_string()),
         }
+    }
+}
+
+impl fmt::Debug for ViewPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ViewPlace").finish_non_exhaustive()
     }
 }
 

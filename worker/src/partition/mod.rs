@@ -14,11 +14,11 @@ pub mod machine;
 pub mod waiting;
 pub mod transactions;
 pub mod reconcile;
-mod work;
+pub mod work;
 mod messages;
 pub mod actor;
 pub mod registry;
-pub(crate) mod problems;
+pub mod problems;
 
 #[cfg(test)]
 mod machine_tests;

@@ -9,7 +9,7 @@ use crate::log::partition_log::{AppendError, OpenError};
 use crate::log::producer_state::ProducerRefusal;
 use crate::log::reader::ReadError;
 
-pub(crate) fn append_refused(refusal: AppendRefusal) -> Problem {
+pub fn append_refused(refusal: AppendRefusal) -> Problem {
     let code = match refusal {
         AppendRefusal::NotLeader { .. } => ErrorCode::NotLeader,
         AppendRefusal::Fenced { .. } => ErrorCode::FencedLeaderEpoch,
@@ -19,7 +19,7 @@ pub(crate) fn append_refused(refusal: AppendRefusal) -> Problem {
     Problem::new(code, refusal.to_string())
 }
 
-pub(crate) fn append_failed(error: &AppendError) -> Problem {
+pub fn append_failed(error: &AppendError) -> Problem {
     match error {
         AppendError::Producer(refusal) => Problem::new(producer_code(refusal), refusal.to_string()),
         AppendError::Transaction(refusal) => {
@@ -32,7 +32,7 @@ pub(crate) fn append_failed(error: &AppendError) -> Problem {
     }
 }
 
-pub(crate) fn log_failed(error: &LogError) -> Problem {
+pub fn log_failed(error: &LogError) -> Problem {
     match error {
         LogError::DiskFull => Problem::new(ErrorCode::DiskFull, error.to_string())
             .hint("Free some space, or lower a topic's retention."),
@@ -44,7 +44,7 @@ pub(crate) fn log_failed(error: &LogError) -> Problem {
     }
 }
 
-pub(crate) fn open_failed(error: &OpenError) -> Problem {
+pub fn open_failed(error: &OpenError) -> Problem {
     match error {
         OpenError::Log(error) => log_failed(error),
         OpenError::Read(error) => read_failed(error),
@@ -54,7 +54,7 @@ pub(crate) fn open_failed(error: &OpenError) -> Problem {
     }
 }
 
-pub(crate) fn read_failed(error: &ReadError) -> Problem {
+pub fn read_failed(error: &ReadError) -> Problem {
     match error {
         ReadError::OutOfRange { .. } => {
             Problem::new(ErrorCode::OffsetOutOfRange, error.to_string())

@@ -21,52 +21,52 @@ use crate::log::partition_log::{AppendError, PartitionLog, Placed};
 use crate::metadata_image::MetadataImage;
 
 /// How an append is answered: one place per batch.
-pub(super) type AppendReply = oneshot::Sender<Result<Vec<AppendedBatch>, Problem>>;
+pub type AppendReply = oneshot::Sender<Result<Vec<AppendedBatch>, Problem>>;
 
 /// Batches that are appended one after another, with nothing between them.
 #[derive(Debug)]
-pub(super) struct QueuedAppend {
-    pub(super) batches: Vec<LogBatch>,
-    pub(super) acks: Acks,
-    pub(super) reply: AppendReply,
+pub struct QueuedAppend {
+    pub batches: Vec<LogBatch>,
+    pub acks: Acks,
+    pub reply: AppendReply,
 }
 
 #[derive(Debug)]
-pub(super) struct Work {
-    pub(super) log: Box<PartitionLog>,
-    pub(super) appends: Vec<QueuedAppend>,
+pub struct Work {
+    pub log: Box<PartitionLog>,
+    pub appends: Vec<QueuedAppend>,
     /// `None`: this node does not lead the partition, and nothing may be appended.
-    pub(super) leader_epoch: Option<LeaderEpoch>,
-    pub(super) committed: Offset,
-    pub(super) image: Arc<MetadataImage>,
-    pub(super) now: Timestamp,
+    pub leader_epoch: Option<LeaderEpoch>,
+    pub committed: Offset,
+    pub image: Arc<MetadataImage>,
+    pub now: Timestamp,
     /// Remove what is too old, but nothing from this offset on.
-    pub(super) retain: Option<(TopicConfig, Offset)>,
-    pub(super) close: bool,
+    pub retain: Option<(TopicConfig, Offset)>,
+    pub close: bool,
 }
 
 /// The log, and what came of it.
 #[derive(Debug)]
-pub(super) struct Done {
-    pub(super) log: Box<PartitionLog>,
-    pub(super) written: Vec<Written>,
+pub struct Done {
+    pub log: Box<PartitionLog>,
+    pub written: Vec<Written>,
     /// After this nothing may be answered any more.
-    pub(super) fatal: Option<LogError>,
-    pub(super) disk_full: bool,
+    pub fatal: Option<LogError>,
+    pub disk_full: bool,
 }
 
 /// An append whose batches are in the log, and up to where.
 #[derive(Debug)]
-pub(super) struct Written {
-    pub(super) acks: Acks,
-    pub(super) reply: AppendReply,
-    pub(super) batches: Vec<AppendedBatch>,
-    pub(super) end: Offset,
+pub struct Written {
+    pub acks: Acks,
+    pub reply: AppendReply,
+    pub batches: Vec<AppendedBatch>,
+    pub end: Offset,
 }
 
 impl Work {
     /// May block.
-    pub(super) fn run(self) -> Done {
+    pub fn run(self) -> Done {
         let mut done = Done {
             log: self.log,
             written: Vec::with_capacity(self.appends.len()),
@@ -155,7 +155,7 @@ impl Done {
 }
 
 /// Whoever asked may have gone; then nobody needs the answer.
-pub(super) fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+pub fn answer<T>(reply: oneshot::Sender<T>, value: T) {
     drop(reply.send(value));
 }
 
