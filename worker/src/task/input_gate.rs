@@ -30,7 +30,6 @@ pub struct InputGate {
     /// What was last passed on; never falls.
     watermark: Timestamp,
     idle: bool,
-    stopped: bool,
 }
 
 impl InputGate {
@@ -48,13 +47,12 @@ impl InputGate {
             sealed,
             watermark,
             idle: false,
-            stopped: false,
         }
     }
 
     /// Whether the next message of this channel may be taken now.
     pub fn may_read(&self, channel: usize) -> bool {
-        !self.stopped && !self.channels[channel].blocked
+        !self.channels[channel].blocked
     }
 
     pub fn watermark(&self) -> Timestamp {
@@ -104,7 +102,6 @@ impl InputGate {
         self.unblock();
         self.aligning = None;
         self.sealed = checkpoint;
-        self.stopped = barrier.stop;
         Some(Signal::Barrier(barrier))
     }
 

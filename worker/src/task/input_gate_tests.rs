@@ -58,14 +58,20 @@ fn a_barrier_of_an_abandoned_or_sealed_checkpoint_is_dropped() {
 }
 
 #[test]
-fn nothing_is_read_after_a_stop_barrier() {
-    let mut gate = gate(1);
-    let stop = Signal::Barrier(Barrier {
-        checkpoint: CheckpointId(1),
-        stop: true,
-    });
-    assert_eq!(gate.push(0, stop), Some(stop));
-    assert!(!gate.may_read(0));
+fn a_stop_barrier_whose_checkpoint_came_to_nothing_is_followed_by_another() {
+    let mut gate = gate(2);
+    let stop = |checkpoint| {
+        Signal::Barrier(Barrier {
+            checkpoint: CheckpointId(checkpoint),
+            stop: true,
+        })
+    };
+    assert_eq!(gate.push(0, stop(1)), None);
+    assert_eq!(gate.push(1, stop(1)), Some(stop(1)));
+    // The next one also overtakes it where it was not delivered everywhere.
+    assert_eq!(gate.push(0, stop(2)), None);
+    assert_eq!(gate.push(1, stop(3)), None);
+    assert_eq!(gate.push(0, stop(3)), Some(stop(3)));
 }
 
 #[test]

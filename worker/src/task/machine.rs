@@ -74,7 +74,7 @@ pub struct Progress {
     watermark: Timestamp,
     /// No barrier up to this one is of interest any more.
     sealed: CheckpointId,
-    /// Nothing follows: a stop barrier has passed.
+    /// A stop barrier has passed: a source reads no further. Only more such barriers follow.
     stopped: bool,
     /// The source has ended, and everything it gave has been sent on.
     exhausted: bool,
@@ -151,7 +151,7 @@ impl TaskMachine {
                 self.progress.meter.blocked_turns += 1;
                 return Ok(false);
             }
-            if self.progress.stopped || !self.step()? {
+            if !self.step()? {
                 return Ok(false);
             }
             self.progress.meter.busy_turns += 1;
@@ -162,7 +162,8 @@ impl TaskMachine {
     /// The coordinator has the source cut its rows here; with `drain`, as if it ended here. Repeated until
     /// acknowledged, so it may come again.
     pub fn inject(&mut self, barrier: Barrier, drain: bool) -> Result<(), Failure> {
-        if barrier.checkpoint > self.progress.sealed && !self.progress.stopped {
+        // Also after a stop barrier: the last checkpoint is taken again until one completes.
+        if barrier.checkpoint > self.progress.sealed {
             if drain {
                 self.end_of_time()?;
             }
@@ -245,6 +246,7 @@ impl TaskMachine {
     /// Takes one thing from the inputs. False: there was none.
     fn step(&mut self) -> Result<bool, Failure> {
         match &mut self.input {
+            Input::Source(_) if self.progress.stopped => return Ok(false),
             Input::Source(source) => {
                 let Some(event) = source.reader.take() else {
                     return Ok(false);
@@ -362,7 +364,7 @@ impl TaskMachine {
         self.state.seal(barrier.checkpoint, self.progress.watermark);
         self.sink.push(SinkCommand::Barrier(barrier.checkpoint));
         self.progress.sealed = barrier.checkpoint;
-        self.progress.stopped = barrier.stop;
+        self.progress.stopped |= barrier.stop;
         self.progress.sealing.push_back(barrier.checkpoint);
         Ok(())
     }

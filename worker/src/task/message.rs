@@ -60,7 +60,7 @@ pub enum Signal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Barrier {
     pub checkpoint: CheckpointId,
-    /// Nothing follows it.
+    /// No row follows it. Another such barrier may: the checkpoint of this one may come to nothing.
     pub stop: bool,
 }
 
