@@ -5,4 +5,6 @@ pub mod cluster;
 pub mod data;
 pub mod golden;
 pub mod measure;
+pub mod checkers;
+pub mod sim;
 pub mod source_tree;

@@ -1,0 +1,377 @@
+//! Those who use the cluster: somebody creates topics and a job, producers send clicks, a reader reads
+//! what is committed, and in the end the job is stopped.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::error::ErrorCode;
+use common::ids::{
+    ClusterId, JobId, JobName, NodeId, PartitionId, ProducerEpoch, ProducerId, TopicId,
+    TopicPartition,
+};
+use common::limits::MAX_WAIT;
+use common::log_batch::{LogBatchBuilder, ProducerStamp};
+use common::offset::Offset;
+use common::protocol::job::{CreateJob, JobConfig};
+use common::protocol::metadata::FetchMetadata;
+use common::protocol::produce::{Acks, Append, PartitionAppend};
+use common::protocol::topic::TopicConfig;
+use common::time::Span;
+use coordinator::metadata::command::Command;
+use coordinator::metadata::jobs::Desired;
+use coordinator::placement::replicas::{Held, place};
+use worker::metadata_image::MetadataImage;
+
+use super::env::{Env, Event, Timer as WorldTimer};
+use super::network::{CallFailed, CallId, Process, Reply, Request};
+use super::partition::committed_fetch;
+use super::plan::Plan;
+use super::tally::{self, CLICKS, COUNTED, Click, Shape, Tally};
+use super::task::records;
+
+const ME: Process = Process::Client;
+const LOOK_EVERY: Span = Span::from_millis(50);
+const READ_WAIT: Span = Span::from_millis(300);
+const DEADLINE: Span = Span::from_secs(5);
+
+#[derive(Debug)]
+pub enum Timer {
+    Look,
+    FetchMetadata,
+    Produce(u32),
+    Read(u32),
+}
+
+#[derive(Debug)]
+pub struct Client {
+    plan: Plan,
+    cluster: ClusterId,
+    image: MetadataImage,
+    producers: Vec<Producer>,
+    readers: Vec<Offset>,
+    calls: BTreeMap<CallId, Purpose>,
+    /// A command is on its way.
+    asking: bool,
+    wish: Wish,
+}
+
+/// What is wanted of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Run,
+    /// It shall stop; nobody has confirmed that yet.
+    Stop,
+    Stopped,
+}
+
+/// Sends the clicks of one partition, batch by batch, each until it is acknowledged.
+#[derive(Debug)]
+struct Producer {
+    batches: VecDeque<Vec<Click>>,
+    sequence: i32,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Metadata,
+    Command,
+    Produce(u32),
+    Read(u32),
+}
+
+impl Client {
+    pub fn new(plan: &Plan, cluster: ClusterId, clicks: Vec<Vec<Vec<Click>>>) -> Client {
+        let producers = clicks.into_iter().map(|batches| Producer {
+            batches: batches.into(),
+            sequence: 0,
+        });
+        Client {
+            plan: plan.clone(),
+            cluster,
+            image: MetadataImage::default(),
+            producers: producers.collect(),
+            readers: vec![Offset::ZERO; plan.tally_partitions as usize],
+            calls: BTreeMap::new(),
+            asking: false,
+            wish: Wish::Run,
+        }
+    }
+
+    pub fn start(&mut self, env: &mut Env) {
+        self.fetch_metadata(env);
+        after(env, LOOK_EVERY, Timer::Look);
+        for partition in 0..self.plan.click_partitions {
+            let delay = env.some_ms(500);
+            after(env, delay, Timer::Produce(partition));
+        }
+        for partition in 0..self.plan.tally_partitions {
+            after(env, LOOK_EVERY, Timer::Read(partition));
+        }
+    }
+
+    /// Every click was acknowledged.
+    pub fn has_produced(&self) -> bool {
+        self.producers
+            .iter()
+            .all(|producer| producer.batches.is_empty())
+    }
+
+    /// It is time to stop the job.
+    pub fn stop_job(&mut self) {
+        if self.wish == Wish::Run {
+            self.wish = Wish::Stop;
+        }
+    }
+
+    pub fn timer(&mut self, env: &mut Env, timer: Timer) {
+        match timer {
+            Timer::Look => {
+                self.look(env);
+                after(env, LOOK_EVERY, Timer::Look);
+            }
+            Timer::FetchMetadata => self.fetch_metadata(env),
+            Timer::Produce(partition) => self.produce(env, partition),
+            Timer::Read(partition) => self.read(env, partition),
+        }
+    }
+
+    pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
+        match (self.calls.remove(&call), answer) {
+            (Some(Purpose::Metadata), Ok(Reply::Metadata(delta))) => {
+                if let Some(image) = self.image.after(*delta) {
+                    self.image = image;
+                }
+                self.fetch_metadata(env);
+            }
+            (Some(Purpose::Metadata), _) => {
+                after(env, Span::from_millis(250), Timer::FetchMetadata);
+            }
+            // Whether it was done is seen in the facts.
+            (Some(Purpose::Command), answer) => {
+                self.asking = false;
+                if self.wish == Wish::Stop && answer.is_ok() {
+                    self.wish = Wish::Stopped;
+                }
+            }
+            (Some(Purpose::Produce(partition)), answer) => {
+                self.produced(env, partition, answer);
+            }
+            (Some(Purpose::Read(partition)), answer) => self.was_read(env, partition, answer),
+            (None, _) => {}
+        }
+    }
+
+    fn look(&mut self, env: &mut Env) {
+        if self.asking {
+            return;
+        }
+        let Some(command) = self.next_command() else {
+            return;
+        };
+        self.asking = true;
+        let request = Request::Command(Box::new(command));
+        self.call(env, Process::Coordinator, request, Purpose::Command);
+    }
+
+    fn next_command(&self) -> Option<Command> {
+        let active: Vec<NodeId> = self
+            .image
+            .workers
+            .values()
+            .filter(|worker| worker.active)
+            .map(|worker| worker.id)
+            .collect();
+        if !self.image.topics.contains_key(&CLICKS) {
+            // Everybody gets a share.
+            let all = active.len() == self.plan.workers;
+            return all.then(|| self.create_topic(CLICKS, self.plan.click_partitions, &active));
+        }
+        if !self.image.topics.contains_key(&COUNTED) {
+            let partitions = self.plan.tally_partitions;
+            return (!active.is_empty()).then(|| self.create_topic(COUNTED, partitions, &active));
+        }
+        match self.job() {
+            None => Some(self.create_job()),
+            Some(job) if self.wish == Wish::Stop => Some(Command::SetDesired {
+                job,
+                desired: match self.plan.drain {
+                    true => Desired::Drained,
+                    false => Desired::Stopped,
+                },
+            }),
+            Some(_) => None,
+        }
+    }
+
+    pub fn job(&self) -> Option<JobId> {
+        self.image.jobs.keys().next().copied()
+    }
+
+    fn create_topic(&self, id: TopicId, partitions: u32, active: &[NodeId]) -> Command {
+        let held = active.iter().map(|worker| (*worker, Held::default()));
+        let names = self.plan.shape();
+        Command::CreateTopic {
+            id,
+            name: match id == CLICKS {
+                true => names.clicks,
+                false => names.tallies,
+            },
+            config: TopicConfig {
+                segment_bytes: self.plan.segment_bytes,
+                ..TopicConfig::default()
+            },
+            replicas: place(partitions, 1, &held.collect()).expect("somebody is active"),
+        }
+    }
+
+    fn create_job(&self) -> Command {
+        let shape: Shape = self.plan.shape();
+        let spec = CreateJob {
+            name: JobName::new("tally").expect("it is a name"),
+            sql: None,
+            graph: None,
+            parallelism: None,
+            checkpoint_interval_ms: None,
+            config: JobConfig {
+                key_groups: tally::KEY_GROUPS,
+                checkpoint_timeout: self.plan.checkpoint_timeout,
+                // The world is rougher than a user would put up with.
+                restart_budget: 1_000,
+            },
+        };
+        Command::CreateJob {
+            spec: Arc::new(spec),
+            job_graph: Arc::new(tally::job_graph()),
+            graph: Arc::new(tally::task_graph(&shape)),
+            checkpoint_interval: self.plan.checkpoint_interval,
+        }
+    }
+
+    fn fetch_metadata(&mut self, env: &mut Env) {
+        let request = Request::FetchMetadata(FetchMetadata {
+            cluster: self.cluster,
+            worker: None,
+            since: self.image.version,
+            wait: MAX_WAIT,
+        });
+        let deadline = Span(MAX_WAIT.0 + DEADLINE.0);
+        let call = env.call((ME, 0), Process::Coordinator, request, deadline);
+        self.calls.insert(call, Purpose::Metadata);
+    }
+
+    fn produce(&mut self, env: &mut Env, number: u32) {
+        let producer = &self.producers[number as usize];
+        let Some(batch) = producer.batches.front() else {
+            return;
+        };
+        let partition = partition(CLICKS, number);
+        let Some(leader) = self.leader(partition) else {
+            return after(env, LOOK_EVERY, Timer::Produce(number));
+        };
+        let mut builder = LogBatchBuilder::new().producer(ProducerStamp {
+            id: ProducerId(i64::from(number) + 1),
+            epoch: ProducerEpoch(0),
+            base_sequence: producer.sequence,
+        });
+        for click in batch {
+            // The same bytes at every attempt.
+            let at = common::time::Timestamp(click.time);
+            builder.push(at, None, Some(&click.encode()), &[]);
+        }
+        let request = Request::Append(Append {
+            acks: Acks::All,
+            batches: vec![PartitionAppend {
+                partition,
+                leader_epoch: None,
+                batch: builder.build().into_bytes(),
+            }],
+        });
+        self.call(env, leader, request, Purpose::Produce(number));
+    }
+
+    fn produced(&mut self, env: &mut Env, number: u32, answer: Result<Reply, CallFailed>) {
+        let pause = match answer {
+            Ok(Reply::Appended(placed)) => {
+                let producer = &mut self.producers[number as usize];
+                let batch = producer.batches.pop_front().expect("it was sent");
+                producer.sequence += i32::try_from(batch.len()).expect("a small batch");
+                let values: Vec<Bytes> = batch.iter().map(|click| click.encode().into()).collect();
+                let base = placed.first().map(|placed| placed.base_offset);
+                let base = base.expect("a batch has a place");
+                let committed = &mut env.checkers.committed;
+                let verdict = committed.acknowledged(partition(CLICKS, number), base, &values);
+                env.check(verdict);
+                env.some_ms(self.plan.produce_every_ms)
+            }
+            Ok(other) => {
+                return env.break_promise(format!("an append was answered by {other:?}"));
+            }
+            Err(failed) if failed.is_retriable() => env.some_ms(200),
+            Err(failed) => {
+                return env.break_promise(format!("clicks are refused for good: {failed:?}"));
+            }
+        };
+        after(env, pause, Timer::Produce(number));
+    }
+
+    fn read(&mut self, env: &mut Env, number: u32) {
+        let partition = partition(COUNTED, number);
+        let Some(leader) = self.leader(partition) else {
+            return after(env, LOOK_EVERY, Timer::Read(number));
+        };
+        let offset = self.readers[number as usize];
+        let request = Request::Fetch(committed_fetch(partition, offset, READ_WAIT));
+        self.call(env, leader, request, Purpose::Read(number));
+    }
+
+    fn was_read(&mut self, env: &mut Env, number: u32, answer: Result<Reply, CallFailed>) {
+        match answer {
+            Ok(Reply::Fetched(reply)) => {
+                let partition = partition(COUNTED, number);
+                for (offset, value) in records(reply.batches) {
+                    if offset < self.readers[number as usize] {
+                        continue;
+                    }
+                    let verdict = env.checkers.committed.read(partition, offset, &value);
+                    env.check(verdict);
+                    let tally = Tally::decode(&value);
+                    let verdict = env.checkers.outputs.output(partition, offset, tally);
+                    env.check(verdict);
+                }
+                self.readers[number as usize] = reply.next_offset;
+                after(env, Span(10), Timer::Read(number));
+            }
+            Err(CallFailed::Problem(problem)) if problem.code == ErrorCode::OffsetOutOfRange => {
+                env.break_promise(format!("what was read is there no longer: {problem}"));
+            }
+            Ok(_) | Err(_) => after(env, Span(100), Timer::Read(number)),
+        }
+    }
+
+    fn leader(&self, partition: TopicPartition) -> Option<Process> {
+        let leader = self.image.leader(partition)?;
+        Some(Process::Worker(leader.address.parse().expect("an index")))
+    }
+
+    fn call(&mut self, env: &mut Env, callee: Process, request: Request, purpose: Purpose) {
+        let call = env.call((ME, 0), callee, request, DEADLINE);
+        self.calls.insert(call, purpose);
+    }
+}
+
+fn partition(topic: TopicId, number: u32) -> TopicPartition {
+    TopicPartition {
+        topic,
+        partition: PartitionId(number),
+    }
+}
+
+fn after(env: &mut Env, delay: Span, timer: Timer) {
+    let event = Event::Timer {
+        process: ME,
+        life: 0,
+        timer: WorldTimer::Client(timer),
+    };
+    env.after(delay, event);
+}

@@ -1,0 +1,598 @@
+//! The coordinator in the world: its machines, and what its actors would do for them.
+//!
+//! A command is appended to the log, synced a little later with all that waited, then applied and
+//! answered. What is told to machines of the same process is told a moment later, as mailboxes do.
+
+mod jobs;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, MetadataVersion, NodeId, WorkerEpoch,
+};
+use common::limits::{DEFAULT_SESSION_TIMEOUT, HEARTBEAT_INTERVAL};
+use common::protocol::metadata::FetchMetadata;
+use common::protocol::node::{Heartbeat, HeartbeatReply, RegisterWorker, Registered};
+use common::protocol::task::TaskReport;
+use common::time::Span;
+use coordinator::checkpoint::machine::Event as CheckpointEvent;
+use coordinator::controller::reconcile::reconcile;
+use coordinator::job::machine::Event;
+use coordinator::liveness::machine::LivenessMachine;
+use coordinator::metadata::ClusterMetadata;
+use coordinator::metadata::command::{Command, Entry, Outcome, Registration, Rejection};
+use coordinator::metadata::nodes::WorkerStatus;
+use coordinator::metadata_log::command_log::CommandLog;
+
+use self::jobs::Job;
+use super::disk::{Crash, Disk};
+use super::env::{Env, Event as WorldEvent, Timer as WorldTimer};
+use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress};
+use super::sabotage::Sabotage;
+use crate::checkers::exactly_once::Positions;
+
+const ME: Process = Process::Coordinator;
+/// How often sessions are looked at.
+const LOOK_EVERY: Span = Span::from_millis(100);
+const PROBE_DEADLINE: Span = Span::from_secs(1);
+/// Small, so that a run rolls segments.
+const SEGMENT_BYTES: u64 = 16 << 10;
+/// How long a sync of the log and a message within the process take at most.
+const SYNC_MS: u64 = 6;
+const MAILBOX_MS: u64 = 3;
+
+#[derive(Debug)]
+pub enum Timer {
+    LogSynced,
+    Look,
+    /// A job hears of the newest facts.
+    Facts(JobId),
+    JobWake(JobId),
+    CheckpointWake(JobId),
+    FinalCheckpoint(JobId, Generation),
+    PollEnds(ReturnAddress),
+}
+
+#[derive(Debug)]
+pub struct Coordinator {
+    pub disk: Disk,
+    pub life: u64,
+    cluster: ClusterId,
+    reign: Option<Reign>,
+}
+
+/// One life of the process.
+#[derive(Debug)]
+struct Reign {
+    life: u64,
+    metadata: ClusterMetadata,
+    log: CommandLog,
+    /// `None`: the announcement is not a fact yet, and nobody is served.
+    control_epoch: Option<ControlEpoch>,
+    waiting: VecDeque<(Entry, Proposer)>,
+    /// Appended, and being synced.
+    writing: Vec<(MetadataVersion, Entry, Option<Proposer>)>,
+    liveness: LivenessMachine,
+    liveness_proposals: usize,
+    jobs: BTreeMap<JobId, Job>,
+    polls: Vec<(FetchMetadata, ReturnAddress)>,
+    calls: BTreeMap<CallId, Purpose>,
+    /// Of which checkpoints an acknowledgement was invented.
+    invented: BTreeSet<(JobId, Generation, CheckpointId)>,
+}
+
+/// Who waits for a command.
+#[derive(Debug)]
+enum Proposer {
+    Announcement,
+    Registration(ReturnAddress),
+    Liveness,
+    Job(JobId),
+    Reservation(JobId),
+    Completion(JobId, CheckpointId),
+    User(ReturnAddress),
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Probe(NodeId, WorkerEpoch),
+    Inject {
+        job: JobId,
+        worker: NodeId,
+        generation: Generation,
+        checkpoint: CheckpointId,
+    },
+}
+
+impl Coordinator {
+    pub fn new(disk: Disk, cluster: ClusterId) -> Coordinator {
+        Coordinator {
+            disk,
+            life: 0,
+            cluster,
+            reign: None,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.reign.is_some()
+    }
+
+    /// The facts, if somebody keeps them now.
+    pub fn metadata(&self) -> Option<&ClusterMetadata> {
+        self.reign.as_ref().map(|reign| &reign.metadata)
+    }
+
+    pub fn start(&mut self, env: &mut Env) {
+        self.life += 1;
+        let mut metadata = ClusterMetadata::default();
+        let storage = self.disk.log("metadata").shared();
+        let log = match CommandLog::open(storage, SEGMENT_BYTES, &mut metadata) {
+            Ok(log) => log,
+            Err(error) => return env.break_promise(format!("the command log: {error}")),
+        };
+        env.trace(|| format!("coordinator starts at version {}", metadata.version()));
+        let mut reign = Reign {
+            life: self.life,
+            metadata,
+            log,
+            control_epoch: None,
+            waiting: VecDeque::new(),
+            writing: Vec::new(),
+            liveness: LivenessMachine::new(DEFAULT_SESSION_TIMEOUT),
+            liveness_proposals: 0,
+            jobs: BTreeMap::new(),
+            polls: Vec::new(),
+            calls: BTreeMap::new(),
+            invented: BTreeSet::new(),
+        };
+        let cluster = self.cluster;
+        reign.propose(
+            env,
+            Command::LeaderAnnounce { cluster },
+            Proposer::Announcement,
+        );
+        self.reign = Some(reign);
+    }
+
+    pub fn crash(&mut self, env: &mut Env, crash: Crash) {
+        self.reign = None;
+        self.disk.crash(crash, env.random());
+    }
+
+    pub fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
+        match &mut self.reign {
+            Some(reign) if reign.control_epoch.is_some() => reign.request(env, from, request),
+            Some(_) | None => env.refuse(from),
+        }
+    }
+
+    pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
+        if let Some(reign) = &mut self.reign {
+            reign.answer(env, call, answer);
+        }
+    }
+
+    pub fn timer(&mut self, env: &mut Env, timer: Timer) {
+        if let Some(reign) = &mut self.reign {
+            reign.timer(env, timer);
+        }
+    }
+}
+
+impl Reign {
+    fn timer(&mut self, env: &mut Env, timer: Timer) {
+        match timer {
+            Timer::LogSynced => self.log_synced(env),
+            Timer::Look => {
+                self.look(env);
+                self.after(env, LOOK_EVERY, Timer::Look);
+            }
+            Timer::Facts(job) => {
+                if let Some(told) = self.jobs.get_mut(&job) {
+                    told.telling = false;
+                }
+                self.tell_facts(env, job);
+            }
+            Timer::JobWake(job) => {
+                if let Some(woken) = self.jobs.get_mut(&job)
+                    && woken.job_wake == Some(env.now)
+                {
+                    woken.job_wake = None;
+                    self.job_event(env, job, Event::TimePassed);
+                }
+            }
+            Timer::CheckpointWake(job) => {
+                if let Some(woken) = self.jobs.get_mut(&job)
+                    && woken.checkpoint_wake == Some(env.now)
+                {
+                    woken.checkpoint_wake = None;
+                    self.checkpoint_event(env, job, CheckpointEvent::TimePassed);
+                }
+            }
+            Timer::FinalCheckpoint(job, generation) => {
+                self.job_event(env, job, Event::FinalCheckpointCompleted { generation });
+            }
+            Timer::PollEnds(poll) => {
+                if let Some(index) = self.polls.iter().position(|(_, from)| *from == poll) {
+                    let (request, from) = self.polls.swap_remove(index);
+                    self.answer_poll(env, &request, from);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
+        match request {
+            Request::Register(request) => {
+                let command = Command::RegisterWorker(registration(request));
+                self.propose(env, command, Proposer::Registration(from));
+            }
+            Request::Heartbeat(heartbeat) => {
+                let answer = self.heard(env, &heartbeat);
+                env.answer(from, answer.map(Reply::Heartbeat));
+            }
+            Request::FetchMetadata(request) => {
+                if request.since == self.metadata.version() {
+                    self.after(env, request.wait, Timer::PollEnds(from));
+                    self.polls.push((request, from));
+                } else {
+                    self.answer_poll(env, &request, from);
+                }
+            }
+            Request::Acknowledge(ack) => {
+                let answer = self.acknowledge(env, ack);
+                env.answer(from, answer.map(|()| Reply::Done));
+            }
+            Request::Decline(decline) => {
+                let checked = self.check(
+                    decline.job,
+                    decline.generation,
+                    decline.worker,
+                    decline.worker_epoch,
+                );
+                if checked.is_ok() {
+                    let event = CheckpointEvent::Declined {
+                        worker: decline.worker,
+                        generation: decline.generation,
+                        checkpoint: decline.checkpoint,
+                        reason: decline.reason,
+                    };
+                    self.checkpoint_event(env, decline.job, event);
+                }
+                env.answer(from, checked.map(|()| Reply::Done));
+            }
+            Request::Command(command) => self.propose(env, *command, Proposer::User(from)),
+            Request::Probe
+            | Request::Inject(_)
+            | Request::Append(_)
+            | Request::Fetch(_)
+            | Request::Bundle(_) => unreachable!("nobody asks a coordinator for that"),
+        }
+    }
+
+    fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
+        match self.calls.remove(&call) {
+            // Only a refused connection is an answer.
+            Some(Purpose::Probe(worker, epoch)) if answer == Err(CallFailed::Refused) => {
+                self.liveness.refused(worker, epoch);
+                self.look(env);
+            }
+            Some(Purpose::Inject {
+                job,
+                worker,
+                generation,
+                checkpoint,
+            }) if answer.is_ok() => {
+                let event = CheckpointEvent::BarrierInjected {
+                    generation,
+                    checkpoint,
+                    worker,
+                };
+                self.checkpoint_event(env, job, event);
+            }
+            Some(Purpose::Probe(..) | Purpose::Inject { .. }) | None => {}
+        }
+    }
+
+    // The log of commands.
+
+    fn propose(&mut self, env: &mut Env, command: Command, proposer: Proposer) {
+        let entry = Entry {
+            control_epoch: self.control_epoch.unwrap_or_default(),
+            at: env.wall(),
+            command,
+        };
+        self.waiting.push_back((entry, proposer));
+        if self.writing.is_empty() {
+            self.write(env);
+        }
+    }
+
+    fn write(&mut self, env: &mut Env) {
+        let early = env.sabotaged(Sabotage::DecideBeforeSync) && self.control_epoch.is_some();
+        let mut early_answers = Vec::new();
+        while let Some((entry, proposer)) = self.waiting.pop_front() {
+            let index = match self.log.append(&entry) {
+                Ok(index) => index,
+                Err(refused) => {
+                    return env.break_promise(format!("a command was refused: {refused:?}"));
+                }
+            };
+            if early {
+                let outcome = self.apply(env, index, &entry);
+                early_answers.push((proposer, outcome));
+                self.writing.push((index, entry, None));
+            } else {
+                self.writing.push((index, entry, Some(proposer)));
+            }
+        }
+        let sync = env.some_ms(if early { 400 } else { SYNC_MS });
+        self.after(env, sync, Timer::LogSynced);
+        if !early_answers.is_empty() {
+            self.published(env);
+            for (proposer, outcome) in early_answers {
+                self.decided(env, proposer, outcome);
+            }
+        }
+    }
+
+    fn log_synced(&mut self, env: &mut Env) {
+        if let Err(error) = self.log.sync() {
+            return env.break_promise(format!("the command log: {error}"));
+        }
+        let mut answers = Vec::new();
+        for (index, entry, proposer) in std::mem::take(&mut self.writing) {
+            if let Some(proposer) = proposer {
+                let outcome = self.apply(env, index, &entry);
+                answers.push((proposer, outcome));
+            }
+        }
+        self.published(env);
+        for (proposer, outcome) in answers {
+            self.decided(env, proposer, outcome);
+        }
+        if self.writing.is_empty() && !self.waiting.is_empty() {
+            self.write(env);
+        }
+    }
+
+    fn apply(
+        &mut self,
+        env: &mut Env,
+        index: MetadataVersion,
+        entry: &Entry,
+    ) -> Result<Outcome, Rejection> {
+        let outcome = self.metadata.apply(index, entry);
+        if let (Command::EpochCompleted(completed), Ok(_)) = (&entry.command, &outcome) {
+            let mut positions = Positions::new();
+            for split in completed.positions.values().flatten() {
+                let number = split.0.parse().expect("a split is a partition's number");
+                positions.insert(number, *split.1);
+            }
+            let (checkpoint, generation) = (completed.checkpoint, completed.generation);
+            env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
+            env.checkers.outputs.completed(checkpoint, positions);
+        }
+        outcome
+    }
+
+    /// There is a new version: whoever follows the facts is told.
+    fn published(&mut self, env: &mut Env) {
+        if self.control_epoch.is_none() {
+            return;
+        }
+        self.follow_workers(env);
+        let rows: Vec<(JobId, bool)> = self
+            .metadata
+            .jobs_by_name()
+            .map(|row| (row.id, self.jobs.contains_key(&row.id)))
+            .collect();
+        for (job, known) in rows {
+            if known {
+                let told = self.jobs.get_mut(&job).expect("it is known");
+                if !std::mem::replace(&mut told.telling, true) {
+                    let delay = env.some_ms(MAILBOX_MS);
+                    self.after(env, delay, Timer::Facts(job));
+                }
+            } else {
+                self.start_job(env, job);
+            }
+        }
+        let polls = std::mem::take(&mut self.polls);
+        for (request, from) in polls {
+            if request.since == self.metadata.version() {
+                self.polls.push((request, from));
+            } else {
+                self.answer_poll(env, &request, from);
+            }
+        }
+    }
+
+    fn decided(&mut self, env: &mut Env, proposer: Proposer, outcome: Result<Outcome, Rejection>) {
+        match proposer {
+            Proposer::Announcement => match outcome {
+                Ok(Outcome::Announced(epoch)) => self.reign(env, epoch),
+                other => env.break_promise(format!("the coordinator may not reign: {other:?}")),
+            },
+            Proposer::Registration(from) => {
+                let registered = outcome.map_err(Problem::from);
+                env.answer(
+                    from,
+                    registered.map(|outcome| match outcome {
+                        Outcome::Registered { worker, epoch } => Reply::Registered(Registered {
+                            cluster: self.metadata.cluster().expect("somebody reigns"),
+                            worker,
+                            epoch,
+                            control_epoch: self.metadata.control_epoch(),
+                            heartbeat_interval: HEARTBEAT_INTERVAL,
+                            session_timeout: DEFAULT_SESSION_TIMEOUT,
+                        }),
+                        other => unreachable!("a registration had the outcome {other:?}"),
+                    }),
+                );
+            }
+            Proposer::Liveness => {
+                self.liveness_proposals -= 1;
+                if self.liveness_proposals == 0 {
+                    self.look(env);
+                }
+            }
+            Proposer::Job(job) => {
+                // The outcome is told together with the facts it made, before the machine goes on.
+                self.tell_facts(env, job);
+                let settled = match outcome {
+                    Ok(_) => Event::ProposalApplied,
+                    Err(_) => Event::ProposalRejected,
+                };
+                self.job_event(env, job, settled);
+            }
+            Proposer::Reservation(job) => {
+                let event = match outcome {
+                    Ok(Outcome::EpochsReserved { first, last }) => {
+                        CheckpointEvent::Reserved { first, last }
+                    }
+                    Ok(other) => unreachable!("reserving epochs is answered by {other:?}"),
+                    Err(_) => CheckpointEvent::ReservationFailed,
+                };
+                self.checkpoint_event(env, job, event);
+            }
+            Proposer::Completion(job, checkpoint) => {
+                let row = self.metadata.job(job);
+                let is_completed = row.is_some_and(|row| row.completed == Some(checkpoint));
+                let event = CheckpointEvent::Settled {
+                    checkpoint,
+                    completed: outcome.is_ok() || is_completed,
+                };
+                self.checkpoint_event(env, job, event);
+            }
+            Proposer::User(from) => {
+                let answer = outcome.map(|_| Reply::Done).map_err(Problem::from);
+                env.answer(from, answer);
+            }
+        }
+    }
+
+    fn reign(&mut self, env: &mut Env, epoch: ControlEpoch) {
+        env.trace(|| format!("coordinator reigns in {epoch}"));
+        let verdict = env.checkers.leaders.reigns(epoch, self.life);
+        env.check(verdict);
+        self.control_epoch = Some(epoch);
+        self.published(env);
+        self.after(env, LOOK_EVERY, Timer::Look);
+    }
+
+    fn answer_poll(&mut self, env: &mut Env, request: &FetchMetadata, from: ReturnAddress) {
+        let delta = self.metadata.delta_since(request.since);
+        env.answer(from, Ok(Reply::Metadata(Box::new(delta))));
+    }
+
+    // Workers.
+
+    fn follow_workers(&mut self, env: &Env) {
+        let living = self
+            .metadata
+            .workers()
+            .filter(|row| row.status != WorkerStatus::Fenced);
+        let epochs = living.map(|row| (row.id, row.epoch)).collect();
+        self.liveness.follow(env.now, &epochs);
+    }
+
+    fn look(&mut self, env: &mut Env) {
+        for (worker, epoch) in self.liveness.due_probes(env.now) {
+            let Some(process) = self.process_of(worker) else {
+                continue;
+            };
+            let call = env.call((ME, self.life), process, Request::Probe, PROBE_DEADLINE);
+            self.calls.insert(call, Purpose::Probe(worker, epoch));
+        }
+        if self.liveness_proposals > 0 {
+            return;
+        }
+        for command in reconcile(&self.metadata, &self.liveness, env.now) {
+            env.trace(|| format!("coordinator: {command:?}"));
+            self.liveness_proposals += 1;
+            self.propose(env, command, Proposer::Liveness);
+        }
+    }
+
+    fn heard(&mut self, env: &mut Env, heartbeat: &Heartbeat) -> Result<HeartbeatReply, Problem> {
+        let (worker, epoch) = (heartbeat.worker, heartbeat.epoch);
+        let living = self
+            .metadata
+            .worker(worker)
+            .is_some_and(|row| row.epoch == epoch && row.status != WorkerStatus::Fenced);
+        if !living {
+            let detail = format!("epoch {epoch} of worker {worker} has ended");
+            return Err(Problem::new(ErrorCode::FencedWorkerEpoch, detail));
+        }
+        let (sequence, ready) = (heartbeat.sequence, heartbeat.ready);
+        if self.liveness.heard(env.now, worker, epoch, sequence, ready) {
+            self.look(env);
+            self.tell_reports(env, heartbeat);
+        }
+        Ok(HeartbeatReply {
+            control_epoch: self.metadata.control_epoch(),
+            metadata_version: self.metadata.version(),
+        })
+    }
+
+    /// A job that has tasks on the worker is told also if none of them is reported.
+    fn tell_reports(&mut self, env: &mut Env, heartbeat: &Heartbeat) {
+        let concerned: Vec<JobId> = self
+            .metadata
+            .jobs_by_name()
+            .filter(|row| {
+                let tasks = row.deployment.iter().flat_map(|deployed| &deployed.tasks);
+                tasks
+                    .into_iter()
+                    .any(|task| task.worker == heartbeat.worker)
+            })
+            .map(|row| row.id)
+            .collect();
+        for job in concerned {
+            let reports = heartbeat.tasks.iter().filter(|report| report.job == job);
+            let event = Event::TasksReported {
+                worker: heartbeat.worker,
+                epoch: heartbeat.epoch,
+                tasks: reports
+                    .map(|report: &TaskReport| {
+                        (report.generation, report.task, report.state.clone())
+                    })
+                    .collect(),
+            };
+            self.job_event(env, job, event);
+        }
+    }
+
+    /// The address of a worker says which process of the world it is.
+    fn process_of(&self, worker: NodeId) -> Option<Process> {
+        let row = self.metadata.worker(worker)?;
+        Some(Process::Worker(row.address.parse().expect("an index")))
+    }
+
+    fn after(&self, env: &mut Env, delay: Span, timer: Timer) {
+        let event = WorldEvent::Timer {
+            process: ME,
+            life: self.life,
+            timer: WorldTimer::Coordinator(timer),
+        };
+        env.after(delay, event);
+    }
+}
+
+fn registration(request: RegisterWorker) -> Registration {
+    Registration {
+        cluster: request.cluster,
+        worker: request.worker,
+        storage: request.storage,
+        incarnation: request.incarnation,
+        address: request.address,
+        version: request.version,
+        cores: request.cores,
+        slots: request.slots,
+        memory_bytes: request.memory_bytes,
+        operators: request.operators,
+    }
+}

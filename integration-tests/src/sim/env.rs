@@ -1,0 +1,198 @@
+//! What a process of the world lives in: time, the network, chance, and those who watch.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use common::error::Problem;
+use common::random::{Random, below, seeded};
+use common::time::{Clock, ManualClock, Span, Tick, Timestamp};
+
+use super::network::{CallFailed, CallId, Fate, Network, Process, Reply, Request, ReturnAddress};
+use super::sabotage::Sabotage;
+use super::{client, coordinator, worker};
+use crate::checkers::{Checkers, Verdict};
+
+/// Lines of the trace that are kept.
+const TRACE_LINES: usize = 400;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub enum Event {
+    Request {
+        to: Process,
+        from: ReturnAddress,
+        request: Request,
+    },
+    Answer {
+        to: ReturnAddress,
+        answer: Result<Reply, CallFailed>,
+    },
+    Timer {
+        process: Process,
+        life: u64,
+        timer: Timer,
+    },
+    /// The next of the faults is due.
+    Fault,
+    Restart(Process),
+}
+
+#[derive(Debug)]
+pub enum Timer {
+    Coordinator(coordinator::Timer),
+    Worker(worker::Timer),
+    Client(client::Timer),
+}
+
+#[derive(Debug)]
+pub struct Env {
+    pub now: Tick,
+    pub network: Network,
+    pub checkers: Checkers,
+    pub sabotage: Option<Sabotage>,
+    clock: Arc<ManualClock>,
+    random: Random,
+    queue: BTreeMap<(Tick, u64), Event>,
+    next: u64,
+    trace: VecDeque<String>,
+    broken: Option<String>,
+}
+
+impl Env {
+    pub fn new(seed: u64, network: Network, sabotage: Option<Sabotage>) -> Env {
+        Env {
+            now: Tick(0),
+            network,
+            checkers: Checkers::default(),
+            sabotage,
+            clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
+            random: seeded(seed, 1),
+            queue: BTreeMap::new(),
+            next: 0,
+            trace: VecDeque::new(),
+            broken: None,
+        }
+    }
+
+    /// The next event, with the clocks moved to its time.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let ((at, _), event) = self.queue.pop_first()?;
+        self.clock.advance(at.since(self.now));
+        self.now = at;
+        Some(event)
+    }
+
+    pub fn wall(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
+    }
+
+    pub fn after(&mut self, delay: Span, event: Event) {
+        self.next += 1;
+        self.queue.insert((self.now.plus(delay), self.next), event);
+    }
+
+    /// From 0 to before `bound`.
+    pub fn draw(&mut self, bound: u64) -> u64 {
+        below(&mut self.random, bound)
+    }
+
+    /// A time up to so many milliseconds, which something takes.
+    pub fn some_ms(&mut self, most: u64) -> Span {
+        Span(self.draw(most + 1))
+    }
+
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    /// Calls another process; the answer comes as an event, at the latest when the deadline has come.
+    pub fn call(
+        &mut self,
+        (caller, life): (Process, u64),
+        callee: Process,
+        request: Request,
+        deadline: Span,
+    ) -> CallId {
+        self.next += 1;
+        let call = self.next;
+        let from = ReturnAddress {
+            caller,
+            life,
+            call,
+            callee,
+        };
+        let to = callee;
+        let answer = Err(CallFailed::Timeout);
+        self.after(deadline, Event::Answer { to: from, answer });
+        match self.network.fate(self.now, caller, callee) {
+            Fate::Arrives(delay) => {
+                if let Some(later) = self.network.repetition(caller, callee) {
+                    let request = request.clone();
+                    let again = Event::Request { to, from, request };
+                    self.after(Span(delay.0 + later.0), again);
+                }
+                self.after(delay, Event::Request { to, from, request });
+            }
+            Fate::Breaks(delay) => {
+                let answer = Err(CallFailed::Broken);
+                self.after(delay, Event::Answer { to: from, answer });
+            }
+            Fate::Vanishes => {}
+        }
+        call
+    }
+
+    pub fn answer(&mut self, to: ReturnAddress, answer: Result<Reply, Problem>) {
+        let answer = answer.map_err(CallFailed::Problem);
+        match self.network.fate(self.now, to.callee, to.caller) {
+            Fate::Arrives(delay) => self.after(delay, Event::Answer { to, answer }),
+            Fate::Breaks(delay) => {
+                let answer = Err(CallFailed::Broken);
+                self.after(delay, Event::Answer { to, answer });
+            }
+            Fate::Vanishes => {}
+        }
+    }
+
+    /// Nobody listens where the call went.
+    pub fn refuse(&mut self, to: ReturnAddress) {
+        let answer = Err(CallFailed::Refused);
+        self.after(Span(1), Event::Answer { to, answer });
+    }
+
+    pub fn sabotaged(&self, sabotage: Sabotage) -> bool {
+        self.sabotage == Some(sabotage)
+    }
+
+    pub fn check(&mut self, verdict: Verdict) {
+        if let Err(broken) = verdict {
+            self.break_promise(broken);
+        }
+    }
+
+    /// Only the first counts: what follows may be its consequence.
+    pub fn break_promise(&mut self, broken: String) {
+        self.trace(|| format!("BROKEN: {broken}"));
+        self.broken.get_or_insert(broken);
+    }
+
+    pub fn broken(&self) -> Option<&String> {
+        self.broken.as_ref()
+    }
+
+    pub fn trace(&mut self, line: impl FnOnce() -> String) {
+        if self.trace.len() == TRACE_LINES {
+            self.trace.pop_front();
+        }
+        self.trace
+            .push_back(format!("{:>8} {}", self.now.0, line()));
+    }
+
+    pub fn trace_tail(&self) -> impl Iterator<Item = &String> {
+        self.trace.iter()
+    }
+}

@@ -1,0 +1,639 @@
+//! One generation of the job on one worker: restored, connected, run, made durable, folded.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{
+    CheckpointId, Generation, JobId, NodeId, PartitionId, TaskId, TopicPartition, WorkerEpoch,
+};
+use common::key_group::{key_group, owner};
+use common::offset::Offset;
+use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, InjectBarrier};
+use common::protocol::fetch::FetchBatches;
+use common::protocol::metadata::TopicImage;
+use common::protocol::task::{Deployment, TaskState as Standing};
+use common::time::Span;
+use tokio::sync::Notify;
+use worker::checkpoint::chunk::TaskChunk;
+use worker::checkpoint::participant::Participant;
+use worker::checkpoint::state_store::{JobStateStore, StateError, StoreOptions, ViewPlace};
+use worker::exchange::lanes::Lanes;
+use worker::job::assembly::{self, Restored};
+use worker::keyed_state::codec::bigint_key;
+use worker::keyed_state::table::At;
+use worker::link::reports::TaskReports;
+use worker::metadata_image::MetadataImage;
+use worker::operator::custom::CustomOperators;
+use worker::sink::transactions::Writer;
+use worker::sink::write_queue::{NextAppend, WriteQueue};
+use worker::task::channel_input::ChannelInput;
+use worker::task::machine::{Failure, Input, Progress, TaskMachine};
+use worker::task::message::Barrier;
+use worker::task::messages::Snapshot;
+use worker::task::sink_pump::SinkQueue;
+use worker::task::source_input::SourceInput;
+
+use super::disk::Disk;
+use super::env::Env;
+use super::network::{CallFailed, Reply};
+use super::sabotage::Sabotage;
+use super::tally::{self, CLICKS, COUNTED, TALLIES};
+use super::task::{ClickSource, Mail, RunningTask, TallySink, Wanted};
+use super::worker::{MAILBOX_MS, Timer, Who, was_woken};
+
+/// How long restoring, writing a checkpoint and folding take at most.
+const RESTORE_MS: u64 = 30;
+const WRITE_MS: u64 = 15;
+const FOLD_MS: u64 = 60;
+const RETRY_EVERY: Span = Span::from_millis(100);
+
+/// When a worker folds and writes base files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreChoice {
+    pub fold_every: usize,
+    pub base_after_bytes: u64,
+    pub log_bytes: u64,
+}
+
+#[derive(Debug)]
+pub struct RunningJob {
+    deployment: Arc<Deployment>,
+    me: (NodeId, WorkerEpoch),
+    choice: StoreChoice,
+    local: BTreeSet<TaskId>,
+    tasks: BTreeMap<TaskId, RunningTask>,
+    participant: Participant<Snapshot>,
+    store: Option<JobStateStore>,
+    /// What is being written, by the checkpoint it is acknowledged with.
+    writing: Option<(CheckpointId, Vec<TaskChunk>)>,
+    completed: Option<CheckpointId>,
+    folded: Option<CheckpointId>,
+    folding: bool,
+}
+
+impl RunningJob {
+    pub fn new(
+        deployment: Arc<Deployment>,
+        me: (NodeId, WorkerEpoch),
+        choice: StoreChoice,
+    ) -> RunningJob {
+        let local = assembly::local_tasks(&deployment, me.0);
+        RunningJob {
+            participant: Participant::new(local.clone()),
+            me,
+            choice,
+            local,
+            tasks: BTreeMap::new(),
+            store: None,
+            writing: None,
+            completed: deployment.restore,
+            folded: deployment.restore,
+            folding: false,
+            deployment,
+        }
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.deployment.generation
+    }
+
+    /// The worker was registered again, while its tasks go on.
+    pub fn worker_is_now(&mut self, epoch: WorkerEpoch) {
+        self.me.1 = epoch;
+    }
+
+    fn job(&self) -> JobId {
+        self.deployment.job
+    }
+
+    pub fn begin(&self, env: &mut Env, who: Who, reports: &TaskReports, urgent: &Arc<Notify>) {
+        let (job, generation) = (self.job(), self.generation());
+        for task in &self.local {
+            reports.add(job, generation, *task, urgent.clone());
+        }
+        let delay = env.some_ms(RESTORE_MS);
+        who.after(env, delay, Timer::Restored(job, generation));
+    }
+
+    /// What a blocking thread would read from disk, and the tasks that start from it.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the worker's own parts, each borrowed"
+    )]
+    pub fn restore(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        disk: &mut Disk,
+        lanes: &Lanes,
+        reports: &TaskReports,
+        custom: &CustomOperators,
+        image: &MetadataImage,
+    ) {
+        let facts = image.jobs.get(&self.job());
+        let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
+        let opened = self.open_store(disk);
+        let restored = opened.and_then(|store| {
+            let restored = assembly::restore(&store, &self.deployment, &self.local, &history)?;
+            Ok((store, restored))
+        });
+        match restored {
+            Ok((store, restored)) => {
+                let generation = self.generation();
+                let at = self.deployment.restore;
+                env.trace(|| format!("{who:?} restored generation {generation} at {at:?}"));
+                self.store = Some(store);
+                self.check_restored(env, &restored);
+                self.start_tasks(env, who, restored, lanes, reports, custom, image);
+            }
+            Err(error) => env.break_promise(format!(
+                "{who:?} cannot restore generation {}: {error}",
+                self.generation()
+            )),
+        }
+    }
+
+    fn open_store(&self, disk: &mut Disk) -> Result<JobStateStore, StateError> {
+        let options = StoreOptions {
+            fold_every: self.choice.fold_every,
+            base_after_bytes: self.choice.base_after_bytes,
+            log_bytes: self.choice.log_bytes,
+            ..StoreOptions::new(self.deployment.graph.key_groups)
+        };
+        let name = format!("job-{}", self.job());
+        let (view, damaged) = (disk.store(&name), disk.store(&name));
+        let place = ViewPlace {
+            open: Box::new(move || Ok(Arc::new(view.clone()))),
+            set_aside: Box::new(move || {
+                damaged.wipe();
+                Ok(())
+            }),
+        };
+        let deltas = disk.log(&name).shared();
+        JobStateStore::assemble(&disk.directory(&name), options, deltas, place)
+    }
+
+    /// What came back from disk is the state of the input before the checkpoint.
+    fn check_restored(&self, env: &mut Env, restored: &Restored) {
+        let Some(at) = self.deployment.restore else {
+            return;
+        };
+        for (task, tables) in restored {
+            if task.stage != TALLIES {
+                continue;
+            }
+            let mut counts = BTreeMap::new();
+            for (id, table) in tables {
+                if tally::counts_table(&id.table) {
+                    counts = tally::counts_in(table, At::Live).unwrap_or_default();
+                }
+            }
+            self.check_state(env, *task, at, &counts);
+        }
+    }
+
+    fn check_state(
+        &self,
+        env: &mut Env,
+        task: TaskId,
+        at: CheckpointId,
+        counts: &BTreeMap<i64, i64>,
+    ) {
+        let groups = self.deployment.graph.key_groups;
+        let parallelism = self.deployment.graph.stage(task.stage).parallelism;
+        let owns =
+            |key| owner(key_group(&bigint_key(key), groups), groups, parallelism) == task.index;
+        let checkers = &env.checkers;
+        let input = checkers.committed.of_topic(CLICKS);
+        let input = input.map(|(split, offset, value)| (split, offset, &value[..]));
+        let verdict = checkers.outputs.state(at, counts, owns, input);
+        env.check(verdict.map_err(|broken| format!("task {task}: {broken}")));
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the worker's own parts, each borrowed"
+    )]
+    fn start_tasks(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        mut restored: Restored,
+        lanes: &Lanes,
+        reports: &TaskReports,
+        custom: &CustomOperators,
+        image: &MetadataImage,
+    ) {
+        let wakes: BTreeMap<TaskId, Arc<Notify>> = self
+            .local
+            .iter()
+            .map(|task| (*task, Arc::default()))
+            .collect();
+        let mut ends = assembly::connect(&self.deployment, &wakes, lanes);
+        let deployment = self.deployment.clone();
+        let generation = self.generation();
+        for (task, wake) in wakes {
+            let stage = deployment.graph.stage(task.stage);
+            let tables = restored.remove(&task).unwrap_or_default();
+            let outputs = ends.outputs.remove(&task).unwrap_or_default();
+            let assembled = assembly::assemble(&deployment, task, tables, outputs, custom);
+            let mut assembled = assembled.expect("the job's plan is sound");
+            let (watermark, sealed) = (assembled.watermark, assembled.sealed);
+            let verdict =
+                env.checkers
+                    .watermarks
+                    .restored(generation, task, deployment.restore, watermark);
+            env.check(verdict);
+            let mut source = None;
+            let input = match &stage.source {
+                Some(planned) => {
+                    let (feed, reader) = SourceInput::fed();
+                    let clicks = image
+                        .topics
+                        .get(&CLICKS)
+                        .cloned()
+                        .expect("it was there before the job");
+                    let splits = own_splits(&clicks, task.index, stage.parallelism);
+                    let from = assembled.state.splits();
+                    let position = |split: u32| {
+                        let name = split.to_string();
+                        let known = from.iter().find(|state| *state.split == *name);
+                        known.map_or(Offset::ZERO, |state| Offset(state.position))
+                    };
+                    let placed = splits.map(|split| (split, position(split)));
+                    source = Some(ClickSource::new(
+                        env,
+                        first_partition(&clicks),
+                        feed,
+                        placed,
+                        deployment.restore.is_some(),
+                    ));
+                    let state = &mut assembled.state;
+                    Input::Source(assembly::source_side(planned, reader, state, watermark))
+                }
+                None => {
+                    let inputs = ends.inputs.remove(&task).unwrap_or_default();
+                    Input::Channels(ChannelInput::new(inputs, sealed, watermark))
+                }
+            };
+            let (queue, end) = SinkQueue::new(stage.sink.is_some());
+            let writer = Writer {
+                job: deployment.job,
+                generation,
+                task: deployment.ordinal_of(task),
+            };
+            let tallies = stage.sink.as_ref().map(|_| {
+                let tallies = image
+                    .topics
+                    .get(&COUNTED)
+                    .cloned()
+                    .expect("it was there before the job");
+                let partitions = u32::try_from(tallies.partitions.len()).expect("a few");
+                (first_partition(&tallies), partitions)
+            });
+            let written = WriteQueue::exactly_once(writer, deployment.restore);
+            let status = reports
+                .get(deployment.job, generation, task)
+                .expect("it was added when the generation began");
+            let mut running = RunningTask {
+                machine: TaskMachine {
+                    task,
+                    status,
+                    input,
+                    chain: assembled.chain,
+                    state: assembled.state,
+                    outputs: assembled.outputs,
+                    sink: queue,
+                    progress: Progress::restored(deployment.restore, sealed, watermark),
+                    restored: deployment.restore,
+                },
+                wake,
+                source,
+                sink: TallySink::new(end, written, tallies),
+                mailbox: VecDeque::new(),
+                scheduled: false,
+            };
+            let started = running.machine.start();
+            running.wake.notify_one();
+            self.tasks.insert(task, running);
+            if let Err(failure) = started {
+                self.fail(env, who, task, failure);
+            }
+        }
+    }
+
+    /// Schedules a turn of every task that was woken.
+    pub fn settle(&mut self, env: &mut Env, who: Who) {
+        let (job, generation) = (self.job(), self.generation());
+        for (task, running) in &mut self.tasks {
+            if was_woken(&running.wake) && !std::mem::replace(&mut running.scheduled, true) {
+                let delay = env.some_ms(MAILBOX_MS);
+                who.after(env, delay, Timer::Turn(job, generation, *task));
+            }
+        }
+    }
+
+    pub fn turn(&mut self, env: &mut Env, who: Who, task: TaskId, image: &MetadataImage) -> Wanted {
+        let Some(running) = self.tasks.get_mut(&task) else {
+            return Wanted::default();
+        };
+        let completes: Vec<CheckpointId> = running
+            .mailbox
+            .iter()
+            .filter_map(|mail| match mail {
+                Mail::Complete(checkpoint) => Some(*checkpoint),
+                Mail::Inject { .. } => None,
+            })
+            .collect();
+        let outcome = running.turn(env, image);
+        let watermark = running.machine.watermark();
+        while let Some(sealed) = running.machine.hand_over() {
+            self.participant
+                .sealed(sealed.task, sealed.checkpoint, sealed.snapshot);
+        }
+        let generation = self.generation();
+        let verdict = env.checkers.watermarks.said(generation, task, watermark);
+        env.check(verdict);
+        if let Some(completed) = completes.last() {
+            self.check_completed(env, task, *completed);
+        }
+        self.persist(env, who);
+        match outcome {
+            Ok(wanted) => wanted,
+            Err(failure) => {
+                self.fail(env, who, task, failure);
+                Wanted::default()
+            }
+        }
+    }
+
+    /// The state that a completed checkpoint shows is that of the input before it.
+    fn check_completed(&self, env: &mut Env, task: TaskId, completed: CheckpointId) {
+        if task.stage != TALLIES {
+            return;
+        }
+        let chain = &self.tasks[&task].machine.chain;
+        let tables = chain.operators().flat_map(|(_, _, state)| &state.tables);
+        let mut counts = BTreeMap::new();
+        for (name, table) in tables {
+            if tally::counts_table(name) {
+                match tally::counts_in(table, At::Completed(completed)) {
+                    Some(found) => counts = found,
+                    None => return env.break_promise(format!("task {task} forgot {completed}")),
+                }
+            }
+        }
+        self.check_state(env, task, completed, &counts);
+    }
+
+    fn fail(&mut self, env: &mut Env, who: Who, task: TaskId, failure: Failure) {
+        let Failure { reason, fatal } = failure;
+        env.trace(|| format!("{who:?} task {task} has failed: {reason}"));
+        if fatal {
+            env.break_promise(format!("task {task} has failed for good: {reason}"));
+        }
+        if let Some(ended) = self.tasks.remove(&task) {
+            ended
+                .machine
+                .status
+                .set_state(Standing::Failed { reason, fatal });
+        }
+    }
+
+    pub fn inject(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        inject: &InjectBarrier,
+    ) -> Result<(), Problem> {
+        let generation = self.generation();
+        if inject.generation != generation {
+            let newer = inject.generation > generation;
+            let code = if newer {
+                ErrorCode::MetadataStale
+            } else {
+                ErrorCode::FencedGeneration
+            };
+            return Err(Problem::new(code, format!("generation {generation} runs")));
+        }
+        let barrier = Barrier {
+            checkpoint: inject.checkpoint,
+            stop: inject.kind.is_last(),
+        };
+        let drain = inject.kind == CheckpointKind::Drain;
+        let graph = &self.deployment.graph;
+        let sources: Vec<TaskId> = self
+            .local
+            .iter()
+            .filter(|task| graph.stage(task.stage).source.is_some())
+            .copied()
+            .collect();
+        for task in sources {
+            let Some(running) = self.tasks.get_mut(&task) else {
+                let detail = format!("task {task} cannot take a barrier now");
+                return Err(Problem::new(ErrorCode::MetadataStale, detail));
+            };
+            running.mailbox.push_back(Mail::Inject { barrier, drain });
+            running.wake.notify_one();
+        }
+        self.settle(env, who);
+        Ok(())
+    }
+
+    /// A checkpoint is completed, the facts say.
+    pub fn completed(&mut self, env: &mut Env, who: Who, checkpoint: CheckpointId) {
+        if self.completed >= Some(checkpoint) {
+            return;
+        }
+        self.completed = Some(checkpoint);
+        for running in self.tasks.values_mut() {
+            running.mailbox.push_back(Mail::Complete(checkpoint));
+            running.wake.notify_one();
+        }
+        self.fold(env, who);
+    }
+
+    /// A sink may wait for what a transaction has become.
+    pub fn facts_changed(&mut self, env: &mut Env, who: Who) {
+        for running in self.tasks.values() {
+            running.wake.notify_one();
+        }
+        self.settle(env, who);
+    }
+
+    // What is made durable.
+
+    fn persist(&mut self, env: &mut Env, who: Who) {
+        let Some(ready) = self.participant.take_ready() else {
+            return;
+        };
+        let checkpoint = ready.checkpoint;
+        let (mut chunks, tasks) = assembly::to_write(ready);
+        match env.sabotage {
+            Some(Sabotage::AcknowledgeUnwritten) => chunks.clear(),
+            Some(Sabotage::ForgetSealedBefore) => {
+                chunks.retain(|chunk| chunk.checkpoint == checkpoint);
+            }
+            _ => {}
+        }
+        let ack = AckCheckpoint {
+            worker: self.me.0,
+            worker_epoch: self.me.1,
+            job: self.job(),
+            generation: self.generation(),
+            checkpoint,
+            tasks,
+        };
+        self.writing = Some((checkpoint, chunks));
+        // The bytes may be there early in the time it takes, or late: a crash meets either.
+        if env.draw(2) == 0 {
+            self.write(env, who);
+        }
+        let delay = env.some_ms(WRITE_MS);
+        who.after(
+            env,
+            delay,
+            Timer::Written(self.job(), self.generation(), ack),
+        );
+    }
+
+    fn write(&mut self, env: &mut Env, who: Who) {
+        let (Some((_, chunks)), Some(store)) = (self.writing.take(), &self.store) else {
+            return;
+        };
+        if let Err(error) = store.persist(self.generation(), chunks) {
+            env.break_promise(format!("{who:?} cannot write a checkpoint: {error}"));
+        }
+    }
+
+    /// What was to be written is on the disk.
+    pub fn written(&mut self, env: &mut Env, who: Who, ack: AckCheckpoint) -> AckCheckpoint {
+        self.write(env, who);
+        if env.sabotaged(Sabotage::FoldUncompleted)
+            && let Some(store) = &self.store
+        {
+            // An error here is found by whoever restores.
+            drop(store.fold(ack.checkpoint, &|_, _| Some(true)));
+        }
+        self.participant.persisted(ack.checkpoint);
+        self.persist(env, who);
+        ack
+    }
+
+    fn fold(&mut self, env: &mut Env, who: Who) {
+        let (Some(completed), Some(_)) = (self.completed, &self.store) else {
+            return;
+        };
+        if self.folding || self.folded >= Some(completed) {
+            return;
+        }
+        self.folding = true;
+        let delay = env.some_ms(FOLD_MS);
+        let timer = Timer::Folded(self.job(), self.generation(), completed);
+        who.after(env, delay, timer);
+    }
+
+    pub fn folded(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        completed: CheckpointId,
+        image: &MetadataImage,
+    ) {
+        self.folding = false;
+        let facts = image.jobs.get(&self.job());
+        let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
+        let Some(store) = &self.store else { return };
+        if let Err(error) = store.fold(completed, &history) {
+            return env.break_promise(format!("{who:?} cannot fold {completed}: {error}"));
+        }
+        self.folded = Some(completed);
+        self.fold(env, who);
+    }
+
+    // What tasks asked of partitions.
+
+    pub fn appended(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        task: TaskId,
+        next: NextAppend,
+        answer: Result<(), CallFailed>,
+    ) {
+        let Some(running) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        let refused = answer.err().map(to_problem);
+        let again = running.sink.appended(env, &running.wake, next, refused);
+        if let Some(next) = again {
+            let timer = Timer::Append(self.job(), self.generation(), task, next);
+            who.after(env, RETRY_EVERY, timer);
+        }
+    }
+
+    pub fn fetch_request(&self, task: TaskId, split: u32) -> Option<FetchBatches> {
+        self.tasks.get(&task)?.source.as_ref()?.request(split)
+    }
+
+    pub fn fetched(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        task: TaskId,
+        split: u32,
+        answer: Result<Reply, CallFailed>,
+    ) {
+        let Some(running) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        let Some(source) = &mut running.source else {
+            return;
+        };
+        match answer {
+            Ok(Reply::Fetched(reply)) => {
+                source.fetched(env, split, reply);
+                running.wake.notify_one();
+            }
+            Ok(other) => env.break_promise(format!("a fetch was answered by {other:?}")),
+            Err(failed) => {
+                let problem = to_problem(failed);
+                if problem.code.is_retriable() {
+                    let timer = Timer::Fetch(self.job(), self.generation(), task, split);
+                    who.after(env, RETRY_EVERY, timer);
+                } else {
+                    let partition = source.partition(split);
+                    env.break_promise(format!("{partition} cannot be read: {problem}"));
+                }
+            }
+        }
+    }
+}
+
+fn to_problem(failed: CallFailed) -> Problem {
+    match failed {
+        CallFailed::Problem(problem) => problem,
+        CallFailed::Refused | CallFailed::Broken => {
+            Problem::new(ErrorCode::LeaderUnavailable, "the leader cannot be reached")
+        }
+        CallFailed::Timeout => Problem::new(ErrorCode::Timeout, "the leader says nothing"),
+    }
+}
+
+fn first_partition(topic: &TopicImage) -> TopicPartition {
+    TopicPartition {
+        topic: topic.id,
+        partition: PartitionId(0),
+    }
+}
+
+/// Partitions are dealt over the tasks by number.
+fn own_splits(
+    topic: &TopicImage,
+    index: u32,
+    parallelism: u32,
+) -> impl Iterator<Item = u32> + use<> {
+    let partitions = u32::try_from(topic.partitions.len()).expect("a few");
+    (0..partitions).filter(move |number| number % parallelism == index)
+}

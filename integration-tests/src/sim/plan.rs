@@ -1,0 +1,160 @@
+//! What a seed makes of a world: how large it is, what it is given to do, how rough it is.
+//!
+//! Every seed draws its own mixture, so that some worlds know one kind of fault only and others all.
+
+use common::ids::TopicName;
+use common::random::{Random, below, coin, seeded};
+use common::time::Span;
+
+use super::generation::StoreChoice;
+use super::network::Weather;
+use super::tally::{Click, DELAY, Shape};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub seed: u64,
+    pub workers: usize,
+    pub click_partitions: u32,
+    pub tally_partitions: u32,
+    pub sources: u32,
+    pub operators: u32,
+    pub clicks_per_partition: u64,
+    pub keys: u64,
+    /// Clicks that are sent at once, and pauses between them, at most.
+    pub batch: u64,
+    pub produce_every_ms: u64,
+    pub checkpoint_interval: Span,
+    pub checkpoint_timeout: Span,
+    pub segment_bytes: u64,
+    pub store: StoreChoice,
+    pub weather: Weather,
+    /// How many faults there are, at most how far apart, and which.
+    pub faults: u64,
+    pub fault_every_ms: u64,
+    pub kinds: FaultKinds,
+    /// In the end every window is closed.
+    pub drain: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultKinds {
+    pub workers: bool,
+    pub coordinator: bool,
+    pub power: bool,
+    pub cuts: bool,
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Plan {
+        let mut random = seeded(seed, 2);
+        let random = &mut random;
+        let click_partitions = from_to(random, 1, 4);
+        let rough = below(random, 4) > 0;
+        let mut kinds = FaultKinds {
+            workers: below(random, 4) > 0,
+            coordinator: coin(random),
+            power: coin(random),
+            cuts: coin(random),
+        };
+        if !(kinds.workers || kinds.coordinator || kinds.cuts) {
+            kinds.workers = true;
+        }
+        Plan {
+            seed,
+            workers: usize::try_from(from_to(random, 1, 4)).expect("a few"),
+            click_partitions: small(click_partitions),
+            tally_partitions: small(from_to(random, 1, 3)),
+            sources: small(from_to(random, 1, click_partitions.min(3))),
+            operators: small(from_to(random, 1, 3)),
+            clicks_per_partition: from_to(random, 50, 250),
+            keys: from_to(random, 1, 30),
+            batch: 6,
+            // So that clicks still come while things go wrong.
+            produce_every_ms: 3 * from_to(random, 5, 150),
+            checkpoint_interval: Span(from_to(random, 100, 1_000)),
+            checkpoint_timeout: Span(from_to(random, 2_000, 10_000)),
+            segment_bytes: from_to(random, 2 << 10, 64 << 10),
+            store: StoreChoice {
+                fold_every: usize::try_from(from_to(random, 1, 6)).expect("a few"),
+                base_after_bytes: match below(random, 4) {
+                    0 => from_to(random, 512, 4 << 10),
+                    _ => 1 << 20,
+                },
+                log_bytes: from_to(random, 8 << 10, 256 << 10),
+            },
+            weather: match rough {
+                true => Weather {
+                    delay_ms: from_to(random, 1, 12),
+                    lost_permille: below(random, 60),
+                    twice_permille: below(random, 60),
+                    slow_permille: below(random, 10),
+                },
+                false => Weather::CALM,
+            },
+            faults: from_to(random, 2, 8),
+            fault_every_ms: from_to(random, 1_000, 5_000),
+            kinds,
+            drain: coin(random),
+        }
+    }
+
+    /// The same world without anything that goes wrong.
+    pub fn undisturbed(seed: u64) -> Plan {
+        Plan {
+            weather: Weather::CALM,
+            faults: 0,
+            ..Plan::draw(seed)
+        }
+    }
+
+    pub fn shape(&self) -> Shape {
+        let name = |name: &str| TopicName::new(name).expect("it is a name");
+        Shape {
+            clicks: name("clicks"),
+            tallies: name("tallies"),
+            sources: self.sources,
+            operators: self.operators,
+        }
+    }
+
+    /// The clicks of each partition, in batches. Times rise, with some disorder within the delay.
+    pub fn clicks(&self) -> Vec<Vec<Vec<Click>>> {
+        let mut random = seeded(self.seed, 3);
+        let mut id = 0;
+        (0..self.click_partitions)
+            .map(|_| {
+                let mut left = self.clicks_per_partition;
+                let mut time = 1_000;
+                let mut batches = Vec::new();
+                while left > 0 {
+                    let size = from_to(&mut random, 1, left.min(self.batch));
+                    left -= size;
+                    let batch = (0..size).map(|_| {
+                        id += 1;
+                        time += below(&mut random, 30);
+                        Click {
+                            key: signed(below(&mut random, self.keys)),
+                            id,
+                            time: signed(time - below(&mut random, DELAY)),
+                        }
+                    });
+                    batches.push(batch.collect());
+                }
+                batches
+            })
+            .collect()
+    }
+}
+
+/// Both included.
+pub fn from_to(random: &mut Random, from: u64, to: u64) -> u64 {
+    from + below(random, to - from + 1)
+}
+
+fn small(number: u64) -> u32 {
+    u32::try_from(number).expect("a few")
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).expect("a small number")
+}

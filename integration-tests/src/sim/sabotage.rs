@@ -1,0 +1,52 @@
+//! Mistakes that the world makes on purpose, one at a time, where it performs what the machines decide:
+//! each must be noticed by a checker, or the checkers are worth nothing.
+
+/// Each is a rule that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sabotage {
+    /// A leader says that an append is stored before its sync has run.
+    AcknowledgeBeforeSync,
+    /// A leader lets its log be read to its end, committed or not.
+    ReadBeyondCommitted,
+    /// A leader commits what was written for a checkpoint that is not complete.
+    CommitUndecided,
+    /// A leader decides a transaction by its checkpoint alone, whichever generation wrote it.
+    CommitByCheckpointAlone,
+    /// A worker takes every frame it gets as the next one.
+    TakeRepeatedFrames,
+    /// A barrier goes ahead of the rows before it.
+    BarrierOvertakesRows,
+    /// A worker acknowledges a checkpoint without having written what was sealed for it.
+    AcknowledgeUnwritten,
+    /// A worker writes for a checkpoint only what was sealed for that one, and forgets what was sealed
+    /// for those before it that were given up.
+    ForgetSealedBefore,
+    /// A sink says that it is prepared while its appends are under way.
+    PrepareUnstored,
+    /// A source goes on one batch further than where the checkpoint left it.
+    SkipAfterRestore,
+    /// A checkpoint counts as complete without the acknowledgement of one task.
+    CompleteWithoutOne,
+    /// A coordinator answers a command before it is on the disk.
+    DecideBeforeSync,
+    /// A worker brings a checkpoint into its base state before it is complete.
+    FoldUncompleted,
+}
+
+impl Sabotage {
+    pub const ALL: [Sabotage; 13] = [
+        Sabotage::AcknowledgeBeforeSync,
+        Sabotage::ReadBeyondCommitted,
+        Sabotage::CommitUndecided,
+        Sabotage::CommitByCheckpointAlone,
+        Sabotage::TakeRepeatedFrames,
+        Sabotage::BarrierOvertakesRows,
+        Sabotage::AcknowledgeUnwritten,
+        Sabotage::ForgetSealedBefore,
+        Sabotage::PrepareUnstored,
+        Sabotage::SkipAfterRestore,
+        Sabotage::CompleteWithoutOne,
+        Sabotage::DecideBeforeSync,
+        Sabotage::FoldUncompleted,
+    ];
+}

@@ -1,0 +1,748 @@
+//! A worker in the world: its line to the coordinator, its partitions, its lanes and its jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use common::error::{ErrorCode, Problem};
+use common::ids::{
+    CheckpointId, ClusterId, Generation, JobId, MetadataVersion, NodeId, PartitionId, StorageId,
+    TaskId, TopicPartition, WorkerEpoch,
+};
+use common::limits::{HEARTBEAT_INTERVAL, MAX_WAIT};
+use common::protocol::checkpoint::{AckCheckpoint, InjectBarrier};
+use common::protocol::metadata::{FetchMetadata, MetadataDelta};
+use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
+use common::time::Span;
+use tokio::sync::Notify;
+use uuid::Uuid;
+use worker::job::assignment::changes;
+use worker::link::reports::TaskReports;
+use worker::metadata_image::MetadataImage;
+use worker::operator::custom::CustomOperators;
+use worker::sink::write_queue::NextAppend;
+
+use super::disk::{Crash, Disk};
+use super::env::{Env, Event, Timer as WorldTimer};
+use super::generation::{RunningJob, StoreChoice};
+use super::lanes::{NextBundle, WorkerLanes};
+use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress};
+use super::partition::Partition;
+use super::tally;
+use super::task::{Wanted, append_request};
+
+const CALL_DEADLINE: Span = Span::from_secs(3);
+const RETRY_EVERY: Span = Span::from_millis(250);
+const BUNDLE_DEADLINE: Span = Span::from_secs(10);
+/// How long opening a log, and a message within the process, take at most.
+const OPEN_MS: u64 = 20;
+pub const MAILBOX_MS: u64 = 2;
+const SLOTS: u32 = 16;
+
+#[derive(Debug)]
+pub enum Timer {
+    Register,
+    Heartbeat(u64),
+    FetchMetadata,
+    Open(TopicPartition),
+    Work(TopicPartition),
+    Synced(TopicPartition),
+    Patience(TopicPartition),
+    /// A lane asks how its channels stand, if nothing else has happened.
+    Ask(usize),
+    /// A lane tries again.
+    Resume(usize),
+    Stopped(JobId),
+    Restored(JobId, Generation),
+    Turn(JobId, Generation, TaskId),
+    Written(JobId, Generation, AckCheckpoint),
+    Acknowledge(JobId, Generation, AckCheckpoint),
+    Folded(JobId, Generation, CheckpointId),
+    Append(JobId, Generation, TaskId, NextAppend),
+    Fetch(JobId, Generation, TaskId, u32),
+}
+
+/// Which process something is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who {
+    pub process: Process,
+    pub life: u64,
+}
+
+#[derive(Debug)]
+pub struct Worker {
+    pub disk: Disk,
+    pub life: u64,
+    index: usize,
+    storage: StorageId,
+    /// What its data directory keeps.
+    identity: Option<(ClusterId, NodeId)>,
+    choice: StoreChoice,
+    running: Option<Life>,
+}
+
+/// One life of the process.
+#[derive(Debug)]
+struct Life {
+    who: Who,
+    registration: RegisterWorker,
+    session: Option<Session>,
+    image: Arc<MetadataImage>,
+    /// It has opened what it leads.
+    ready: bool,
+    sequence: u64,
+    heartbeat: u64,
+    urgent: Arc<Notify>,
+    reports: TaskReports,
+    partitions: BTreeMap<TopicPartition, Partition>,
+    lanes: Option<WorkerLanes>,
+    jobs: BTreeMap<JobId, RunningJob>,
+    stopping: BTreeSet<JobId>,
+    kept: BTreeSet<JobId>,
+    custom: CustomOperators,
+    choice: StoreChoice,
+    calls: BTreeMap<CallId, Purpose>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    cluster: ClusterId,
+    worker: NodeId,
+    epoch: WorkerEpoch,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    Register,
+    Heartbeat,
+    Metadata,
+    Bundle(usize),
+    Acknowledge(JobId, Generation, AckCheckpoint),
+    Append(JobId, Generation, TaskId, NextAppend),
+    Fetch(JobId, Generation, TaskId, u32),
+}
+
+impl Who {
+    pub fn after(self, env: &mut Env, delay: Span, timer: Timer) {
+        let event = Event::Timer {
+            process: self.process,
+            life: self.life,
+            timer: WorldTimer::Worker(timer),
+        };
+        env.after(delay, event);
+    }
+}
+
+impl Worker {
+    pub fn new(index: usize, disk: Disk, storage: StorageId, choice: StoreChoice) -> Worker {
+        Worker {
+            disk,
+            life: 0,
+            index,
+            storage,
+            identity: None,
+            choice,
+            running: None,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub fn start(&mut self, env: &mut Env) {
+        self.life += 1;
+        let who = Who {
+            process: Process::Worker(self.index),
+            life: self.life,
+        };
+        let custom = tally::operators();
+        let incarnation = (u128::from(self.life) << 64) | (self.index as u128 + 1);
+        let registration = RegisterWorker {
+            cluster: self.identity.map(|(cluster, _)| cluster),
+            worker: self.identity.map(|(_, worker)| worker),
+            storage: self.storage,
+            incarnation: Uuid::from_u128(incarnation),
+            address: self.index.to_string(),
+            clean_shutdown: false,
+            version: String::new(),
+            cores: 1,
+            slots: SLOTS,
+            memory_bytes: 1 << 30,
+            operators: custom.names().map(str::to_owned).collect(),
+        };
+        env.trace(|| format!("worker {} starts its life {}", self.index, self.life));
+        let mut life = Life {
+            who,
+            registration,
+            session: None,
+            image: Arc::default(),
+            ready: false,
+            sequence: 0,
+            heartbeat: 0,
+            urgent: Arc::default(),
+            reports: TaskReports::default(),
+            partitions: BTreeMap::new(),
+            lanes: None,
+            jobs: BTreeMap::new(),
+            stopping: BTreeSet::new(),
+            // A directory for a job is there once it was needed.
+            kept: BTreeSet::new(),
+            custom,
+            choice: self.choice,
+            calls: BTreeMap::new(),
+        };
+        life.register(env);
+        self.running = Some(life);
+    }
+
+    pub fn crash(&mut self, env: &mut Env, crash: Crash) {
+        self.running = None;
+        self.disk.crash(crash, env.random());
+    }
+
+    pub fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
+        let Some(life) = &mut self.running else {
+            return env.refuse(from);
+        };
+        life.request(env, from, request);
+        life.settle(env);
+    }
+
+    pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
+        let Some(life) = &mut self.running else {
+            return;
+        };
+        if let Some(purpose) = life.calls.remove(&call) {
+            life.answer(env, &mut self.identity, purpose, answer);
+            life.settle(env);
+        }
+    }
+
+    pub fn timer(&mut self, env: &mut Env, timer: Timer) {
+        let Some(life) = &mut self.running else {
+            return;
+        };
+        life.timer(env, &mut self.disk, timer);
+        life.settle(env);
+    }
+}
+
+impl Life {
+    fn timer(&mut self, env: &mut Env, disk: &mut Disk, timer: Timer) {
+        let who = self.who;
+        match timer {
+            Timer::Register => self.register(env),
+            Timer::Heartbeat(beat) if beat == self.heartbeat => self.heartbeat(env),
+            Timer::Heartbeat(_) => {}
+            Timer::FetchMetadata => self.fetch_metadata(env),
+            Timer::Open(id) => {
+                let storage = disk.log(&format!("partition-{id}"));
+                let store = Arc::new(disk.store("log"));
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.open(env, who, &storage, store);
+                }
+            }
+            Timer::Work(id) => {
+                let image = self.image.clone();
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.work(env, who, &image);
+                }
+            }
+            Timer::Synced(id) => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.sync_ran(env, who);
+                }
+            }
+            Timer::Patience(id) => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.time_passed(env, who);
+                }
+            }
+            Timer::Ask(lane) => {
+                let lanes = self.lanes.as_mut();
+                let next = lanes.and_then(|lanes| lanes.ask(env, who, &self.image, lane));
+                self.send(env, next);
+            }
+            Timer::Resume(lane) => {
+                let lanes = self.lanes.as_mut();
+                let next = lanes.and_then(|lanes| lanes.resume(env, who, &self.image, lane));
+                self.send(env, next);
+            }
+            Timer::Stopped(job) => {
+                self.stopping.remove(&job);
+                self.follow_jobs(env);
+            }
+            Timer::Restored(job, generation) => {
+                let lanes = self.lanes.as_ref().map(|lanes| &lanes.lanes);
+                let image = self.image.clone();
+                if let (Some(running), Some(lanes)) =
+                    (running(&mut self.jobs, job, generation), lanes)
+                {
+                    let reports = &self.reports;
+                    running.restore(env, who, disk, lanes, reports, &self.custom, &image);
+                }
+            }
+            Timer::Turn(job, generation, task) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    let calls = running.turn(env, who, task, &self.image);
+                    self.begin(env, job, generation, task, calls);
+                }
+            }
+            Timer::Written(job, generation, ack) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    let ack = running.written(env, who, ack);
+                    self.acknowledge(env, job, generation, ack);
+                }
+            }
+            Timer::Acknowledge(job, generation, ack) => {
+                self.acknowledge(env, job, generation, ack);
+            }
+            Timer::Folded(job, generation, completed) => {
+                let image = self.image.clone();
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    running.folded(env, who, completed, &image);
+                }
+            }
+            Timer::Append(job, generation, task, next) => {
+                if running(&mut self.jobs, job, generation).is_some() {
+                    self.append(env, job, generation, task, next);
+                }
+            }
+            Timer::Fetch(job, generation, task, split) => {
+                if running(&mut self.jobs, job, generation).is_some() {
+                    self.fetch(env, job, generation, task, split);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
+        match request {
+            Request::Probe => env.answer(from, Ok(Reply::Done)),
+            Request::Inject(barrier) => {
+                let answer = self.inject(env, &barrier);
+                env.answer(from, answer.map(|()| Reply::Done));
+            }
+            Request::Append(append) => {
+                let id = append.batches.first().map(|batch| batch.partition);
+                let partition = id.and_then(|id| self.partitions.get_mut(&id));
+                match partition {
+                    Some(partition) => partition.append(env, self.who, append, from),
+                    None => env.answer(from, Err(not_here())),
+                }
+            }
+            Request::Fetch(request) => match self.partitions.get_mut(&request.partition) {
+                Some(partition) => partition.fetch(env, self.who, request, from),
+                None => env.answer(from, Err(not_here())),
+            },
+            Request::Bundle(bundle) => {
+                let answer = match &self.lanes {
+                    Some(lanes) => lanes.receive(env, &self.image, bundle),
+                    None => Err(not_here()),
+                };
+                env.answer(from, answer.map(Reply::Bundle));
+            }
+            Request::Register(_)
+            | Request::Heartbeat(_)
+            | Request::FetchMetadata(_)
+            | Request::Acknowledge(_)
+            | Request::Decline(_)
+            | Request::Command(_) => unreachable!("nobody asks a worker for that"),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        env: &mut Env,
+        identity: &mut Option<(ClusterId, NodeId)>,
+        purpose: Purpose,
+        answer: Result<Reply, CallFailed>,
+    ) {
+        match (purpose, answer) {
+            (Purpose::Register, Ok(Reply::Registered(registered))) => {
+                *identity = Some((registered.cluster, registered.worker));
+                self.registered(env, &registered);
+            }
+            (Purpose::Register, Err(failed)) if failed.is_retriable() => {
+                self.who.after(env, RETRY_EVERY, Timer::Register);
+            }
+            (Purpose::Heartbeat, Err(CallFailed::Problem(problem)))
+                if problem.code == ErrorCode::FencedWorkerEpoch =>
+            {
+                env.trace(|| format!("{:?} was fenced and registers again", self.who));
+                self.register(env);
+            }
+            (Purpose::Heartbeat, _) => {
+                // An elapsed interval and an urgent word are equally good reasons for the next one.
+                self.next_heartbeat(env, HEARTBEAT_INTERVAL);
+            }
+            (Purpose::Metadata, Ok(Reply::Metadata(delta))) => {
+                self.learn(env, *delta);
+                self.fetch_metadata(env);
+            }
+            (Purpose::Metadata, Err(_)) => {
+                self.who.after(env, RETRY_EVERY, Timer::FetchMetadata);
+            }
+            (Purpose::Bundle(lane), answer) => {
+                let reply = match answer {
+                    Ok(Reply::Bundle(reply)) => Some(reply),
+                    Ok(_) | Err(_) => None,
+                };
+                let (who, image) = (self.who, &self.image);
+                let lanes = self.lanes.as_mut();
+                let next =
+                    lanes.and_then(|lanes| lanes.answered(env, who, image, lane, reply.as_ref()));
+                self.send(env, next);
+            }
+            (Purpose::Acknowledge(job, generation, ack), Err(failed)) => {
+                if failed.is_retriable() {
+                    let timer = Timer::Acknowledge(job, generation, ack);
+                    self.who.after(env, RETRY_EVERY, timer);
+                }
+            }
+            (Purpose::Acknowledge(..), Ok(_)) => {}
+            (Purpose::Append(job, generation, task, next), answer) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    running.appended(env, self.who, task, next, answer.map(drop));
+                }
+            }
+            (Purpose::Fetch(job, generation, task, split), answer) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    running.fetched(env, self.who, task, split, answer);
+                }
+            }
+            (purpose @ (Purpose::Register | Purpose::Metadata), answer) => {
+                env.break_promise(format!("{purpose:?} was answered by {answer:?}"));
+            }
+        }
+    }
+
+    /// Lets everything run that was woken.
+    fn settle(&mut self, env: &mut Env) {
+        let (who, image) = (self.who, &self.image);
+        let lanes = self.lanes.as_mut();
+        let woken = lanes.map(|lanes| lanes.settle(env, who, image));
+        for next in woken.unwrap_or_default() {
+            self.send(env, Some(next));
+        }
+        for running in self.jobs.values_mut() {
+            running.settle(env, self.who);
+        }
+        if self.session.is_some() && was_woken(&self.urgent) {
+            self.next_heartbeat(env, Span(0));
+        }
+    }
+
+    // The line to the coordinator.
+
+    fn call(
+        &mut self,
+        env: &mut Env,
+        callee: Process,
+        request: Request,
+        deadline: Span,
+        purpose: Purpose,
+    ) {
+        let caller = (self.who.process, self.who.life);
+        let call = env.call(caller, callee, request, deadline);
+        self.calls.insert(call, purpose);
+    }
+
+    fn register(&mut self, env: &mut Env) {
+        let request = Request::Register(self.registration.clone());
+        self.call(
+            env,
+            Process::Coordinator,
+            request,
+            CALL_DEADLINE,
+            Purpose::Register,
+        );
+    }
+
+    fn registered(&mut self, env: &mut Env, registered: &Registered) {
+        let Registered {
+            cluster,
+            worker,
+            epoch,
+            ..
+        } = *registered;
+        env.trace(|| format!("{:?} is worker {worker} in epoch {epoch}", self.who));
+        let first = self.session.is_none();
+        self.session = Some(Session {
+            cluster,
+            worker,
+            epoch,
+        });
+        self.sequence = 0;
+        for running in self.jobs.values_mut() {
+            running.worker_is_now(epoch);
+        }
+        if first {
+            self.lanes = Some(WorkerLanes::new(worker, epoch));
+            self.fetch_metadata(env);
+        }
+        self.heartbeat(env);
+    }
+
+    fn next_heartbeat(&mut self, env: &mut Env, after: Span) {
+        self.heartbeat += 1;
+        self.who.after(env, after, Timer::Heartbeat(self.heartbeat));
+    }
+
+    fn heartbeat(&mut self, env: &mut Env) {
+        let Some(session) = self.session else { return };
+        // Whatever else is due is this one.
+        self.heartbeat += 1;
+        self.sequence += 1;
+        let heartbeat = Heartbeat {
+            cluster: session.cluster,
+            worker: session.worker,
+            epoch: session.epoch,
+            sequence: self.sequence,
+            metadata_version: self.image.version,
+            ready: self.ready,
+            tasks: self.reports.all(),
+            load: NodeLoad::default(),
+        };
+        let request = Request::Heartbeat(heartbeat);
+        let purpose = Purpose::Heartbeat;
+        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+    }
+
+    fn fetch_metadata(&mut self, env: &mut Env) {
+        let Some(session) = self.session else { return };
+        let request = Request::FetchMetadata(FetchMetadata {
+            cluster: session.cluster,
+            worker: Some(session.worker),
+            since: self.image.version,
+            wait: MAX_WAIT,
+        });
+        let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
+        let purpose = Purpose::Metadata;
+        self.call(env, Process::Coordinator, request, deadline, purpose);
+    }
+
+    fn learn(&mut self, env: &mut Env, delta: MetadataDelta) {
+        let newer = self.image.after(delta);
+        let Some(image) = newer.filter(|image| image.version > self.image.version) else {
+            return;
+        };
+        self.image = Arc::new(image);
+        self.follow_partitions(env);
+        self.follow_jobs(env);
+    }
+
+    // Partitions.
+
+    fn follow_partitions(&mut self, env: &mut Env) {
+        let Some(session) = self.session else { return };
+        // Work may come once the image knows of this life, and its partitions are open.
+        if self.image.version < MetadataVersion(session.epoch.0)
+            || !self.image.workers.contains_key(&session.worker)
+        {
+            return;
+        }
+        let image = self.image.clone();
+        for topic in image.topics.values() {
+            for (number, assigned) in (0..).zip(&topic.partitions) {
+                if !assigned.replicas.contains(&session.worker) {
+                    continue;
+                }
+                let id = TopicPartition {
+                    topic: topic.id,
+                    partition: PartitionId(number),
+                };
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.assign(env, self.who, assigned);
+                    partition.facts_changed(env, self.who);
+                } else {
+                    let config = topic.config.clone();
+                    let opened = Partition::new(env, id, session.worker, assigned.clone(), config);
+                    self.partitions.insert(id, opened);
+                    let delay = env.some_ms(OPEN_MS);
+                    self.who.after(env, delay, Timer::Open(id));
+                }
+            }
+        }
+        if !std::mem::replace(&mut self.ready, true) {
+            self.urgent.notify_one();
+        }
+    }
+
+    fn leader(&self, partition: TopicPartition) -> Option<Process> {
+        let leader = self.image.leader(partition)?;
+        Some(Process::Worker(leader.address.parse().expect("an index")))
+    }
+
+    fn send(&mut self, env: &mut Env, next: Option<NextBundle>) {
+        if let Some(NextBundle {
+            lane,
+            callee,
+            bundle,
+        }) = next
+        {
+            let request = Request::Bundle(bundle);
+            self.call(env, callee, request, BUNDLE_DEADLINE, Purpose::Bundle(lane));
+        }
+    }
+
+    // Jobs.
+
+    fn follow_jobs(&mut self, env: &mut Env) {
+        let Some(session) = self.session else { return };
+        let image = self.image.clone();
+        let generations = self
+            .jobs
+            .iter()
+            .map(|(job, running)| (*job, running.generation()));
+        let changes = changes(
+            &image,
+            session.worker,
+            session.epoch,
+            &generations.collect(),
+            &self.kept,
+        );
+        for (job, generation) in changes.stop {
+            env.trace(|| format!("{:?} stops generation {generation}", self.who));
+            self.jobs.remove(&job);
+            if let Some(lanes) = &self.lanes {
+                lanes.lanes.close(job, generation);
+            }
+            self.reports.remove(job, generation);
+            self.stopping.insert(job);
+            let delay = env.some_ms(OPEN_MS);
+            self.who.after(env, delay, Timer::Stopped(job));
+        }
+        for deployment in changes.start {
+            let job = deployment.job;
+            if self.stopping.contains(&job) {
+                continue;
+            }
+            let me = (session.worker, session.epoch);
+            let running = RunningJob::new(deployment, me, self.choice);
+            running.begin(env, self.who, &self.reports, &self.urgent);
+            self.kept.insert(job);
+            self.jobs.insert(job, running);
+        }
+        for (job, running) in &mut self.jobs {
+            if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
+                running.completed(env, self.who, completed);
+            }
+            running.facts_changed(env, self.who);
+        }
+    }
+
+    fn inject(&mut self, env: &mut Env, barrier: &InjectBarrier) -> Result<(), Problem> {
+        // A coordinator that has been replaced must not cut a job's rows any more.
+        if barrier.control_epoch < self.image.control_epoch {
+            let detail = format!("coordinator {} was followed", barrier.control_epoch);
+            return Err(Problem::new(ErrorCode::StaleControlEpoch, detail));
+        }
+        match self.jobs.get_mut(&barrier.job) {
+            Some(running) => running.inject(env, self.who, barrier),
+            None => Err(Problem::new(
+                ErrorCode::MetadataStale,
+                "the job does not run here yet",
+            )),
+        }
+    }
+
+    /// Begins the appends and fetches that a turn of a task asked for.
+    fn begin(
+        &mut self,
+        env: &mut Env,
+        job: JobId,
+        generation: Generation,
+        task: TaskId,
+        wanted: Wanted,
+    ) {
+        for next in wanted.appends {
+            self.append(env, job, generation, task, next);
+        }
+        for split in wanted.fetches {
+            self.fetch(env, job, generation, task, split);
+        }
+    }
+
+    fn append(
+        &mut self,
+        env: &mut Env,
+        job: JobId,
+        generation: Generation,
+        task: TaskId,
+        next: NextAppend,
+    ) {
+        let Some(leader) = self.leader(next.partition) else {
+            let timer = Timer::Append(job, generation, task, next);
+            return self.who.after(env, RETRY_EVERY, timer);
+        };
+        let request = append_request(&next);
+        let purpose = Purpose::Append(job, generation, task, next);
+        self.call(env, leader, request, BUNDLE_DEADLINE, purpose);
+    }
+
+    fn fetch(
+        &mut self,
+        env: &mut Env,
+        job: JobId,
+        generation: Generation,
+        task: TaskId,
+        split: u32,
+    ) {
+        let Some(running) = running(&mut self.jobs, job, generation) else {
+            return;
+        };
+        let Some(request) = running.fetch_request(task, split) else {
+            return;
+        };
+        let Some(leader) = self.leader(request.partition) else {
+            let timer = Timer::Fetch(job, generation, task, split);
+            return self.who.after(env, RETRY_EVERY, timer);
+        };
+        let purpose = Purpose::Fetch(job, generation, task, split);
+        let request = Request::Fetch(request);
+        self.call(env, leader, request, BUNDLE_DEADLINE, purpose);
+    }
+
+    fn acknowledge(
+        &mut self,
+        env: &mut Env,
+        job: JobId,
+        generation: Generation,
+        ack: AckCheckpoint,
+    ) {
+        if running(&mut self.jobs, job, generation).is_none() {
+            return;
+        }
+        for snapshot in &ack.tasks {
+            let (node, life) = (ack.worker, self.who.life);
+            let leaders = &mut env.checkers.leaders;
+            let verdict = leaders.runs(generation, snapshot.task, node, life);
+            env.check(verdict);
+        }
+        let request = Request::Acknowledge(ack.clone());
+        let purpose = Purpose::Acknowledge(job, generation, ack);
+        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+    }
+}
+
+fn running(
+    jobs: &mut BTreeMap<JobId, RunningJob>,
+    job: JobId,
+    generation: Generation,
+) -> Option<&mut RunningJob> {
+    let running = jobs.get_mut(&job)?;
+    (running.generation() == generation).then_some(running)
+}
+
+/// Whether somebody was woken since this was last asked.
+pub fn was_woken(wake: &Notify) -> bool {
+    let mut context = Context::from_waker(Waker::noop());
+    pin!(wake.notified()).poll(&mut context).is_ready()
+}
+
+fn not_here() -> Problem {
+    Problem::new(ErrorCode::NotLeader, "the partition is not here")
+}

@@ -1,0 +1,86 @@
+//! Simulated worlds: some new seeds each time, past failures by the names of their bugs, and mistakes
+//! made on purpose, which must be found.
+//!
+//! `MILLSTREAM_SIM_SEED=7` runs that seed alone; `MILLSTREAM_SIM_SECONDS=300` runs new seeds for so long.
+
+use common::time::{Span, SystemClock};
+use integration_tests::sim::plan::Plan;
+use integration_tests::sim::{Summary, run, run_plan};
+
+/// New seeds of every run of the tests.
+const NEW_SEEDS: u64 = 12;
+
+fn expect(seed: u64) -> Summary {
+    run(seed, None).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().expect("the variable is a number"))
+}
+
+#[test]
+fn an_undisturbed_world_completes_epochs_and_counts_every_click_once() {
+    for seed in 1..=3 {
+        let plan = Plan::undisturbed(seed);
+        let summary = run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(summary.epochs > 0, "seed {seed}: {summary:?}");
+        assert_eq!(
+            summary.generations, 2,
+            "it ran, and was stopped: seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_seed_makes_the_same_world_every_time() {
+    assert_eq!(expect(11), expect(11));
+}
+
+#[test]
+fn new_worlds_keep_every_promise() {
+    if let Some(seed) = number("MILLSTREAM_SIM_SEED") {
+        println!("seed {seed}: {:?}", expect(seed));
+        return;
+    }
+    let clock = SystemClock::shared();
+    let first = clock.wall().0.unsigned_abs();
+    let seconds = number("MILLSTREAM_SIM_SECONDS").map(Span::from_secs);
+    println!("seeds from {first} on");
+    let started = clock.tick();
+    let mut total = Summary::default();
+    for seed in first.. {
+        let ran = seed - first;
+        let enough = match seconds {
+            Some(seconds) => clock.tick().since(started) >= seconds,
+            None => ran >= NEW_SEEDS,
+        };
+        if enough {
+            println!("{ran} seeds: {total:?}");
+            break;
+        }
+        let summary = expect(seed);
+        total.events += summary.events;
+        total.virtual_ms += summary.virtual_ms;
+        total.generations += summary.generations;
+        total.epochs += summary.epochs;
+        total.crashes += summary.crashes;
+    }
+    assert!(
+        total.epochs > 0 && total.crashes > 0,
+        "nothing was put to the test"
+    );
+}
+
+// Past failures, by the names of their bugs.
+
+#[test]
+fn a_job_whose_last_checkpoint_was_given_up_stops_all_the_same() {
+    let plan = Plan::draw(10);
+    let plan = Plan {
+        batch: 20,
+        produce_every_ms: plan.produce_every_ms / 3,
+        ..plan
+    };
+    run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
+}
