@@ -3,6 +3,8 @@
 //!
 //! `MILLSTREAM_SIM_SEED=7` runs that seed alone; `MILLSTREAM_SIM_SECONDS=300` runs new seeds for so long.
 
+mod sabotage;
+
 use common::time::{Span, SystemClock};
 use integration_tests::sim::plan::Plan;
 use integration_tests::sim::{Summary, run, run_plan};
