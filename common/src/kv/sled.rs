@@ -7,6 +7,9 @@
 //!   deadlock: neither is used.
 //! - Damaged files may make it panic, on the calling thread or on one of its own, or wait for ever: every
 //!   call catches panics, opening has a watchdog, and a store that has failed once answers nothing more.
+//! - Its cache notices what it holds late: each of its 256 parts looks at itself once 64 of its pages have been
+//!   touched, so up to 16,384 pages stay whatever the capacity says. Whenever pages of about the capacity have
+//!   been touched, the store touches small pages of its own until every part has looked.
 //! - Damage to its data file mostly makes it come back with fewer or older entries, and without a word:
 //!   that is for the owner's `Digest` to notice.
 
@@ -14,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
@@ -27,6 +30,17 @@ use crate::time::Span;
 const OPEN_TIMEOUT: Span = Span::from_secs(30);
 /// The file that holds everything but a format note.
 const DATA_FILE: &str = "db";
+
+/// A tree of its own whose pages are touched to make the cache look at itself.
+const SMALL_PAGES: &str = "small-pages";
+/// Sled's leaves have at most 16 keys, so these are at least 256 pages, one for every part of the cache.
+const SMALL_KEYS: u16 = 4_096;
+/// Keys of which no two are on one page, and rounds over them until every part has been touched 64 times:
+/// two pages of each part are touched per round, as pages are numbered in the order they are made.
+const KEYS_PER_PAGE: usize = 8;
+const ROUNDS: usize = 34;
+/// What a page has besides the entry that is touched, in entries like it.
+const NEIGHBOURS: usize = 12;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +57,10 @@ pub struct SledStore {
     data: fs::DataFile,
     /// Why it is not to be used any more.
     failed: AtomicBool,
+    small_pages: Option<sled::Tree>,
+    capacity: u64,
+    /// Bytes of pages that were touched since the cache looked at itself.
+    touched: AtomicU64,
 }
 
 impl SledStore {
@@ -98,6 +116,28 @@ impl SledStore {
         Err(error)
     }
 
+    /// Notes that pages of so many bytes were touched, and has the cache look at itself in time.
+    fn touch(&self, bytes: usize) -> Result<(), KvError> {
+        let bytes = u64::try_from(bytes).expect("a length fits into 64 bits");
+        let before = self.touched.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes < self.capacity {
+            return Ok(());
+        }
+        // Whoever else comes here meanwhile finds nothing to do.
+        self.touched.store(0, Ordering::Relaxed);
+        let Some(small_pages) = &self.small_pages else {
+            return Ok(());
+        };
+        self.call(|_| {
+            for _ in 0..ROUNDS {
+                for key in (0..SMALL_KEYS).step_by(KEYS_PER_PAGE) {
+                    small_pages.get(key.to_be_bytes())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn damaged(&self, reason: &str) -> KvError {
         KvError::Damaged {
             directory: self.directory.clone(),
@@ -108,7 +148,9 @@ impl SledStore {
 
 impl KvStore for SledStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        Ok(self.call(|db| db.get(key))?.map(copied))
+        let value = self.call(|db| db.get(key))?.map(copied);
+        self.touch(NEIGHBOURS * (key.len() + value.as_ref().map_or(0, Bytes::len)))?;
+        Ok(value)
     }
 
     fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, KvError> {
@@ -117,11 +159,15 @@ impl KvStore for SledStore {
             "a value of {} bytes is too large for the store",
             value.len()
         );
-        Ok(self.call(|db| db.insert(key, value))?.map(copied))
+        let before = self.call(|db| db.insert(key, value))?.map(copied);
+        self.touch(NEIGHBOURS * (key.len() + value.len()))?;
+        Ok(before)
     }
 
     fn delete(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        Ok(self.call(|db| db.remove(key))?.map(copied))
+        let before = self.call(|db| db.remove(key))?.map(copied);
+        self.touch(NEIGHBOURS * (key.len() + before.as_ref().map_or(0, Bytes::len)))?;
+        Ok(before)
     }
 
     fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), KvError> {
@@ -136,6 +182,7 @@ impl KvStore for SledStore {
         })?;
         // The visitor runs outside of `call`: its panics are its own.
         while let Some((key, value)) = self.call(|_| entries.next().transpose())? {
+            self.touch(key.len() + value.len())?;
             if visit(&key, &value).is_break() {
                 break;
             }
@@ -158,13 +205,14 @@ impl KvStore for SledStore {
 impl Drop for SledStore {
     fn drop(&mut self) {
         let Some(db) = self.db.take() else { return };
+        let small_pages = self.small_pages.take();
         if !self.failed.load(Ordering::Acquire) {
-            drop(db);
+            drop((small_pages, db));
             return;
         }
         // Dropping waits for threads that a failure may have ended: nobody is to wait with it. If no
         // thread can be had, what sled holds is lost, which is all that is asked for.
-        let db = std::mem::ManuallyDrop::new(db);
+        let db = std::mem::ManuallyDrop::new((small_pages, db));
         std::thread::Builder::new()
             .name("kv-drop".to_owned())
             .spawn(move || {
@@ -189,14 +237,22 @@ fn open_here(
     let data = fs::DataFile::open_when_unlocked(&directory.join(DATA_FILE)).map_err(io)?;
     locked.store(true, Ordering::Release);
     let open = || {
-        sled::Config::new()
+        let db = sled::Config::new()
             .path(directory)
             .cache_capacity(options.cache_capacity)
             // Nothing is promised by it; sled's garbage collection runs only there.
             .flush_every_ms(Some(1_000))
-            .open()
+            .open()?;
+        let small_pages = db.open_tree(SMALL_PAGES)?;
+        let last = (SMALL_KEYS - 1).to_be_bytes();
+        if small_pages.get(last)?.is_none() {
+            for key in 0..SMALL_KEYS {
+                small_pages.insert(key.to_be_bytes(), &[])?;
+            }
+        }
+        Ok::<_, sled::Error>((db, small_pages))
     };
-    let db = match catch_unwind(AssertUnwindSafe(open)) {
+    let (db, small_pages) = match catch_unwind(AssertUnwindSafe(open)) {
         Ok(Ok(db)) => db,
         Ok(Err(error)) => return Err(classify(directory, error)),
         Err(panic) => {
@@ -211,6 +267,9 @@ fn open_here(
         db: Some(db),
         data,
         failed: AtomicBool::new(false),
+        small_pages: Some(small_pages),
+        capacity: options.cache_capacity,
+        touched: AtomicU64::new(0),
     })
 }
 
