@@ -36,6 +36,10 @@ pub enum ClientError {
     /// The cluster refused, and said why.
     #[error("{0}")]
     Refused(Box<Problem>),
+    /// Some partitions took their records and others did not; the problem is that of the first which did
+    /// not. Only a request with an idempotency key may be sent again.
+    #[error("only some partitions took their records: {0}")]
+    Incomplete(Box<Problem>),
     /// No node answered, or the connection was lost: the request may have been carried out.
     #[error("cannot reach {address}: {detail}")]
     Unreachable { address: String, detail: String },
@@ -88,7 +92,7 @@ impl Client {
     /// The JSON answer to a GET of this path and query.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let request = self.request(Method::GET, path);
-        decode(path, self.send(path, request).await?).await
+        self.decode(path, self.send(path, request).await?).await
     }
 
     /// The JSON answer to a POST of this body.
@@ -98,7 +102,7 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
         let request = self.request(Method::POST, path).json_body(path, body)?;
-        decode(path, self.send(path, request).await?).await
+        self.decode(path, self.send(path, request).await?).await
     }
 
     pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
@@ -134,13 +138,27 @@ impl Client {
             Err(_) => Err(unexpected_status(path, status)),
         }
     }
+
+    /// The JSON in an answer. A node that dies while it answers was as good as not reached.
+    pub(crate) async fn decode<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        response: Response,
+    ) -> Result<T, ClientError> {
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| unreachable(&self.base, &error))?;
+        let body: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(body).map_err(|error| unexpected(path, error.to_string()))
+    }
 }
 
 impl ClientError {
     /// The problem's code, if the cluster refused.
     pub fn code(&self) -> Option<crate::error::ErrorCode> {
         match self {
-            ClientError::Refused(problem) => Some(problem.code),
+            ClientError::Refused(problem) | ClientError::Incomplete(problem) => Some(problem.code),
             ClientError::Unreachable { .. } | ClientError::Unexpected { .. } => None,
         }
     }
@@ -155,15 +173,6 @@ impl JsonBody for RequestBuilder {
         let body = serde_json::to_vec(body).map_err(|error| unexpected(path, error.to_string()))?;
         Ok(self.header("content-type", "application/json").body(body))
     }
-}
-
-async fn decode<T: DeserializeOwned>(path: &str, response: Response) -> Result<T, ClientError> {
-    let body = response
-        .bytes()
-        .await
-        .map_err(|error| unexpected(path, error.to_string()))?;
-    let body: &[u8] = if body.is_empty() { b"null" } else { &body };
-    serde_json::from_slice(body).map_err(|error| unexpected(path, error.to_string()))
 }
 
 fn unreachable(address: &str, error: &reqwest::Error) -> ClientError {

@@ -1,17 +1,42 @@
 //! Records in and out of topics, and the state of operators, through REST.
 
-use reqwest::Method;
-use serde::{Deserialize, Serialize};
+use reqwest::{Method, RequestBuilder};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Client, ClientError, decode};
+use super::{Client, ClientError};
+use crate::error::Problem;
+
+/// What became of a request's records.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Produced {
+    pub count: u64,
+    pub partitions: Vec<ProducedPartition>,
+}
 
 /// One partition's share of what was produced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Produced {
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ProducedPartition {
     pub partition: u32,
     pub base_offset: i64,
-    pub count: u32,
+    pub count: u64,
+    /// The same request was here before, and this is what became of it.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+/// The answer as it is sent: a partition that took nothing says why.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    count: u64,
+    partitions: Vec<PartitionAnswer>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum PartitionAnswer {
+    Refused { error: Box<Problem> },
+    Taken(ProducedPartition),
 }
 
 /// Records of one partition, and where to go on.
@@ -32,7 +57,7 @@ pub struct FetchedRecord {
 
 impl Client {
     /// Appends one record per value; answered once they are on disk.
-    pub async fn produce(&self, topic: &str, values: &[Value]) -> Result<Value, ClientError> {
+    pub async fn produce(&self, topic: &str, values: &[Value]) -> Result<Produced, ClientError> {
         let mut body = Vec::new();
         for value in values {
             serde_json::to_writer(&mut body, value).expect("a JSON value can be written");
@@ -47,14 +72,14 @@ impl Client {
         topic: &str,
         lines: Vec<u8>,
         key: Option<&str>,
-    ) -> Result<Value, ClientError> {
+    ) -> Result<Produced, ClientError> {
         let query = key.map(|key| format!("?key={key}")).unwrap_or_default();
         let path = format!("/v1/topics/{topic}/records{query}");
         let request = self
             .request(Method::POST, &path)
             .header("content-type", "application/x-ndjson")
             .body(lines);
-        decode(&path, self.send(&path, request).await?).await
+        self.produced(&path, request).await
     }
 
     /// Appends one record per line, once: a request with the same key as one that was acknowledged is
@@ -64,14 +89,19 @@ impl Client {
         topic: &str,
         lines: Vec<u8>,
         key: &str,
-    ) -> Result<Value, ClientError> {
+    ) -> Result<Produced, ClientError> {
         let path = format!("/v1/topics/{topic}/records");
         let request = self
             .request(Method::POST, &path)
             .header("content-type", "application/x-ndjson")
             .header("idempotency-key", key)
             .body(lines);
-        decode(&path, self.send(&path, request).await?).await
+        self.produced(&path, request).await
+    }
+
+    async fn produced(&self, path: &str, request: RequestBuilder) -> Result<Produced, ClientError> {
+        let answer = self.send(path, request).await?;
+        self.decode::<Answer>(path, answer).await?.complete()
     }
 
     /// Committed records of a partition from an offset on; waits up to `wait_ms` for the first.
@@ -105,6 +135,22 @@ impl Client {
     }
 }
 
+impl Answer {
+    fn complete(self) -> Result<Produced, ClientError> {
+        let partitions = self
+            .partitions
+            .into_iter()
+            .map(|partition| match partition {
+                PartitionAnswer::Taken(taken) => Ok(taken),
+                PartitionAnswer::Refused { error } => Err(ClientError::Incomplete(error)),
+            });
+        Ok(Produced {
+            count: self.count,
+            partitions: partitions.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// A text as it may stand in a query.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
@@ -122,6 +168,25 @@ fn percent_encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn complete(answer: &str) -> Result<Produced, ClientError> {
+        serde_json::from_str::<Answer>(answer).unwrap().complete()
+    }
+
+    #[test]
+    fn an_answer_in_which_one_partition_took_nothing_is_no_success() {
+        let taken = r#"{"partition": 1, "base_offset": 7, "count": 2}"#;
+        let produced = complete(&format!(r#"{{"count": 2, "partitions": [{taken}]}}"#)).unwrap();
+        assert_eq!(produced.partitions[0].base_offset, 7);
+
+        let problem = Problem::new(crate::error::ErrorCode::NotLeader, "moved");
+        let refused = serde_json::json!({"partition": 2, "count": 0, "error": problem});
+        let error = complete(&format!(
+            r#"{{"count": 2, "partitions": [{taken}, {refused}]}}"#
+        ))
+        .unwrap_err();
+        assert_eq!(error.code(), Some(crate::error::ErrorCode::NotLeader));
+    }
 
     #[test]
     fn a_key_of_any_kind_survives_a_query() {
