@@ -6,8 +6,10 @@
 //! or in the next heartbeats, so a new coordinator builds it again and a running job goes on untouched.
 //!
 //! Every deployment and every recovery is a new generation, which starts from the last completed
-//! checkpoint. A fatal failure, or more failures within ten minutes than the budget allows, fails the
-//! job. The budget and the pause before the next attempt start afresh with a new coordinator.
+//! checkpoint. A fatal failure, or more failures in a row than the budget allows, fails the job. A
+//! completed checkpoint ends the row: whatever fails after it, the job has got further than before, and
+//! losing workers now and then must not wear a job down. The budget and the pause before the next attempt
+//! start afresh with a new coordinator.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -95,7 +97,7 @@ pub struct JobMachine {
     tasks: BTreeMap<TaskId, TaskStatus>,
     /// Since when this generation is waited for: its start, or this machine's.
     since: Tick,
-    /// Recent failures, and the generation the last one ended.
+    /// Recent failures since a checkpoint was completed, and the generation the last one ended.
     failures: VecDeque<Tick>,
     counted: Option<Generation>,
     not_before: Tick,
@@ -247,6 +249,9 @@ impl JobMachine {
         if facts.generation > self.facts.generation {
             self.tasks.clear();
             self.since = now;
+        }
+        if facts.completed > self.facts.completed {
+            self.failures.clear();
         }
         // A user who resumes a job that failed gives it a fresh budget.
         let ended = facts.state.is_terminal() || facts.state == JobState::Paused;

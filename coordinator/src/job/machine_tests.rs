@@ -439,6 +439,20 @@ fn failures_far_apart_never_spend_the_budget() {
 }
 
 #[test]
+fn workers_lost_again_and_again_do_not_fail_a_job_that_gets_on_in_between() {
+    let mut world = World::new().run();
+    for checkpoint in 1..=40 {
+        world.complete_checkpoint(checkpoint);
+        world.register(NodeId(1));
+        world.settle();
+        world.report(TaskState::Running);
+        world.settle();
+        world.expect(Running, "");
+    }
+    assert_eq!(world.failures.len(), 40);
+}
+
+#[test]
 fn a_generation_that_does_not_come_up_in_time_is_given_up() {
     let mut world = World::new();
     world.metadata_changed();
