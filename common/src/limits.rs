@@ -109,10 +109,12 @@ pub const CHECKPOINT_TIMEOUT: Span = Span::from_secs(60);
 pub const CHECKPOINT_RESERVATION: u64 = 1_024;
 /// Completed checkpoints a job's history shows.
 pub const CHECKPOINT_HISTORY: usize = 100;
+/// How far sources were read is one number per partition: it is kept for so many completed checkpoints.
+pub const POSITIONS_HISTORY: usize = 10;
 /// What may wait for one of the coordinator's actors of a job; whoever sends more waits itself.
 pub const JOB_MAILBOX: usize = 64;
 pub const DEPLOY_TIMEOUT: Span = Span::from_secs(30);
-/// A job that fails this often within `RESTART_WINDOW` is FAILED.
+/// A job that fails more often within `RESTART_WINDOW` without completing a checkpoint is FAILED.
 pub const RESTART_BUDGET: usize = 10;
 pub const RESTART_WINDOW: Span = Span::from_secs(600);
 
@@ -124,4 +126,5 @@ const _: () = assert!(MAX_BATCH_BYTES <= MAX_CALL_BYTES);
 const _: () = assert!(MAX_ROWS_BYTES <= CHANNEL_BYTES);
 const _: () = assert!(MAX_ROWS_BYTES < MAX_BUNDLE_BYTES);
 const _: () = assert!(MIN_CHECKPOINT_INTERVAL.0 < CHECKPOINT_TIMEOUT.0);
+const _: () = assert!(POSITIONS_HISTORY <= CHECKPOINT_HISTORY);
 const _: () = assert!(HEARTBEAT_INTERVAL.0 * 3 <= DEFAULT_SESSION_TIMEOUT.0);

@@ -1,14 +1,13 @@
 //! What became of a job's last checkpoints: those in progress, and for people those that failed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use common::ids::{CheckpointId, Generation, TaskId};
+use common::ids::{CheckpointId, Generation};
 use common::limits::CHECKPOINT_HISTORY;
 use common::protocol::checkpoint::{CheckpointKind, TaskSnapshot};
 use common::time::Tick;
 
-/// Positions are one number per partition of every source: they are kept for so many completed checkpoints.
-const POSITIONS_HISTORY: usize = 10;
+use crate::metadata::checkpoints::Positions;
 
 /// The last checkpoints, oldest first. Not durable: a new coordinator starts with an empty one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -28,11 +27,9 @@ pub struct Record {
     pub acknowledged: usize,
     pub delta_bytes: u64,
     pub state_bytes: u64,
-    /// Of source tasks: split → position; `None` once they are no longer kept.
-    pub positions: Option<Positions>,
+    /// Of source tasks, as far as they have acknowledged it; given away with the completion.
+    pub positions: Positions,
 }
-
-pub type Positions = BTreeMap<TaskId, BTreeMap<String, i64>>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -70,10 +67,10 @@ impl History {
         record.acknowledged += 1;
         record.delta_bytes += snapshot.delta_bytes;
         record.state_bytes += snapshot.state_bytes;
-        if !snapshot.positions.is_empty()
-            && let Some(positions) = &mut record.positions
-        {
-            positions.insert(snapshot.task, snapshot.positions.clone());
+        if !snapshot.positions.is_empty() {
+            record
+                .positions
+                .insert(snapshot.task, snapshot.positions.clone());
         }
     }
 
@@ -82,15 +79,8 @@ impl History {
             return;
         };
         record.ended = Some(now);
-        if outcome != Outcome::Completed {
-            record.positions = None;
-        }
+        record.positions = Positions::new();
         record.outcome = outcome;
-        let completed = self.records.iter_mut().rev();
-        let completed = completed.filter(|record| record.outcome == Outcome::Completed);
-        for record in completed.skip(POSITIONS_HISTORY) {
-            record.positions = None;
-        }
     }
 
     fn get_mut(&mut self, checkpoint: CheckpointId) -> Option<&mut Record> {

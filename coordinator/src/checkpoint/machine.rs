@@ -467,7 +467,7 @@ impl CheckpointMachine {
             checkpoint: open.checkpoint,
             kind: open.kind,
             holders: run.team.worker_of.clone(),
-            positions: seen.positions.clone().unwrap_or_default(),
+            positions: seen.positions.clone(),
             duration: now.since(open.triggered),
             delta_bytes: seen.delta_bytes,
             state_bytes: seen.state_bytes,
@@ -537,7 +537,7 @@ impl CheckpointMachine {
             acknowledged: 0,
             delta_bytes: 0,
             state_bytes: 0,
-            positions: Some(BTreeMap::new()),
+            positions: BTreeMap::new(),
         });
     }
 

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{CheckpointId, TaskId};
+use common::ids::CheckpointId;
 
 use super::State;
 use super::jobs::find;
-use crate::checkpoint::history::Outcome;
+use crate::metadata::checkpoints::Positions;
 use crate::metadata::jobs::JobRow;
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -54,31 +54,16 @@ pub(crate) async fn job_offsets(
         .hint("Ask again in a moment."));
     };
     let epoch = options.epoch.map_or(completed, CheckpointId);
-    if epoch == completed {
-        return Ok(Json(offsets(&row, epoch, &row.positions)));
-    }
-    let seen = state.jobs.checkpoints(row.id).await?;
-    let found = seen.iter().find(|seen| seen.record.checkpoint == epoch);
-    match found.map(|seen| (&seen.record.outcome, &seen.record.positions)) {
-        Some((Outcome::Completed, Some(positions))) => Ok(Json(offsets(&row, epoch, positions))),
-        Some((Outcome::Completed, None)) => Err(gone(&row, epoch)),
-        Some(_) => Err(never_completed(&row, epoch, completed)),
-        None if row
-            .checkpoints
-            .iter()
-            .any(|known| known.checkpoint == epoch) =>
-        {
-            Err(gone(&row, epoch))
-        }
+    let checkpoints = row.checkpoints.iter();
+    let known = checkpoints.rev().find(|known| known.checkpoint == epoch);
+    match known.map(|known| &known.positions) {
+        Some(Some(positions)) => Ok(Json(offsets(&row, epoch, positions))),
+        Some(None) => Err(gone(&row, epoch)),
         None => Err(never_completed(&row, epoch, completed)),
     }
 }
 
-fn offsets(
-    row: &JobRow,
-    epoch: CheckpointId,
-    positions: &BTreeMap<TaskId, BTreeMap<String, i64>>,
-) -> Offsets {
+fn offsets(row: &JobRow, epoch: CheckpointId, positions: &Positions) -> Offsets {
     let mut sources: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
     for (task, splits) in positions {
         if let Some(source) = &row.graph.stage(task.stage).source {

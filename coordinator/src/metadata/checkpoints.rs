@@ -1,9 +1,12 @@
 //! Checkpoints of jobs: which ids were given out, and which checkpoint is the last that counts.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use common::ids::{CheckpointId, Generation, JobId, MetadataVersion};
-use common::limits::{CHECKPOINT_HISTORY, CHECKPOINT_RESERVATION};
+use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, TaskId};
+use common::limits::{CHECKPOINT_HISTORY, CHECKPOINT_RESERVATION, POSITIONS_HISTORY};
 use common::protocol::checkpoint::CheckpointKind;
 use common::time::{Span, Timestamp};
 
@@ -20,7 +23,13 @@ pub struct CompletedCheckpoint {
     pub duration: Span,
     pub delta_bytes: u64,
     pub state_bytes: u64,
+    /// How far sources had been read; `None` once that is no longer kept.
+    #[serde(default)]
+    pub positions: Option<Arc<Positions>>,
 }
+
+/// Of source tasks: split → position.
+pub type Positions = BTreeMap<TaskId, BTreeMap<String, i64>>;
 
 impl ClusterMetadata {
     pub(super) fn reserve_epochs(
@@ -68,7 +77,6 @@ impl ClusterMetadata {
             }
             row.completed = Some(checkpoint);
             row.holders.clone_from(&completed.holders);
-            row.positions.clone_from(&completed.positions);
             row.checkpoints.push_back(CompletedCheckpoint {
                 checkpoint,
                 generation: completed.generation,
@@ -77,7 +85,12 @@ impl ClusterMetadata {
                 duration: completed.duration,
                 delta_bytes: completed.delta_bytes,
                 state_bytes: completed.state_bytes,
+                positions: Some(Arc::new(completed.positions.clone())),
             });
+            let mut latest_first = row.checkpoints.iter_mut().rev();
+            if let Some(past) = latest_first.nth(POSITIONS_HISTORY) {
+                past.positions = None;
+            }
             if row.checkpoints.len() > CHECKPOINT_HISTORY {
                 row.checkpoints.pop_front();
             }

@@ -61,8 +61,6 @@ pub struct JobRow {
     /// The last completed checkpoint, and where the state of each task at it is.
     pub completed: Option<CheckpointId>,
     pub holders: BTreeMap<TaskId, NodeId>,
-    /// Of source tasks, at the last completed checkpoint: split → position.
-    pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
     /// No checkpoint id up to this one is given out again.
     pub reserved: CheckpointId,
     /// For every generation that has ended: the last checkpoint completed up to then.
@@ -210,7 +208,6 @@ impl ClusterMetadata {
                 halting: false,
                 completed: None,
                 holders: BTreeMap::new(),
-                positions: BTreeMap::new(),
                 reserved: CheckpointId(0),
                 finals: BTreeMap::new(),
                 checkpoints: VecDeque::new(),
@@ -387,7 +384,6 @@ impl ClusterMetadata {
                 ..CreateJob::clone(&row.spec)
             });
             row.holders.clear();
-            row.positions.clear();
             row.checkpoints.clear();
             row.failures.clear();
             Ok(Outcome::Done)

@@ -11,6 +11,7 @@ use common::ids::{
     MetadataVersion, NodeId, PartitionEpoch, StageId, StorageId, TaskId, TopicId, TopicName,
     WorkerEpoch,
 };
+use common::limits::POSITIONS_HISTORY;
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::checkpoint::CheckpointKind;
 use common::protocol::job::{CreateJob, JobConfig, JobState};
@@ -220,6 +221,25 @@ fn end(job: JobId, generation: Generation, state: JobState, failure: Option<&str
         reason: "because".to_owned(),
         failure: failure.map(str::to_owned),
     }
+}
+
+#[test]
+fn positions_of_past_checkpoints_are_kept_for_the_latest_of_them() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let job = history.job("counts");
+    let generation = history.start(job, worker);
+    let reserve = Command::ReserveEpochs { job, generation };
+    history.command(reserve).unwrap();
+    let count = POSITIONS_HISTORY as u64 + 3;
+    for checkpoint in 1..=count {
+        let command = complete(job, generation, checkpoint, worker);
+        history.command(command).unwrap();
+    }
+    let row = history.metadata.job(job).unwrap();
+    let kept = row.checkpoints.iter().filter(|c| c.positions.is_some());
+    let kept: Vec<u64> = kept.map(|c| c.checkpoint.0).collect();
+    assert_eq!(kept, (4..=count).collect::<Vec<_>>());
 }
 
 #[test]
