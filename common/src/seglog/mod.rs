@@ -14,6 +14,7 @@
 
 pub mod frame;
 mod segment;
+mod salvage;
 mod recovery;
 pub mod storage;
 pub mod fs;
@@ -33,7 +34,8 @@ use serde::{Deserialize, Serialize};
 
 use frame::{Scanner, frame_header, scan_frame};
 pub use recovery::{Cut, Recovery};
-pub use segment::{Reader, Record, Records, SegmentInfo};
+pub use salvage::salvage;
+pub use segment::{Reader, Record, Records, SegmentInfo, is_disk_full};
 use segment::{Segment, Segments, segment_name};
 use storage::LogStorage;
 

@@ -102,7 +102,7 @@ struct Torn {
     found: &'static str,
 }
 
-fn open_segments(storage: &dyn LogStorage) -> Result<Vec<Arc<Segment>>, LogError> {
+pub(super) fn open_segments(storage: &dyn LogStorage) -> Result<Vec<Arc<Segment>>, LogError> {
     let names = storage
         .list()
         .map_err(|error| LogError::io("list", "directory", error))?;

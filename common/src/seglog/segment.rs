@@ -317,7 +317,7 @@ impl Iterator for Records {
 
 impl LogError {
     pub(super) fn io(operation: &'static str, file: &str, source: io::Error) -> LogError {
-        if source.kind() == ErrorKind::StorageFull || source.kind() == ErrorKind::QuotaExceeded {
+        if is_disk_full(&source) {
             return LogError::DiskFull;
         }
         LogError::Io {
@@ -326,4 +326,12 @@ impl LogError {
             source,
         }
     }
+}
+
+/// Whether the same may succeed once there is room. A limit on the size of files is as good as no room.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    )
 }

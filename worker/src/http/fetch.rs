@@ -110,7 +110,13 @@ pub(super) async fn resolve(
         Start::Time(time) => Some(time),
         Start::Earliest | Start::Latest => None,
     };
-    let offsets = routes.log.offsets(ListOffsets { partition, at }).await?;
+    let offsets = match routes.log.offsets(ListOffsets { partition, at }).await {
+        // Of a damaged log the beginning may be all that is left.
+        Err(problem) if problem.code == ErrorCode::CorruptLog && start == Start::Earliest => {
+            return Ok(Offset::ZERO);
+        }
+        offsets => offsets?,
+    };
     let end = end_for(&offsets, isolation);
     Ok(match start {
         Start::At(offset) => offset,

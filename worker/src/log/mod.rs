@@ -14,7 +14,9 @@ pub mod derived;
 pub mod saved;
 mod start_note;
 pub mod reader;
+mod replay;
 pub mod partition_log;
+pub mod salvaged;
 
 #[cfg(test)]
 mod partition_log_tests;

@@ -16,11 +16,12 @@ use common::seglog::storage::LogStorage;
 use common::seglog::{LogError, Options, PendingSync, Position, Removal, SegLog, Synced};
 use common::time::Timestamp;
 
-use super::derived::{BrokenLog, Covered, Derived, follows};
+use super::derived::{BrokenLog, Covered, Derived};
 use super::idempotency::{Known, RequestPart};
 use super::index::LogIndex;
 use super::producer_state::{ProducerRefusal, Verdict};
 use super::reader::{LogReader, ReadError, View, Walk};
+use super::replay::Replay;
 use super::retention::{self, SegmentFacts};
 use super::saved::SavedState;
 use super::start_note;
@@ -428,43 +429,19 @@ impl PartitionLog {
     }
 
     /// Reads the log from `from` on into the derived state.
-    fn replay(
-        &mut self,
-        from: Covered,
-        mut index: LogIndex,
-        now: Timestamp,
-    ) -> Result<(), OpenError> {
-        let reader = self.log.reader();
-        let mut begins = self.log.segments().into_iter().map(|s| s.base).peekable();
-        let mut walk = Walk::new(&reader, from.position, SCAN_BYTES);
-        let mut expected = from.offset;
-        while let Some(step) = walk.next()? {
-            while begins.next_if(|base| *base <= step.position).is_some() {
-                index.segment_begins();
-            }
-            let position = step.position;
-            let batch = step.verify()?;
-            let broken = |source| OpenError::Broken { position, source };
-            follows(batch.header(), expected).map_err(broken)?;
-            let part = RequestPart::of(&batch);
-            self.derived
-                .record(batch.header(), &batch, part.as_ref(), now)
-                .map_err(broken)?;
-            expected = batch.header().end_offset();
-            index.append(
-                batch.header().base_offset,
-                position,
-                batch.header().max_timestamp,
-            );
-        }
+    fn replay(&mut self, from: Covered, index: LogIndex, now: Timestamp) -> Result<(), OpenError> {
+        let mut replay = Replay {
+            derived: std::mem::take(&mut self.derived),
+            index,
+            next_offset: from.offset,
+        };
+        replay.run(&self.log.reader(), from.position, now)?;
+        self.derived = replay.derived;
         // What is in the log when it is opened is durable.
-        self.derived.transactions.committed(expected);
-        if self.log.segments().last().is_some_and(|s| s.bytes == 0) {
-            index.segment_begins();
-        }
-        self.next_offset = expected;
-        self.durable_offset = expected;
-        self.change_view(|view| view.index = index);
+        self.derived.transactions.committed(replay.next_offset);
+        self.next_offset = replay.next_offset;
+        self.durable_offset = replay.next_offset;
+        self.change_view(|view| view.index = replay.index);
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use proptest::prelude::*;
 use super::idempotency::RequestPart;
 use super::partition_log::{AppendError, OpenError, PartitionLog};
 use super::reader::ReadError;
+use super::salvaged::Salvaged;
 use super::saved::SavedState;
 use crate::partition::reconcile::JobFacts;
 
@@ -482,7 +483,7 @@ fn marker_key() -> Vec<u8> {
 
 #[test]
 fn damage_is_reported_and_never_served() {
-    for (at, name) in [(3, "a record's bytes"), (70, "the next batch")] {
+    for (at, sound, name) in [(23, 0, "a record's bytes"), (100, 1, "the next batch")] {
         let disk = Disk::new(1 << 20);
         let mut log = disk.open().unwrap();
         for value in 0..20 {
@@ -492,15 +493,33 @@ fn damage_is_reported_and_never_served() {
         let end = log.end_offset();
         let file = "00000000000000000000.log";
         disk.storage.flip_bit(file, 40 + at, 3);
-        let read = log
-            .reader()
-            .read(Offset(0), end, 1 << 20, Isolation::ReadCommitted);
+        let read = |from| {
+            let reader = log.reader();
+            reader.read(from, end, 1 << 20, Isolation::ReadCommitted)
+        };
+        let mut next = Offset(0);
+        let damage = loop {
+            match read(next) {
+                Ok(before) => next = before.next_offset,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(next, Offset(sound), "{name}: what comes before is read");
         assert!(
-            matches!(read, Err(ReadError::Corrupt { .. })),
-            "{name}: {read:?}"
+            matches!(damage, ReadError::Corrupt { .. }),
+            "{name}: {damage:?}"
         );
+        let after = read(next.next()).unwrap();
+        assert_eq!(after.next_offset, end, "{name}: what comes after is read");
         drop(log);
         assert!(disk.open().is_err(), "{name} was taken for sound");
+        let rest = Salvaged::of(&*disk.storage.shared(), NOW);
+        let end = rest.as_ref().map_or(Offset(0), |rest| rest.end);
+        assert_eq!(end, Offset(sound), "{name}: what comes before is salvaged");
+        if let Some(Salvaged { reader, .. }) = rest {
+            let read = reader.read(Offset(0), end, 1 << 20, Isolation::ReadCommitted);
+            assert_eq!(read.unwrap().next_offset, end, "{name}");
+        }
     }
 }
 

@@ -102,21 +102,24 @@ impl LogReader {
         let mut walk = Walk::new(&self.log, block.position, max_bytes + READ_AHEAD_BYTES);
         let mut skipped = 0;
         while next_offset < end && gathered.bytes < max_bytes && skipped < MAX_SKIPPED_BYTES {
-            let Some(step) = walk
-                .next()
-                .map_err(|error| self.explain(error, from, end))?
-            else {
-                break;
+            let looked = self.look_at(&mut walk, next_offset, from, end);
+            // What is damaged is an error for who asks for it, not for who asks for what comes before.
+            let step = match looked {
+                Ok(Some(step)) => step,
+                // The log is said to be longer.
+                Ok(None) if next_offset == from => {
+                    return Err(ReadError::Missing {
+                        offset: next_offset,
+                        position: walk.position,
+                    });
+                }
+                Ok(None) => break,
+                Err(_) if next_offset > from => break,
+                Err(error) => return Err(error),
             };
             let header = step.header;
             if header.end_offset() <= next_offset {
                 continue;
-            }
-            if header.base_offset > next_offset && header.base_offset > from {
-                return Err(ReadError::Missing {
-                    offset: next_offset,
-                    position: step.position,
-                });
             }
             let hidden = isolation == Isolation::ReadCommitted
                 && (header.control || aborted.iter().any(|aborted| aborted.covers(&header)));
@@ -125,8 +128,11 @@ impl LogReader {
             } else if gathered.bytes > 0 && gathered.bytes + step.bytes() > max_bytes {
                 break;
             } else {
-                step.verify()?;
-                gathered.add(&step);
+                match step.verify() {
+                    Ok(_) => gathered.add(&step),
+                    Err(_) if next_offset > from => break,
+                    Err(error) => return Err(error),
+                }
             }
             next_offset = header.end_offset();
         }
@@ -167,6 +173,29 @@ impl LogReader {
                 }
             }
         }
+    }
+
+    /// The next batch of a walk, which has no hole before it.
+    fn look_at(
+        &self,
+        walk: &mut Walk<'_>,
+        next_offset: Offset,
+        from: Offset,
+        end: Offset,
+    ) -> Result<Option<Step>, ReadError> {
+        let step = walk
+            .next()
+            .map_err(|error| self.explain(error, from, end))?;
+        if let Some(step) = &step
+            && step.header.base_offset > next_offset
+            && step.header.base_offset > from
+        {
+            return Err(ReadError::Missing {
+                offset: next_offset,
+                position: step.position,
+            });
+        }
+        Ok(step)
     }
 
     /// What was there may have been dropped meanwhile: then the offset is what is wrong.

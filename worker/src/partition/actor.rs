@@ -41,6 +41,7 @@ use super::work::{AppendReply, Done, QueuedAppend, Work, answer};
 use crate::log::partition_log::{OpenError, PartitionLog};
 use crate::log::reader::{LogReader, ReadError};
 use crate::log::retention;
+use crate::log::salvaged::Salvaged;
 use crate::log::saved::SavedState;
 use crate::metadata_image::ImageWatch;
 
@@ -295,8 +296,16 @@ enum Place {
     Opening,
     Here(Box<PartitionLog>),
     Away,
+    /// What comes before the damage can be read, and nothing is written.
+    Damaged(Problem),
     /// It cannot be used, and why.
     Failed(Problem),
+}
+
+/// Why a log could not be opened, and what of it can be read all the same.
+struct NotOpened {
+    error: OpenError,
+    rest: Option<Salvaged>,
 }
 
 type GrantReply = oneshot::Sender<Result<Granted, Problem>>;
@@ -350,7 +359,7 @@ impl PartitionActor {
 
     fn opened(
         &mut self,
-        opened: Result<Result<PartitionLog, OpenError>, JoinError>,
+        opened: Result<Result<PartitionLog, NotOpened>, JoinError>,
         context: &mut Context<Self>,
     ) {
         match opened {
@@ -367,11 +376,33 @@ impl PartitionActor {
                     self.grant(&asked, reply, context);
                 }
             }
-            Ok(Err(error)) => {
-                tracing::error!(partition = %self.id, %error, "a partition's log cannot be opened");
-                self.fail(problems::open_failed(&error), context);
+            Ok(Err(NotOpened { error, rest })) => {
+                let readable = rest.as_ref().map(|rest| rest.end.0);
+                tracing::error!(
+                    partition = %self.id, %error, readable, "a partition's log cannot be opened"
+                );
+                let problem = problems::open_failed(&error);
+                match rest {
+                    Some(rest) => self.read_only(problem, rest, context),
+                    None => self.fail(problem, context),
+                }
             }
             Err(panic) => self.disk_failed(&panic.to_string(), context),
+        }
+    }
+
+    /// The log is damaged: what is sound of it is read, and everything else answered with the problem.
+    fn read_only(&mut self, problem: Problem, rest: Salvaged, context: &mut Context<Self>) {
+        self.machine = PartitionMachine::new(self.me, rest.end);
+        self.assign();
+        self.undecided = rest.undecided;
+        self.reader = Some(rest.reader);
+        for append in std::mem::take(&mut self.queue) {
+            answer(append.reply, Err(problem.clone()));
+        }
+        self.place = Place::Damaged(problem);
+        for (asked, reply) in std::mem::take(&mut self.early) {
+            self.grant(&asked, reply, context);
         }
     }
 
@@ -507,7 +538,9 @@ impl PartitionActor {
                     return self.disk_failed(&describe(&error), context);
                 }
             }
-            Place::Opening | Place::Away | Place::Failed(_) => self.synced = Some(synced),
+            Place::Opening | Place::Away | Place::Damaged(_) | Place::Failed(_) => {
+                self.synced = Some(synced);
+            }
         }
         self.go_on(context);
     }
@@ -533,6 +566,18 @@ impl PartitionActor {
     }
 
     fn grant(&mut self, asked: &Grant, reply: GrantReply, context: &mut Context<Self>) {
+        if let Place::Damaged(problem) = &self.place {
+            // Where the log really ends is not known: whoever took the damage for the end would miss the rest.
+            let readable = self.readable();
+            let sound = asked
+                .from
+                .is_some_and(|(offset, isolation)| offset < readable.end_for(isolation));
+            let granted = match sound {
+                true => self.granted(),
+                false => Err(problem.clone()),
+            };
+            return answer(reply, granted);
+        }
         let yet_to_come = asked.from.filter(|(offset, isolation)| {
             *offset >= self.readable().end_for(*isolation) && *offset <= self.machine.log_end()
         });
@@ -710,13 +755,23 @@ impl Actor for PartitionActor {
         let config = self.assigned.config.clone();
         let now = self.settings.clock.wall();
         let open = move || {
-            let storage = storage(id).map_err(|source| LogError::Io {
-                operation: "create",
-                file: "directory".to_owned(),
-                source,
+            let storage = storage(id).map_err(|source| NotOpened {
+                error: OpenError::Log(LogError::Io {
+                    operation: "create",
+                    file: "directory".to_owned(),
+                    source,
+                }),
+                rest: None,
             })?;
             let saved = store.map(|store| SavedState::new(store, id));
-            PartitionLog::open(storage, saved, &config, now)
+            let opened = PartitionLog::open(Arc::clone(&storage), saved, &config, now);
+            opened.map_err(|error| NotOpened {
+                rest: match problems::open_failed(&error).code {
+                    ErrorCode::CorruptLog => Salvaged::of(&*storage, now),
+                    _ => None,
+                },
+                error,
+            })
         };
         let opened = on_disk(self.settings.disk.clone(), open)
             .into_actor(self)
@@ -753,7 +808,7 @@ impl Handler<Append> for PartitionActor {
             .admit_append(message.acks, message.leader_epoch)
             .map_err(problems::append_refused);
         let refusal = match (&self.place, admitted) {
-            (Place::Failed(problem), _) => Some(problem.clone()),
+            (Place::Failed(problem) | Place::Damaged(problem), _) => Some(problem.clone()),
             (_, Err(problem)) => Some(problem),
             _ if self.closing.is_some() => Some(self.closed()),
             _ if self.queued_bytes + bytes > MAX_QUEUED_BYTES && !self.queue.is_empty() => {
@@ -805,7 +860,7 @@ impl Handler<Close> for PartitionActor {
         let (closed, wait) = oneshot::channel();
         self.closing = Some(closed);
         match &self.place {
-            Place::Failed(problem) => {
+            Place::Failed(problem) | Place::Damaged(problem) => {
                 let problem = problem.clone();
                 self.fail(problem, context);
             }
