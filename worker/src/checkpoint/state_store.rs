@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
 use common::kv::{KvError, KvStore, SledOptions, SledStore};
-use common::seglog::LogError;
 use common::seglog::fs::{DirectoryLock, FsStorage, create_directory};
 use common::seglog::storage::LogStorage;
+use common::seglog::{LogError, is_disk_full};
 use common::time::Span;
 
 use super::chunk::TaskChunk;
@@ -252,7 +252,13 @@ impl JobStateStore {
             let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
                 continue;
             };
-            self.write_base(&mut folding, task, to, &counted)?;
+            match self.write_base(&mut folding, task, to, &counted) {
+                Err(error) if error.is_loss() => {
+                    tracing::warn!(%task, %error, "a base file is written anew from the view");
+                    self.write_base_from_view(&mut folding, task, to, &counted)?;
+                }
+                written => written?,
+            }
             match self.fold_into_view(&mut folding, task, to, &counted) {
                 Ok(()) => {}
                 Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
@@ -336,6 +342,27 @@ impl JobStateStore {
         let directory = self.directory.join(task.to_string());
         let base = base_file::write(&directory, to, self.options.key_groups, before, &changes)?;
         // The former one goes only now that the new one can be relied upon.
+        if let Some(before) = folded.base.replace(base) {
+            base_file::remove(before.path())?;
+        }
+        Ok(())
+    }
+
+    /// The base file is gone or damaged; the view has the same, as long as it is there.
+    fn write_base_from_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let lost = || StateError::Lost { task, at: to };
+        let Loaded { view, mut tables } = self.load_view(folding, task)?.ok_or_else(lost)?;
+        let chunks = chain(counted, view.at(), to).ok_or_else(lost)?;
+        self.apply(chunks, &mut tables)?;
+        let directory = self.directory.join(task.to_string());
+        let base = base_file::write(&directory, to, self.options.key_groups, None, &tables)?;
+        let folded = folding.tasks.entry(task).or_default();
         if let Some(before) = folded.base.replace(base) {
             base_file::remove(before.path())?;
         }
@@ -455,18 +482,26 @@ impl StateError {
         }
     }
 
+    /// Whether what is asked for is not on this disk any more: nobody can give it back by trying again.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            StateError::Lost { .. } | StateError::DamagedLog(_) => true,
+            StateError::Log(error) => matches!(error, LogError::Corrupt { .. }),
+            StateError::Base(error) => matches!(error, BaseFileError::Damaged { .. }),
+            StateError::View(_)
+            | StateError::InUse { .. }
+            | StateError::Directory { .. }
+            | StateError::Stale { .. } => false,
+        }
+    }
+
     /// Whether the same may succeed once there is room.
     pub fn is_disk_full(&self) -> bool {
         match self {
             StateError::Log(error) => matches!(error, LogError::DiskFull),
             StateError::Base(BaseFileError::Io { source, .. })
             | StateError::View(KvError::Io { source, .. })
-            | StateError::Directory { source, .. } => {
-                matches!(
-                    source.kind(),
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded
-                )
-            }
+            | StateError::Directory { source, .. } => is_disk_full(source),
             StateError::Base(_)
             | StateError::View(_)
             | StateError::DamagedLog(_)

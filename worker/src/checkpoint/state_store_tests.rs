@@ -379,6 +379,34 @@ fn damage_to_a_base_file_is_never_read_as_state() {
 }
 
 #[test]
+fn a_base_file_that_is_gone_or_damaged_is_written_anew_from_the_view() {
+    type Harm = fn(&PathBuf);
+    let harms: [Harm; 3] = [
+        |path| std::fs::remove_file(path).unwrap(),
+        |path| std::fs::write(path, b"short").unwrap(),
+        |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+            std::fs::write(path, bytes).unwrap();
+        },
+    ];
+    for harm in harms {
+        let mut job = job_with_everything();
+        job.fold().unwrap();
+        harm(&job.disk.base_files(task(0)).pop().unwrap());
+        job.restart();
+        for round in 0..30_u8 {
+            job.put(0, 0, 0, &[round], &[round; 40]);
+            job.checkpoint();
+            job.fold().unwrap();
+        }
+        job.disk.view.wipe();
+        job.restart();
+    }
+}
+
+#[test]
 fn state_that_is_not_all_here_is_lost_and_not_empty() {
     let mut job = job_with_everything();
     let history = job.history();

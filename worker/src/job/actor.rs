@@ -107,8 +107,13 @@ impl JobActor {
                     actor.store = Some(Arc::new(store));
                     actor.start_tasks(restored, context);
                 }
-                Ok(Err(error)) => actor.fail_all(format!("the state cannot be restored: {error}")),
-                Err(error) => actor.fail_all(format!("restoring the state panicked: {error}")),
+                Ok(Err(error)) => {
+                    let reason = format!("the state cannot be restored: {error}");
+                    actor.fail_all(reason, error.is_loss());
+                }
+                Err(error) => {
+                    actor.fail_all(format!("restoring the state panicked: {error}"), false);
+                }
             });
         context.spawn(restored);
     }
@@ -273,7 +278,9 @@ impl JobActor {
                     error!(%error, "a checkpoint cannot be written; the worker ends");
                     std::process::abort();
                 }
-                Err(error) => actor.fail_all(format!("a checkpoint cannot be written: {error}")),
+                Err(error) => {
+                    actor.fail_all(format!("a checkpoint cannot be written: {error}"), false);
+                }
             }
         });
         context.spawn(written);
@@ -375,9 +382,9 @@ impl JobActor {
         }
     }
 
-    fn fail_all(&self, reason: String) {
+    fn fail_all(&self, reason: String, fatal: bool) {
         for task in &self.local {
-            self.fail(*task, reason.clone(), false);
+            self.fail(*task, reason.clone(), fatal);
         }
     }
 
