@@ -28,6 +28,7 @@ use crate::task::machine::SourceSide;
 use crate::task::messages::Snapshot;
 use crate::task::output::{Output, Writer};
 use crate::task::router::Router;
+use crate::task::source_gate::SourceGate;
 use crate::task::source_input::SourceInput;
 use crate::task::task_state::{SINK, TASK, TaskState};
 
@@ -192,6 +193,7 @@ pub fn source_side(
         watermarks: Watermarks::new(delay, planned.spec.idle_timeout(), watermark),
         time_column,
         clocks: state.clocks().into_iter().collect(),
+        gate: SourceGate::default(),
     }
 }
 

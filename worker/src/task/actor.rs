@@ -91,6 +91,8 @@ impl Handler<Complete> for TaskActor {
 
     fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) {
         self.machine.complete(checkpoint);
+        // A source that waited for it reads on.
+        self.wake.notify_one();
     }
 }
 

@@ -24,6 +24,7 @@ use super::messages::{Sealed, Snapshot};
 use super::output::Output;
 use super::query;
 use super::sink_pump::{SinkCommand, SinkEvent, SinkQueue};
+use super::source_gate::SourceGate;
 use super::source_input::SourceInput;
 use super::task_state::{TaskState, deltas_of};
 use crate::link::reports::TaskStatus;
@@ -51,6 +52,7 @@ pub struct SourceSide {
     pub time_column: Option<usize>,
     /// The latest event time that a former life read of each split.
     pub clocks: BTreeMap<Arc<str>, Timestamp>,
+    pub gate: SourceGate,
 }
 
 /// Everything a task is made of.
@@ -182,6 +184,9 @@ impl TaskMachine {
             return;
         }
         self.progress.completed = Some(checkpoint);
+        if let Input::Source(source) = &mut self.input {
+            source.gate.completed(checkpoint);
+        }
         for (_, state) in self.chain.states_mut() {
             for table in state.tables.values_mut() {
                 table.complete(checkpoint);
@@ -247,6 +252,7 @@ impl TaskMachine {
     fn step(&mut self) -> Result<bool, Failure> {
         match &mut self.input {
             Input::Source(_) if self.progress.stopped => return Ok(false),
+            Input::Source(source) if source.gate.is_closed() => return Ok(false),
             Input::Source(source) => {
                 let Some(event) = source.reader.take() else {
                     return Ok(false);
@@ -357,9 +363,10 @@ impl TaskMachine {
         let output = self.chain.seal(barrier.checkpoint)?;
         self.dispatch(output)?;
         self.forward(Signal::Barrier(barrier))?;
-        if let Input::Source(source) = &self.input {
+        if let Input::Source(source) = &mut self.input {
             self.state
                 .note_source(source.reader.splits(), source.watermarks.latest());
+            source.gate.sealed(barrier.checkpoint);
         }
         self.state.seal(barrier.checkpoint, self.progress.watermark);
         self.sink.push(SinkCommand::Barrier(barrier.checkpoint));

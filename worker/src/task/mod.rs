@@ -6,6 +6,7 @@ pub mod dead_letter;
 pub mod channel;
 pub mod input_gate;
 pub mod channel_input;
+pub mod source_gate;
 pub mod source_input;
 pub mod router;
 pub mod output;
