@@ -182,6 +182,22 @@ impl TestLog {
         });
     }
 
+    /// Another topic has the name, with as many partitions. Nothing is led of it.
+    pub(crate) fn recreate(&self) {
+        self.image.send_modify(|image| {
+            let mut topic = image.topics[&TOPIC].as_ref().clone();
+            topic.id = TopicId(Uuid::from_u128(8));
+            let delta = MetadataDelta {
+                since: image.version,
+                version: MetadataVersion(image.version.0 + 1),
+                removed_topics: vec![TOPIC],
+                topics: vec![topic],
+                ..MetadataDelta::default()
+            };
+            *image = Arc::new(image.after(delta).unwrap());
+        });
+    }
+
     /// Makes it a fact that the job has completed this checkpoint.
     pub(crate) fn complete(&self, generation: u32, checkpoint: u64) {
         let job = JobImage {

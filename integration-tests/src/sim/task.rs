@@ -102,6 +102,7 @@ impl ClickSource {
                 split: number.to_string().into(),
                 position: position.0,
                 end: None,
+                of: None,
             };
             said.push_back(SourceEvent::Discovered { split });
             let split = Split {

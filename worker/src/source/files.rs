@@ -366,6 +366,7 @@ impl Reader {
                 split: name.clone(),
                 position: 0,
                 end: (!self.follow && !packed).then_some(length),
+                of: None,
             };
             self.files.insert(name, Progress::of(&split));
             found.push(split);

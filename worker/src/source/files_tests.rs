@@ -14,6 +14,7 @@ use common::time::{Span, SystemClock};
 use super::files::FileSource;
 use super::{Source, SourceContext, SourceError, SourceEvent, SplitState};
 use crate::task::dead_letter::DeadLetter;
+use crate::task::source_input::SourceInput;
 use crate::test_log::TestLog;
 
 fn spec(path: &Path, format: Format) -> Spec {
@@ -94,7 +95,7 @@ impl Read {
             }
             SourceEvent::Ended { .. } => self.ended += 1,
             SourceEvent::CaughtUp { .. } => self.caught_up += 1,
-            SourceEvent::Exhausted => return false,
+            SourceEvent::Waiting | SourceEvent::Exhausted => return false,
         }
         true
     }
@@ -226,6 +227,7 @@ async fn what_cannot_be_read_on_needs_a_person() {
         split: path.to_str().unwrap().into(),
         position,
         end: Some(end),
+        of: None,
     };
     reading.restored = Some(vec![state(20, 100_000)]);
     assert!(
@@ -285,4 +287,35 @@ async fn a_watched_directory_gives_new_files_and_a_watched_file_new_lines() {
         }
     };
     assert!(matches!(failure, SourceError::Fatal(_)), "{failure}");
+}
+
+/// Reads a source as its task does, and answers what a checkpoint at its end would keep.
+async fn splits_at_the_end(source: FileSource) -> Vec<SplitState> {
+    let wake: Arc<tokio::sync::Notify> = Arc::default();
+    let opening = async move { Ok(Box::new(source) as Box<dyn Source>) };
+    let mut input = SourceInput::start(Box::pin(opening), wake.clone());
+    loop {
+        match input.take() {
+            Some(Ok(SourceEvent::Exhausted)) => return input.splits().cloned().collect(),
+            Some(event) => drop(event.unwrap()),
+            None => wake.notified().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_packed_file_that_was_read_to_its_end_may_be_gone_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("packed.json.gz");
+    let packed = std::fs::File::create(&path).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+    packed.write_all(lines(0..100).as_bytes()).unwrap();
+    packed.finish().unwrap();
+    let mut reading = Reading::of(spec(folder.path(), Format::Json));
+    let source = reading.open(0, 1);
+    let local = tokio::task::LocalSet::new();
+    reading.restored = Some(local.run_until(splits_at_the_end(source)).await);
+    std::fs::remove_file(&path).unwrap();
+    let again = reading.all(0, 1).await.unwrap();
+    assert!(again.values.is_empty());
 }

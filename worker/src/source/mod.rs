@@ -46,8 +46,13 @@ pub struct SplitState {
     pub split: Arc<str>,
     /// The number of the next record; in a file the byte where it begins.
     pub position: i64,
-    /// Where a bounded source stops reading; taken once, at the job's first start.
+    /// Where a bounded source stops reading, taken once, at the job's first start; of any split that has
+    /// ended, where that was.
     pub end: Option<i64>,
+    /// Which one it is of those that have borne its name: a topic may be deleted and created again.
+    /// `None`: the name says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Arc<str>>,
 }
 
 /// What a source gives.
@@ -61,6 +66,8 @@ pub enum SourceEvent {
         split: Arc<str>,
         at: Tick,
     },
+    /// There is no split, and one may be found later. Until then nothing waits for this source.
+    Waiting,
     /// A new split was found (a file in a watched directory, a partition).
     Discovered {
         split: SplitState,

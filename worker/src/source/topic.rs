@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{PartitionId, TopicName, TopicPartition};
+use common::ids::{PartitionId, TopicId, TopicName, TopicPartition};
 use common::limits::{DEPLOY_TIMEOUT, MAX_ROWS_PER_MESSAGE};
 use common::log_batch::{LogBatches, Records};
 use common::offset::Offset;
@@ -34,6 +34,7 @@ const MAX_FETCH: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct TopicSource {
     topic: TopicName,
+    id: TopicId,
     log: LogClient,
     clock: Arc<dyn Clock>,
     isolation: Isolation,
@@ -49,7 +50,8 @@ pub(super) struct TopicSource {
     /// What is being decoded.
     current: Option<Reading>,
     said: VecDeque<SourceEvent>,
-    said_exhausted: bool,
+    /// That there is nothing to read was said: for ever, or until there is a partition.
+    said_nothing: bool,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,16 @@ impl TopicSource {
                 format!("the topic \"{}\" does not exist", spec.topic),
             )
         })?;
+        let restored = context.restored.iter().flatten();
+        for split in restored {
+            let read = split.of.as_deref();
+            if read.is_some_and(|read| *read != *topic.id.to_string()) {
+                return Err(Problem::new(
+                    ErrorCode::UnknownTopic,
+                    created_again(&spec.topic),
+                ));
+            }
+        }
         let source: Arc<str> = spec.topic.as_str().into();
         let dealt = partitions_of(&topic);
         let own = (0..dealt).filter(|number| number % context.parallelism == context.task_index);
@@ -136,6 +148,7 @@ impl TopicSource {
         let max_bytes = share.clamp(MIN_FETCH, MAX_FETCH);
         let mut source = TopicSource {
             topic: spec.topic.clone(),
+            id: topic.id,
             log: context.log.clone(),
             clock: context.clock.clone(),
             isolation: spec.isolation,
@@ -155,7 +168,7 @@ impl TopicSource {
             splits,
             current: None,
             said: VecDeque::new(),
-            said_exhausted: false,
+            said_nothing: false,
         };
         for split in 0..source.splits.len() {
             // The first fetch waits for nothing: an empty partition must not hold the others back.
@@ -182,21 +195,45 @@ impl TopicSource {
                 Some(Err(error)) => {
                     return Err(SourceError::Broken(format!("a fetch was lost: {error}")));
                 }
-                None if self.said_exhausted => std::future::pending().await,
-                None => {
-                    self.said_exhausted = true;
-                    self.said.push_back(SourceEvent::Exhausted);
+                None if !self.said_nothing => {
+                    self.said_nothing = true;
+                    self.said.push_back(match self.bounded {
+                        true => SourceEvent::Exhausted,
+                        false => SourceEvent::Waiting,
+                    });
                 }
+                None if self.bounded => std::future::pending().await,
+                None => self.wait_for_partitions().await?,
             }
         }
     }
 
+    /// There are fewer partitions than tasks, and none for this one yet.
+    async fn wait_for_partitions(&mut self) -> Result<(), SourceError> {
+        let mut image = self.log.image();
+        while self.splits.is_empty() {
+            image.borrow_and_update();
+            self.discover()?;
+            if self.splits.is_empty() && image.changed().await.is_err() {
+                return Err(SourceError::Broken("the worker is stopping".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes its share of partitions that the topic has been given since. They begin with their first
-    /// record; a bounded source has taken its ends and leaves them.
-    fn discover(&mut self) {
-        let Some(topic) = self.log.topic(&self.topic).filter(|_| !self.bounded) else {
-            return;
-        };
+    /// record; a bounded source has taken its ends and leaves them. What was known and is gone was deleted:
+    /// nobody would ever answer for it.
+    fn discover(&mut self) -> Result<(), SourceError> {
+        let topic = self.log.topic(&self.topic).ok_or_else(|| {
+            SourceError::Fatal(format!("the topic \"{}\" was deleted", self.topic))
+        })?;
+        if topic.id != self.id {
+            return Err(SourceError::Fatal(created_again(&self.topic)));
+        }
+        if self.bounded {
+            return Ok(());
+        }
         let known = self.dealt;
         self.dealt = partitions_of(&topic).max(known);
         for number in known..self.dealt {
@@ -223,6 +260,7 @@ impl TopicSource {
             self.splits.push(split);
             self.fetch_or_end(self.splits.len() - 1, Offset::ZERO, 0, Span(0));
         }
+        Ok(())
     }
 
     /// Begins the next fetch of a split, unless nothing more may be read of it.
@@ -270,6 +308,7 @@ impl TopicSource {
             result,
             attempt,
         } = fetch;
+        self.discover()?;
         let fetched = match result {
             Ok(fetched) => fetched,
             Err(problem) if problem.code.is_retriable() => {
@@ -286,7 +325,6 @@ impl TopicSource {
         } = fetched;
         let offsets = nothing.as_ref().map(|(offsets, _)| offsets);
         self.check_nothing_is_gone(split, offset, &reply, offsets)?;
-        self.discover();
         self.fetch_or_end(split, reply.next_offset, 0, CAUGHT_UP_EVERY);
         self.current = Some(Reading {
             split,
@@ -435,8 +473,16 @@ impl Split {
             split: self.place.split.clone(),
             position: self.position.0,
             end: self.end.map(|end| end.0),
+            of: Some(self.partition.topic.to_string().into()),
         }
     }
+}
+
+/// Reading on at the old positions would skip records of the new topic, or repeat them.
+fn created_again(topic: &TopicName) -> String {
+    format!(
+        "the topic \"{topic}\" was deleted and created again: its records are not those that were read before"
+    )
 }
 
 fn partitions_of(topic: &TopicImage) -> u32 {

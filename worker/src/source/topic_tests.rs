@@ -10,6 +10,7 @@ use common::plan::connector::{
 };
 use common::schema::{Column, ColumnType};
 use common::time::SystemClock;
+use futures_util::FutureExt;
 
 use super::topic::TopicSource;
 use super::{Source, SourceContext, SourceError, SourceEvent, SplitState};
@@ -116,6 +117,7 @@ async fn a_batch_larger_than_a_message_comes_in_parts_and_any_of_them_is_a_place
             split: rows.split,
             position: rows.next_position,
             end: Some(20_005),
+            of: None,
         }]);
     }
     assert_eq!(values, (0..20_005).collect::<Vec<_>>());
@@ -190,6 +192,7 @@ async fn records_that_are_gone_end_the_job_instead_of_being_skipped() {
             split: "0".into(),
             position,
             end: None,
+            of: None,
         }])
     };
     let spec = Spec {
@@ -291,4 +294,60 @@ async fn partitions_added_while_it_reads_are_dealt_and_read_from_their_start() {
     let names: Vec<&str> = discovered.iter().map(|split| &*split.split).collect();
     assert_eq!(names, ["3"]);
     assert_eq!(source.splits().len(), 2);
+}
+
+#[tokio::test]
+async fn a_topic_created_again_under_its_name_is_not_read_on_in_the_middle() {
+    let log = TestLog::start("t", 1);
+    produce(&log, 0, 0..3);
+    let spec = Spec {
+        bounded: BoundedMode::Unbounded,
+        ..spec()
+    };
+    let mut source = open(&log, &spec, (0, 1), None).await;
+    assert!(matches!(source.next().await.unwrap(), SourceEvent::Rows(_)));
+    let restored = source.splits();
+    log.recreate();
+    let failure = loop {
+        match source.next().await {
+            Ok(SourceEvent::CaughtUp { .. }) => {}
+            other => break other.expect_err("it is another topic"),
+        }
+    };
+    assert!(
+        matches!(&failure, SourceError::Fatal(why) if why.contains("created again")),
+        "{failure}"
+    );
+
+    let context = SourceContext {
+        task_index: 0,
+        parallelism: 1,
+        restored: Some(restored),
+        log: log.client.clone(),
+        clock: SystemClock::shared(),
+    };
+    let refused = TopicSource::open("in", &spec, &spec.schema, &context).await;
+    let failure = SourceError::from(refused.expect_err("its positions are of another topic"));
+    assert!(matches!(failure, SourceError::Fatal(_)), "{failure}");
+}
+
+#[tokio::test]
+async fn a_task_without_a_partition_waits_for_one_and_has_not_ended() {
+    let log = TestLog::start("t", 1);
+    let spec = Spec {
+        bounded: BoundedMode::Unbounded,
+        ..spec()
+    };
+    let mut source = open(&log, &spec, (1, 2), None).await;
+    let event = source.next().await.unwrap();
+    assert!(matches!(event, SourceEvent::Waiting), "{event:?}");
+    assert!(source.next().now_or_never().is_none(), "there is nothing");
+    log.grow(2);
+    produce(&log, 1, 5..8);
+    let event = source.next().await.unwrap();
+    assert!(
+        matches!(&event, SourceEvent::Discovered { split } if &*split.split == "1"),
+        "{event:?}"
+    );
+    assert!(matches!(source.next().await.unwrap(), SourceEvent::Rows(_)));
 }

@@ -21,6 +21,8 @@ pub struct Watermarks {
     /// What was last said; never falls.
     said: Timestamp,
     idle: bool,
+    /// It is known that there is no split yet.
+    waiting: bool,
     exhausted: bool,
 }
 
@@ -42,6 +44,7 @@ impl Watermarks {
             splits: BTreeMap::new(),
             said,
             idle: false,
+            waiting: false,
             exhausted: false,
         }
     }
@@ -75,6 +78,11 @@ impl Watermarks {
             clock.latest.is_none() || idle_timeout.is_some_and(|timeout| quiet_for >= timeout);
     }
 
+    /// There is no split, and nobody knows when there will be one.
+    pub fn waiting(&mut self) {
+        self.waiting = true;
+    }
+
     /// Nothing will ever come of the split again.
     pub fn ended(&mut self, split: &Arc<str>) {
         self.splits.entry(split.clone()).or_default().ended = true;
@@ -97,7 +105,9 @@ impl Watermarks {
             .filter(|clock| !clock.idle && !clock.ended)
             .collect();
         if counting.is_empty() {
-            let news = !self.splits.is_empty() && !std::mem::replace(&mut self.idle, true);
+            // Before the splits are known, what they hold may be old.
+            let known = self.waiting || !self.splits.is_empty();
+            let news = known && !std::mem::replace(&mut self.idle, true);
             return news.then_some(Signal::Idle);
         }
         // One that has said nothing yet holds all back.
@@ -157,6 +167,19 @@ mod tests {
         watermarks.rows(&split(0), Some(Timestamp(100)));
         watermarks.caught_up(&split(1), Tick(0));
         assert_eq!(watermarks.advance(), at(95));
+    }
+
+    #[test]
+    fn a_source_without_splits_holds_nobody_back_until_one_is_found_and_has_a_row() {
+        let mut watermarks = Watermarks::new(Some(Span(5)), None, Timestamp::MIN);
+        assert_eq!(watermarks.advance(), None, "its splits are not known yet");
+        watermarks.waiting();
+        assert_eq!(watermarks.advance(), Some(Signal::Idle));
+        assert_eq!(watermarks.advance(), None);
+        watermarks.add(&split(0), None);
+        assert_eq!(watermarks.advance(), None);
+        let woke = watermarks.rows(&split(0), Some(Timestamp(50)));
+        assert_eq!((woke, watermarks.advance()), (Some(Signal::Active), at(45)));
     }
 
     #[test]

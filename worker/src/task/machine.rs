@@ -304,6 +304,7 @@ impl TaskMachine {
                 self.progress.metrics.lag_records = 0;
                 watermarks.caught_up(&split, at);
             }
+            SourceEvent::Waiting => watermarks.waiting(),
             SourceEvent::Discovered { split } => {
                 watermarks.add(&split.split, source.clocks.remove(&split.split));
             }

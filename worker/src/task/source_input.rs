@@ -73,9 +73,13 @@ impl SourceInput {
             Ok(SourceEvent::Discovered { split }) => {
                 self.splits.insert(split.split.clone(), split.clone());
             }
-            Ok(
-                SourceEvent::CaughtUp { .. } | SourceEvent::Ended { .. } | SourceEvent::Exhausted,
-            )
+            // A later life must know that there is nothing to look for: the split itself may be gone by then.
+            Ok(SourceEvent::Ended { split }) => {
+                if let Some(split) = self.splits.get_mut(split) {
+                    split.end = Some(split.position);
+                }
+            }
+            Ok(SourceEvent::CaughtUp { .. } | SourceEvent::Waiting | SourceEvent::Exhausted)
             | Err(_) => {}
         }
         Some(event)

@@ -199,6 +199,7 @@ mod tests {
             split: "0".into(),
             position,
             end: None,
+            of: None,
         }
     }
 

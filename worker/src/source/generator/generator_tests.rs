@@ -148,6 +148,7 @@ async fn a_restored_source_goes_on_where_it_was_at_once() {
             split: "3".into(),
             position: far,
             end: None,
+            of: None,
         }]),
         log: log.client.clone(),
         clock: Arc::new(ManualClock::default()),

@@ -207,6 +207,7 @@ impl Source for GeneratorSource {
             split: split.name.clone(),
             position: i64::try_from(split.position).expect("positions are small"),
             end: None,
+            of: None,
         };
         self.splits.iter().map(state).collect()
     }
