@@ -8,3 +8,4 @@ pub mod measure;
 pub mod checkers;
 pub mod sim;
 pub mod source_tree;
+pub mod chaos;

@@ -1,5 +1,6 @@
 //! The real binaries as child processes: started, read, killed, started again.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,11 +24,28 @@ pub struct Process {
 
 impl Process {
     pub fn start(name: &str, program: &Path, args: &[String]) -> Result<Process> {
+        Process::start_logging(name, program, args, None)
+    }
+
+    /// `log`: the file that what it says about itself is added to; else it goes where the test's own goes.
+    pub fn start_logging(
+        name: &str,
+        program: &Path,
+        args: &[String],
+        log: Option<&Path>,
+    ) -> Result<Process> {
+        let errors = match log {
+            Some(path) => {
+                let file = OpenOptions::new().append(true).create(true).open(path);
+                Stdio::from(file.with_context(|| format!("cannot open {}", path.display()))?)
+            }
+            None => Stdio::inherit(),
+        };
         let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let stdout = child.stdout.take().context("the output was just piped")?;

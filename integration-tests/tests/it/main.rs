@@ -4,6 +4,8 @@
     reason = "what the tests share unwraps as they do"
 )]
 
+mod chaos;
+mod damage;
 mod exactly_once;
 mod produce_fetch;
 mod real_data;

@@ -1,0 +1,229 @@
+//! Kills processes with SIGKILL at random moments and starts them again with the same directories.
+//!
+//! Now and then a worker is stopped for a while instead, long enough to be given up, and goes on as if
+//! nothing had happened. Whose turn it is comes from a shuffled deck, so that each has its share. Mostly the next kill waits
+//! until the cluster has got on since the last one; sometimes it does not, and hits a recovery.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use common::random::{Random, below, seeded};
+use common::time::{Clock, Span, SystemClock, Tick};
+
+use super::progress::Progress;
+use crate::cluster::Cluster;
+
+const LOOK: Duration = Duration::from_millis(10);
+/// A cluster that does not get on within this after a kill, with everything running, is broken.
+const STUCK_AFTER: Span = Span::from_secs(90);
+/// How long a killed process stays away at most.
+const LONGEST_ABSENCE_MS: u64 = 1_500;
+/// How long a worker is stopped at most: longer than its session lasts.
+const LONGEST_PAUSE_MS: u64 = 6_000;
+/// A moment with events under way is waited for this long: there is nearly always one.
+const IN_FLIGHT_WITHIN: Span = Span::from_secs(1);
+
+/// The coordinator, or a worker by its number from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    Coordinator,
+    Worker(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Kill {
+    pub victim: Victim,
+    /// Since the last kill events had been acknowledged and records had come out, and at the moment of
+    /// this one events were under way.
+    pub in_flight: bool,
+}
+
+#[derive(Debug)]
+pub struct Killer {
+    random: Random,
+    clock: Arc<dyn Clock>,
+    progress: Arc<Progress>,
+    interval: Span,
+    deck: Vec<Victim>,
+    workers: usize,
+    /// What had been acknowledged and had come out at the last kill.
+    last: (u64, u64),
+    pub kills: Vec<Kill>,
+    pub pauses: usize,
+}
+
+impl Killer {
+    pub fn new(seed: u64, workers: usize, interval: Span, progress: Arc<Progress>) -> Killer {
+        Killer {
+            random: seeded(seed, 4_000),
+            clock: SystemClock::shared(),
+            progress,
+            interval,
+            deck: Vec::new(),
+            workers,
+            last: (0, 0),
+            kills: Vec::new(),
+            pauses: 0,
+        }
+    }
+
+    pub fn now(&self) -> Tick {
+        self.clock.tick()
+    }
+
+    /// Waits for the moment, kills one process or several, and starts them again. `watch` fails when the
+    /// run has failed elsewhere.
+    pub async fn strike(
+        &mut self,
+        cluster: &mut Cluster,
+        watch: &mut impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let pause = self.interval.0 / 2 + below(&mut self.random, self.interval.0);
+        self.wait(Span(pause), watch).await?;
+        if below(&mut self.random, 4) > 0 {
+            self.wait_until_it_got_on(watch).await?;
+        }
+        if below(&mut self.random, 6) == 0 {
+            return self.pause(cluster, watch).await;
+        }
+        let victims = self.victims();
+        let got_on = self.got_on();
+        let under_way = got_on && self.wait_for_events_under_way().await;
+        let (_, acknowledged, came_out) = self.progress.read();
+        for victim in &victims {
+            match victim {
+                Victim::Coordinator => cluster.kill_coordinator()?,
+                Victim::Worker(index) => cluster.kill_worker(*index)?,
+            }
+            self.kills.push(Kill {
+                victim: *victim,
+                in_flight: under_way,
+            });
+        }
+        self.last = (acknowledged, came_out);
+        let absence = below(&mut self.random, LONGEST_ABSENCE_MS);
+        self.wait(Span(absence), watch).await?;
+        for victim in self.shuffled(victims) {
+            match victim {
+                Victim::Coordinator => cluster.begin_coordinator()?,
+                Victim::Worker(index) => cluster.begin_worker(index)?,
+            }
+        }
+        cluster.wait_until_ready()
+    }
+
+    /// A worker that others give up while it believes that it is still who it was.
+    async fn pause(
+        &mut self,
+        cluster: &mut Cluster,
+        watch: &mut impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let chosen = below(&mut self.random, self.workers as u64);
+        let process = cluster.worker_process(usize::try_from(chosen)?)?;
+        process.signal("STOP")?;
+        let pause = below(&mut self.random, LONGEST_PAUSE_MS);
+        let watched = self.wait(Span(pause), watch).await;
+        process.signal("CONT")?;
+        let (_, acknowledged, came_out) = self.progress.read();
+        self.last = (acknowledged, came_out);
+        self.pauses += 1;
+        watched
+    }
+
+    /// Mostly one, sometimes two, rarely everyone.
+    fn victims(&mut self) -> Vec<Victim> {
+        let count = match below(&mut self.random, 12) {
+            0 => self.workers + 1,
+            1 | 2 => 2,
+            _ => 1,
+        };
+        let mut victims = Vec::new();
+        while victims.len() < count {
+            if self.deck.is_empty() {
+                let all = (0..self.workers).map(Victim::Worker);
+                self.deck = self.shuffled(all.chain([Victim::Coordinator]).collect());
+            }
+            let next = self.deck.pop().filter(|next| !victims.contains(next));
+            victims.extend(next);
+        }
+        victims
+    }
+
+    fn shuffled(&mut self, mut victims: Vec<Victim>) -> Vec<Victim> {
+        for last in (1..victims.len()).rev() {
+            let other = below(&mut self.random, last as u64 + 1);
+            victims.swap(
+                last,
+                usize::try_from(other).expect("there are few processes"),
+            );
+        }
+        victims
+    }
+
+    fn got_on(&self) -> bool {
+        let (_, acknowledged, came_out) = self.progress.read();
+        acknowledged > self.last.0 && came_out > self.last.1
+    }
+
+    async fn wait_until_it_got_on(&self, watch: &mut impl FnMut() -> Result<()>) -> Result<()> {
+        let since = self.now();
+        while !self.got_on() {
+            if self.now().since(since) > STUCK_AFTER {
+                let (under_way, acknowledged, came_out) = self.progress.read();
+                bail!(
+                    "nothing goes on although everything runs: {under_way} events are under way, \
+                     {acknowledged} were acknowledged and {came_out} records came out; \
+                     at the last kill it was {:?}",
+                    self.last
+                );
+            }
+            watch()?;
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_events_under_way(&self) -> bool {
+        let since = self.now();
+        while self.progress.read().0 == 0 {
+            if self.now().since(since) > IN_FLIGHT_WITHIN {
+                return false;
+            }
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+
+    async fn wait(&self, span: Span, watch: &mut impl FnMut() -> Result<()>) -> Result<()> {
+        let since = self.now();
+        while self.now().since(since) < span {
+            watch()?;
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_has_its_share_of_the_kills() {
+        for seed in 0..20 {
+            let mut killer = Killer::new(seed, 3, Span(1), Arc::default());
+            let mut counts = [0; 4];
+            for _ in 0..16 {
+                for victim in killer.victims() {
+                    let index = match victim {
+                        Victim::Coordinator => 3,
+                        Victim::Worker(index) => index,
+                    };
+                    counts[index] += 1;
+                }
+            }
+            assert!(counts.iter().all(|count| *count >= 3), "{counts:?}");
+        }
+    }
+}

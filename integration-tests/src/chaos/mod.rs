@@ -1,0 +1,159 @@
+//! Real processes under SIGKILL: what comes out is what an oracle says, or the run fails.
+//!
+//! One coordinator and three workers run two jobs on a stream that producers send all the while. Processes
+//! are killed and started again; state is read at completed epochs; committed output is followed. At the
+//! end the stream stops, the jobs drain, and input, output and state are compared with a computation
+//! of their own. A run in which too little happened fails as well.
+
+pub mod stream;
+pub mod jobs;
+pub mod progress;
+pub mod nodes;
+pub mod producers;
+pub mod killer;
+pub mod reader;
+pub mod follower;
+pub mod oracle;
+pub mod state_check;
+pub mod verify;
+pub mod summary;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use common::client::Client;
+use common::time::{Span, SystemClock};
+
+use self::killer::Killer;
+use self::progress::Progress;
+use self::summary::Summary;
+use crate::cluster::Cluster;
+
+pub const WORKERS: usize = 3;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    /// For so long processes are killed.
+    pub duration: Span,
+    /// Between two kills, on average.
+    pub interval: Span,
+    pub events_per_second: u64,
+    /// Where data and logs go. They stay.
+    pub directory: PathBuf,
+}
+
+/// `MILLSTREAM_SEED`, to repeat a run; else a new one.
+pub fn seed() -> Result<u64> {
+    match std::env::var("MILLSTREAM_SEED") {
+        Ok(seed) => seed.parse().context("MILLSTREAM_SEED is a number"),
+        Err(_) => Ok(SystemClock::shared().wall().0.cast_unsigned()),
+    }
+}
+
+/// Runs to the end. What it answers has been verified, but may still have been too quiet.
+pub fn run(options: &Options) -> Result<Summary> {
+    let mut cluster = Cluster::start_in(&options.directory, WORKERS, &[])?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(run_on(options, &mut cluster));
+    outcome.with_context(|| {
+        format!(
+            "seed {}; logs and data are in {}",
+            options.seed,
+            options.directory.display()
+        )
+    })
+}
+
+async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
+    let seed = options.seed;
+    let mut addresses = vec![cluster.coordinator().to_owned()];
+    addresses.extend((0..WORKERS).map(|worker| cluster.worker(worker).to_owned()));
+    jobs::deploy(&Client::connect(cluster.coordinator())?).await?;
+
+    let progress = Arc::new(Progress::default());
+    let producers = Part::start("producers", {
+        let (addresses, progress) = (addresses.clone(), Arc::clone(&progress));
+        let rate = options.events_per_second;
+        move || producers::produce(seed, rate, &addresses, &progress)
+    });
+    let follower = Part::start("follower", {
+        let (addresses, progress) = (addresses.clone(), Arc::clone(&progress));
+        move || follower::follow(seed, &addresses, &progress)
+    });
+    let checker = Part::start("state check", {
+        let (addresses, progress) = (addresses.clone(), Arc::clone(&progress));
+        move || state_check::check(seed, &addresses, &progress)
+    });
+
+    let mut killer = Killer::new(seed, WORKERS, options.interval, Arc::clone(&progress));
+    let outcome = async {
+        let begin = killer.now();
+        // Whoever ends before it should has failed.
+        let mut watch = || producers.check().and(follower.check()).and(checker.check());
+        while killer.now().since(begin) < options.duration {
+            killer.strike(cluster, &mut watch).await?;
+        }
+        progress.end_input();
+        while !producers.has_ended() {
+            follower.check().and(checker.check())?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        verify::drain(seed, &addresses).await
+    }
+    .await;
+    progress.end();
+    // What a part says of its end explains more than what was seen of it from here.
+    let (sent, followed, checked) = (producers.join(), follower.join(), checker.join());
+    let (sent, followed, checked) = (sent?, followed?, checked?);
+    outcome?;
+    let verified = verify::verify(seed, &addresses, &sent, &followed).await?;
+    Ok(Summary {
+        seed,
+        workers: WORKERS,
+        kills: killer.kills,
+        pauses: killer.pauses,
+        checked,
+        sent,
+        verified,
+    })
+}
+
+/// A part of a run with a thread of its own.
+struct Part<T> {
+    name: &'static str,
+    thread: JoinHandle<Result<T>>,
+}
+
+impl<T: Send + 'static> Part<T> {
+    fn start(name: &'static str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Part<T> {
+        Part {
+            name,
+            thread: std::thread::spawn(work),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.has_ended() {
+            true => Err(anyhow!("the {} ended before the run", self.name)),
+            false => Ok(()),
+        }
+    }
+
+    fn join(self) -> Result<T> {
+        let name = self.name;
+        let ended = self.thread.join();
+        ended
+            .map_err(|_| anyhow!("the {name} panicked"))?
+            .with_context(|| name.to_owned())
+    }
+}
