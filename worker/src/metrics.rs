@@ -63,8 +63,11 @@ struct Asked {
     start_offset: Family<PartitionLabels, Value>,
     end_offset: Family<PartitionLabels, Value>,
     stable_offset: Family<PartitionLabels, Value>,
-    task: Vec<(Family<TaskLabels, Value>, fn(&TaskMetrics) -> Option<f64>)>,
+    task: Vec<OfTasks>,
 }
+
+/// A number of every task, and how it is got.
+type OfTasks = (Family<TaskLabels, Value>, fn(&TaskMetrics) -> Option<f64>);
 
 /// A partition led here, and where it starts, ends, and ends for those who read committed.
 #[derive(Clone, Debug)]
