@@ -128,10 +128,11 @@ async fn produce(client: &Client, records: usize) -> Result<()> {
     client.create_topic("records", 4).await?;
     let mut body = Vec::new();
     for number in 0..RECORDS_PER_REQUEST {
-        let line = format!(
-            r#"{{"number":{number:06},"text":"{}"}}"#,
-            "x".repeat(RECORD_BYTES - 27)
-        );
+        let mut line = format!(r#"{{"number":{number},"text":""#);
+        while line.len() < RECORD_BYTES - 2 {
+            line.push('x');
+        }
+        line.push_str("\"}");
         ensure!(
             line.len() == RECORD_BYTES,
             "a record has {} bytes",
