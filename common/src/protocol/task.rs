@@ -68,6 +68,8 @@ pub enum TaskState {
     Running,
     /// Running; its source has ended and everything it gave has been sent on.
     Exhausted,
+    /// A last checkpoint is complete, and what the task's sink gave up to it is visible outside.
+    Finished,
     /// Stopped by itself. `fatal`: running it again would fail in the same way.
     Failed {
         reason: String,

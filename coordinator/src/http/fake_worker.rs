@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{CheckpointId, JobId, MetadataVersion, StorageId, TaskId};
+use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, StorageId, TaskId};
 use common::protocol::checkpoint::{
     AckCheckpoint, CheckpointKind, InjectBarrier, Injected, TaskSnapshot,
 };
@@ -49,6 +49,8 @@ struct Life {
     others: TaskState,
     acknowledges: bool,
     barriers: Vec<(CheckpointId, CheckpointKind)>,
+    /// The generation whose last checkpoint was acknowledged.
+    finished: Option<Generation>,
     beats: u64,
 }
 
@@ -66,6 +68,7 @@ impl FakeWorker {
                 others: TaskState::Running,
                 acknowledges: true,
                 barriers: Vec::new(),
+                finished: None,
                 beats: 0,
             }),
         });
@@ -167,6 +170,7 @@ impl Shared {
                 generation: deployment.generation,
                 task,
                 state: match is_source(deployment, task) {
+                    _ if life.finished == Some(deployment.generation) => TaskState::Finished,
                     true => life.sources.clone(),
                     false => life.others.clone(),
                 },
@@ -327,6 +331,9 @@ async fn confirm(shared: Arc<Shared>, barrier: InjectBarrier) -> Result<Injected
                 false => BTreeMap::new(),
             },
         });
+        if life.acknowledges && barrier.kind.is_last() {
+            life.finished = Some(barrier.generation);
+        }
         life.acknowledges.then(|| AckCheckpoint {
             worker: me.worker,
             worker_epoch: me.epoch,

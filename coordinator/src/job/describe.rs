@@ -89,7 +89,7 @@ pub struct TaskDescription {
     pub id: String,
     /// The worker it runs on; absent while nothing of the job runs.
     pub worker: Option<u32>,
-    /// `deploying`, `running`, `exhausted` or `failed`; absent until its worker has spoken.
+    /// `deploying`, `running`, `exhausted`, `finished` or `failed`; absent until its worker has spoken.
     pub state: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -324,7 +324,10 @@ impl<'a> Tasks<'a> {
             state: observed.map(|task| state_name(&task.state)),
             reason: observed.and_then(|task| match &task.state {
                 TaskState::Failed { reason, .. } => Some(reason.clone()),
-                TaskState::Deploying | TaskState::Running | TaskState::Exhausted => None,
+                TaskState::Deploying
+                | TaskState::Running
+                | TaskState::Exhausted
+                | TaskState::Finished => None,
             }),
             rows_in: metrics.rows_in,
             rows_out: metrics.rows_out,
@@ -367,6 +370,7 @@ fn state_name(state: &TaskState) -> &'static str {
         TaskState::Deploying => "deploying",
         TaskState::Running => "running",
         TaskState::Exhausted => "exhausted",
+        TaskState::Finished => "finished",
         TaskState::Failed { .. } => "failed",
     }
 }

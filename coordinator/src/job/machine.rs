@@ -341,17 +341,13 @@ impl JobMachine {
             return Some(self.recover(now, failure));
         }
         let runs = self.facts.state == JobState::Running;
-        let final_completed = self.final_completed == Some(self.facts.generation);
+        let ended = self.has_ended();
         match self.facts.desired {
             // What the generation did since the last checkpoint is undone, so nothing is lost by not waiting.
-            Desired::Paused if final_completed || !runs => {
-                Some(self.halt(JobState::Paused, "", None))
-            }
-            Desired::Stopped if final_completed || !runs => {
-                Some(self.halt(JobState::Stopped, "", None))
-            }
+            Desired::Paused if ended || !runs => Some(self.halt(JobState::Paused, "", None)),
+            Desired::Stopped if ended || !runs => Some(self.halt(JobState::Stopped, "", None)),
             Desired::Running if self.facts.halting => self.start_if_wanted(None),
-            Desired::Running | Desired::Drained if runs && final_completed => {
+            Desired::Running | Desired::Drained if runs && ended => {
                 Some(self.halt(JobState::Finished, "", None))
             }
             Desired::Running | Desired::Drained if !runs && self.all_live() => {
@@ -488,7 +484,10 @@ impl JobMachine {
                     fatal: false,
                 }),
                 TaskStatus::Reported(
-                    TaskState::Deploying | TaskState::Running | TaskState::Exhausted,
+                    TaskState::Deploying
+                    | TaskState::Running
+                    | TaskState::Exhausted
+                    | TaskState::Finished,
                 ) => None,
             }
         });
@@ -578,7 +577,7 @@ impl JobMachine {
         self.shape.tasks().filter(|task| {
             !matches!(
                 self.task_state(*task),
-                Some(TaskState::Running | TaskState::Exhausted)
+                Some(TaskState::Running | TaskState::Exhausted | TaskState::Finished)
             )
         })
     }
@@ -590,9 +589,22 @@ impl JobMachine {
     }
 
     fn all_exhausted(&self) -> bool {
-        self.shape
-            .sources()
-            .all(|task| self.task_state(task) == Some(&TaskState::Exhausted))
+        self.shape.sources().all(|task| {
+            matches!(
+                self.task_state(task),
+                Some(TaskState::Exhausted | TaskState::Finished)
+            )
+        })
+    }
+
+    /// The last checkpoint is complete, and what belongs to it is visible wherever sinks write. Before that a
+    /// sink may still have files to give their names, which nobody would do once the tasks are gone.
+    fn has_ended(&self) -> bool {
+        self.final_completed == Some(self.facts.generation)
+            && self
+                .shape
+                .tasks()
+                .all(|task| self.task_state(task) == Some(&TaskState::Finished))
     }
 }
 

@@ -218,6 +218,9 @@ impl World {
         self.complete_checkpoint(checkpoint);
         self.tell(Event::FinalCheckpointCompleted { generation });
         self.settle();
+        assert!(self.facts.running.is_some(), "sinks may not be done");
+        self.report(TaskState::Finished);
+        self.settle();
     }
 
     fn wants_a_last_checkpoint(&self) -> bool {
@@ -664,6 +667,7 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => Just(TaskState::Running),
         1 => Just(TaskState::Deploying),
         2 => Just(TaskState::Exhausted),
+        2 => Just(TaskState::Finished),
         1 => Just(TaskState::Failed { reason: "no".to_owned(), fatal: false }),
     ];
     let desired = prop_oneof![

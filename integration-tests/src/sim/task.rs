@@ -249,7 +249,10 @@ impl TallySink {
                     env.break_promise(format!("nothing is given up here: {letters:?}"));
                 }
                 SinkCommand::Barrier(checkpoint) => self.preparing = Some(checkpoint),
-                SinkCommand::Commit(checkpoint, _) => self.queue.completed(checkpoint),
+                SinkCommand::Commit(checkpoint, _) => {
+                    self.queue.completed(checkpoint);
+                    self.tell(wake, SinkEvent::Committed(checkpoint));
+                }
             }
         }
         appends

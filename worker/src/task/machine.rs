@@ -420,6 +420,11 @@ impl TaskMachine {
                     self.state.seal_sink(checkpoint, committable);
                     self.snapshot(checkpoint);
                 }
+                SinkEvent::Committed(checkpoint) => {
+                    if self.progress.stopped && checkpoint >= self.progress.sealed {
+                        self.status.set_state(Standing::Finished);
+                    }
+                }
                 SinkEvent::Failed(SinkError::Fatal(reason)) => {
                     return Err(Failure {
                         reason,

@@ -36,6 +36,8 @@ pub enum SinkCommand {
 #[derive(Debug)]
 pub enum SinkEvent {
     Prepared(CheckpointId, Option<Committable>),
+    /// Everything up to this checkpoint is visible.
+    Committed(CheckpointId),
     Failed(SinkError),
 }
 
@@ -192,10 +194,11 @@ impl SinkPump {
             }
             SinkCommand::Commit(checkpoint, prepared) => {
                 self.letters.commit(checkpoint);
-                match &mut self.sink {
-                    Some(sink) => sink.commit(checkpoint, prepared).await,
-                    None => Ok(()),
+                if let Some(sink) = &mut self.sink {
+                    sink.commit(checkpoint, prepared).await?;
                 }
+                self.tell(SinkEvent::Committed(checkpoint)).await;
+                Ok(())
             }
         }
     }
