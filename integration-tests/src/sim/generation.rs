@@ -469,7 +469,7 @@ impl RunningJob {
             return;
         };
         let checkpoint = ready.checkpoint;
-        let (mut chunks, tasks) = assembly::to_write(ready);
+        let (mut chunks, tasks) = assembly::to_write(ready, &self.deployment.graph);
         match env.sabotage {
             Some(Sabotage::AcknowledgeUnwritten) => chunks.clear(),
             Some(Sabotage::ForgetSealedBefore) => {

@@ -231,7 +231,7 @@ impl JobActor {
     fn persist(&mut self, context: &mut Context<Self>) {
         if let Some(ready) = self.participant.take_ready() {
             let checkpoint = ready.checkpoint;
-            let (chunks, tasks) = assembly::to_write(ready);
+            let (chunks, tasks) = assembly::to_write(ready, &self.deployment.graph);
             let ack = AckCheckpoint {
                 worker: self.services.session.worker,
                 worker_epoch: self.services.session.epoch(),

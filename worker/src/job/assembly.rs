@@ -6,7 +6,7 @@ use std::sync::Arc;
 use common::error::Problem;
 use common::ids::{CheckpointId, NodeId, TaskId};
 use common::key_group::KeyGroupRange;
-use common::plan::task_graph::PlannedSource;
+use common::plan::task_graph::{PlannedSource, TaskGraph};
 use common::protocol::checkpoint::TaskSnapshot;
 use common::protocol::task::Deployment;
 use common::time::Timestamp;
@@ -198,7 +198,13 @@ pub fn source_side(
 }
 
 /// What a worker writes for a checkpoint, and what it then says of its tasks.
-pub fn to_write(persist: Persist<Snapshot>) -> (Vec<TaskChunk>, Vec<TaskSnapshot>) {
+///
+/// A task without state of its own writes nothing: it begins from nothing in each generation, so what it
+/// wrote in one would not follow what it wrote in another.
+pub fn to_write(
+    persist: Persist<Snapshot>,
+    graph: &TaskGraph,
+) -> (Vec<TaskChunk>, Vec<TaskSnapshot>) {
     let newest = persist
         .chunks
         .iter()
@@ -212,10 +218,65 @@ pub fn to_write(persist: Persist<Snapshot>) -> (Vec<TaskChunk>, Vec<TaskSnapshot
         })
         .collect();
     let chunks = persist.chunks.into_iter();
+    let chunks = chunks.filter(|(_, task, _)| graph.stage(task.stage).has_state());
     let chunks = chunks.map(|(checkpoint, task, snapshot)| TaskChunk {
         task,
         checkpoint,
         tables: snapshot.deltas,
     });
     (chunks.collect(), snapshots)
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::StageId;
+    use common::plan::connector::{BlackholeSink, SinkSpec};
+    use common::plan::edge::ChangelogMode;
+    use common::plan::task_graph::{PlannedSink, Stage};
+
+    use super::*;
+
+    /// What it wrote could not be folded after the first recovery, and nothing else of the job either.
+    #[test]
+    fn a_task_without_state_acknowledges_and_writes_nothing() {
+        let task = |stage| TaskId {
+            stage: StageId(stage),
+            index: 0,
+        };
+        let stage = |id, sink| Stage {
+            id: StageId(id),
+            parallelism: 1,
+            source: None,
+            operators: Vec::new(),
+            sink,
+        };
+        let sink = PlannedSink {
+            name: "out".to_owned(),
+            spec: SinkSpec::Blackhole(BlackholeSink {
+                input: "in".to_owned(),
+            }),
+            columns: Vec::new(),
+            mode: ChangelogMode::Append,
+        };
+        let graph = TaskGraph {
+            stages: vec![stage(0, None), stage(1, Some(sink))],
+            ..TaskGraph::default()
+        };
+        let snapshot = Snapshot {
+            deltas: Vec::new(),
+            state_bytes: 0,
+            positions: BTreeMap::new(),
+        };
+        let checkpoint = CheckpointId(4);
+        let sealed = |stage| (checkpoint, task(stage), snapshot.clone());
+        let persist = Persist {
+            checkpoint,
+            chunks: vec![sealed(0), sealed(1)],
+        };
+        let (chunks, snapshots) = to_write(persist, &graph);
+        let written: Vec<TaskId> = chunks.iter().map(|chunk| chunk.task).collect();
+        let acknowledged: Vec<TaskId> = snapshots.iter().map(|s| s.task).collect();
+        assert_eq!(written, [task(1)]);
+        assert_eq!(acknowledged, [task(0), task(1)]);
+    }
 }
