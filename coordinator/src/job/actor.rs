@@ -94,7 +94,12 @@ impl JobActor {
             return;
         }
         self.version = facts.version;
-        self.observed.follow(facts.row.generation);
+        // What ran last is shown until something runs again.
+        if facts.row.deployment.is_some() {
+            self.observed.follow(facts.row.generation);
+        } else {
+            self.observed.stand_still();
+        }
         let event = Event::MetadataChanged {
             facts: Facts::of(&facts.row),
             workers: facts.workers,

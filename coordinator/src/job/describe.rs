@@ -230,7 +230,7 @@ impl From<CheckpointKind> for Kind {
     }
 }
 
-/// The tasks of a job's current generation, where they run and what was last heard of them.
+/// The tasks of the generation that runs, or that ran last: where they run and what was last heard of them.
 struct Tasks<'a> {
     generation: Generation,
     worker_of: BTreeMap<TaskId, u32>,
@@ -245,7 +245,10 @@ impl<'a> Tasks<'a> {
             .iter()
             .flat_map(|deployment| &deployment.tasks);
         Tasks {
-            generation: row.generation,
+            generation: match row.deployment {
+                Some(_) => row.generation,
+                None => observed.generation(),
+            },
             worker_of: deployed
                 .map(|assignment| (assignment.task, assignment.worker.0))
                 .collect(),

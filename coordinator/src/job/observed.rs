@@ -80,6 +80,20 @@ impl Observed {
         task.rates = rates(&task.samples);
     }
 
+    /// Whose tasks these are.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Nothing runs any more, or not yet: the numbers stay, but nothing moves.
+    pub fn stand_still(&mut self) {
+        for task in self.tasks.values_mut() {
+            task.rates = Rates::default();
+            task.metrics.busy_permille = 0;
+            task.metrics.blocked_permille = 0;
+        }
+    }
+
     pub fn task(&self, generation: Generation, task: TaskId) -> Option<&ObservedTask> {
         if generation != self.generation {
             return None;

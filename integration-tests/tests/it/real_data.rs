@@ -126,7 +126,9 @@ fn departures_per_carrier_and_hour_are_those_of_the_recording() {
         produce_flights(&client, &departures).await;
         let job = json!({"name": "hours", "sql": per_hour("'2' DAY"), "parallelism": 2});
         let _: Value = client.post("/v1/jobs", &job).await.unwrap();
-        wait_for(&client, "hours", "FINISHED").await;
+        let finished = wait_for(&client, "hours", "FINISHED").await;
+        assert_eq!(finished["rows_in"], departures.len());
+        assert_eq!(finished["late_rows"], 0);
         let expected = hours(&departures);
         let found = all_values(&client, "hours").await;
         assert_eq!(found.len(), expected.len());
@@ -159,10 +161,11 @@ fn a_departure_that_comes_too_late_is_a_dead_letter_and_in_no_result() {
         produce_flights(&client, &departures).await;
         let sql = per_hour("'1' HOUR");
         client.create_job("hours", &sql).await.unwrap();
-        wait_for(&client, "hours", "FINISHED").await;
+        let finished = wait_for(&client, "hours", "FINISHED").await;
         let mut expected = hours(&departures);
         let letters = all_values(&client, "hours.dead-letters").await;
         assert!(!letters.is_empty(), "nothing came too late");
+        assert_eq!(finished["late_rows"], letters.len());
         for letter in &letters {
             assert_eq!(letter["reason"], "late", "{letter}");
         }

@@ -422,6 +422,8 @@ impl TaskMachine {
                 }
                 SinkEvent::Committed(checkpoint) => {
                     if self.progress.stopped && checkpoint >= self.progress.sealed {
+                        // The numbers people find when the job has ended.
+                        self.status.set_metrics(self.progress.metrics);
                         self.status.set_state(Standing::Finished);
                     }
                 }
