@@ -98,7 +98,7 @@ pub async fn produce(
     let format = body_format(&request)?;
     let pointer = parse_pointer(query.key.as_deref(), format)?;
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
-    let sent = body.len() as u64;
+    let (sent, began) = (body.len() as u64, routes.clock.tick());
     let topic = routes.topic(&topic).await?;
     let idempotency = idempotency_key(&request, &body)?;
     let grouping = Grouping {
@@ -127,7 +127,6 @@ pub async fn produce(
             .await
             .map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))??
     };
-    let began = routes.clock.tick();
     let results = groups.into_iter().map(|group| {
         let id = TopicPartition {
             topic: topic.id,
