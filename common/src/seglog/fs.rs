@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, pread};
+
+use super::as_u64;
 use super::storage::{LogFile, LogStorage};
 use crate::time::{Span, Timestamp};
 
@@ -109,8 +113,21 @@ impl LogFile for FsFile {
         (&self.file).write_vectored(slices)
     }
 
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+    /// Reads into memory that was never written to: filling it with zeros first would cost as much again
+    /// as the copy out of the page cache does.
+    fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + as_u64(bytes.len());
+            match pread(&self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The allocator may have given more room than was asked for.
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     fn bytes(&self) -> io::Result<u64> {

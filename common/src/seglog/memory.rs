@@ -36,6 +36,7 @@ struct Disk {
     life: u64,
     quota: Option<u64>,
     failing_syncs: u32,
+    bytes_read: u64,
 }
 
 struct Inode {
@@ -81,6 +82,7 @@ impl MemoryStorage {
                 life: 0,
                 quota: None,
                 failing_syncs: 0,
+                bytes_read: 0,
             })),
             clock,
         }
@@ -122,6 +124,11 @@ impl MemoryStorage {
 
     pub fn used(&self) -> u64 {
         self.disk().used()
+    }
+
+    /// How much was read of the files of this disk so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.disk().bytes_read
     }
 
     /// Inverts one bit, everywhere the file's bytes are.
@@ -239,15 +246,16 @@ impl LogFile for MemoryFile {
         })
     }
 
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         self.with(|disk, inode| {
             let cache = &disk.inodes[&inode].cache;
             let start = index(offset);
             let stored = cache
-                .get(start..start.saturating_add(buffer.len()))
-                .ok_or(ErrorKind::UnexpectedEof)?;
-            buffer.copy_from_slice(stored);
-            Ok(())
+                .get(start..start.saturating_add(len))
+                .ok_or(ErrorKind::UnexpectedEof)?
+                .to_vec();
+            disk.bytes_read += length(&stored);
+            Ok(stored)
         })
     }
 

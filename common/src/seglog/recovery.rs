@@ -220,10 +220,9 @@ fn find_torn(
                 }));
             }
             let size = wanted.max(SCAN_BYTES.min(usize::try_from(left).unwrap_or(usize::MAX)));
-            buffer.resize(size, 0);
-            segment
+            buffer = segment
                 .file
-                .read_exact_at(&mut buffer, at)
+                .read_exact_at(at, size)
                 .map_err(|error| LogError::io("read", &segment.name, error))?;
             read = 0..size;
         }

@@ -158,9 +158,22 @@ impl Reader {
 
     /// Exactly `len` bytes, which lie in one segment, as whatever was appended at once does.
     pub fn read(&self, position: Position, len: usize) -> Result<Bytes, LogError> {
-        let mut buffer = vec![0; len];
-        self.read_into(position, &mut buffer)?;
-        Ok(buffer.into())
+        let segment = self.segment(position)?;
+        let until = position.plus(as_u64(len));
+        if until > segment.end() {
+            return Err(self.out_of_range(until));
+        }
+        match segment
+            .file
+            .read_exact_at(position.since(segment.base), len)
+        {
+            Ok(bytes) => Ok(bytes.into()),
+            // The end was cut off meanwhile: no damage, unless the log still says that it is there.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && until > self.end() => {
+                Err(self.out_of_range(until))
+            }
+            Err(error) => Err(LogError::io("read", &segment.name, error)),
+        }
     }
 
     /// At most `max` bytes: up to the end of the segment that holds the position; nothing at the log's end.
@@ -168,26 +181,6 @@ impl Reader {
         let segment = self.segment(position)?;
         let left = usize::try_from(segment.end().since(position)).unwrap_or(usize::MAX);
         self.read(position, left.min(max))
-    }
-
-    /// Fills the buffer, with bytes that lie in one segment.
-    pub fn read_into(&self, position: Position, buffer: &mut [u8]) -> Result<(), LogError> {
-        let segment = self.segment(position)?;
-        let until = position.plus(as_u64(buffer.len()));
-        if until > segment.end() {
-            return Err(self.out_of_range(until));
-        }
-        match segment
-            .file
-            .read_exact_at(buffer, position.since(segment.base))
-        {
-            Ok(()) => Ok(()),
-            // The end was cut off meanwhile: no damage, unless the log still says that it is there.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof && until > self.end() => {
-                Err(self.out_of_range(until))
-            }
-            Err(error) => Err(LogError::io("read", &segment.name, error)),
-        }
     }
 
     /// The records from here to the end, as it is when each is reached. Each is checked.

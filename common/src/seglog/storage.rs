@@ -30,8 +30,8 @@ pub trait LogStorage: Send + Sync + fmt::Debug {
 pub trait LogFile: Send + Sync + fmt::Debug {
     /// Writes at the end of the file, as much as goes at once; says how many bytes went.
     fn append(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize>;
-    /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before that.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Exactly `len` bytes from `offset` on; `UnexpectedEof` if the file ends before that.
+    fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
     fn bytes(&self) -> io::Result<u64>;
     fn created(&self) -> io::Result<Timestamp>;
     fn truncate(&self, len: u64) -> io::Result<()>;

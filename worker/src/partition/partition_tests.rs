@@ -504,8 +504,8 @@ mod counting {
         fn append(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
             self.inner.append(slices)
         }
-        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-            self.inner.read_exact_at(buffer, offset)
+        fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+            self.inner.read_exact_at(offset, len)
         }
         fn bytes(&self) -> io::Result<u64> {
             self.inner.bytes()
