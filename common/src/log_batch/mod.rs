@@ -96,22 +96,6 @@ impl LogBatch {
         Ok(LogBatch { header, bytes })
     }
 
-    /// Takes the first batch off bytes whose checksums this process has verified before.
-    pub fn split_trusted_from(bytes: &mut Bytes) -> Result<LogBatch, BatchError> {
-        let header = BatchHeader::parse(bytes)?;
-        let length = header.total_bytes();
-        if bytes.len() < length {
-            return Err(BatchError::CutOff {
-                present: bytes.len(),
-                needed: length,
-            });
-        }
-        Ok(LogBatch {
-            header,
-            bytes: bytes.split_to(length),
-        })
-    }
-
     /// Whether `bytes` begin with a whole sound batch; its header if so.
     pub fn verify(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         let header = BatchHeader::parse(bytes)?;
@@ -199,23 +183,11 @@ impl LogBatch {
 #[derive(Clone, Debug)]
 pub struct LogBatches {
     rest: Bytes,
-    trusted: bool,
 }
 
 impl LogBatches {
     pub fn new(bytes: Bytes) -> LogBatches {
-        LogBatches {
-            rest: bytes,
-            trusted: false,
-        }
-    }
-
-    /// Batches that this process has verified before: their checksums are not computed again.
-    pub fn trusted(bytes: Bytes) -> LogBatches {
-        LogBatches {
-            rest: bytes,
-            trusted: true,
-        }
+        LogBatches { rest: bytes }
     }
 }
 
@@ -226,11 +198,7 @@ impl Iterator for LogBatches {
         if self.rest.is_empty() {
             return None;
         }
-        let batch = if self.trusted {
-            LogBatch::split_trusted_from(&mut self.rest)
-        } else {
-            LogBatch::split_from(&mut self.rest)
-        };
+        let batch = LogBatch::split_from(&mut self.rest);
         if batch.is_err() {
             self.rest = Bytes::new();
         }

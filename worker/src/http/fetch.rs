@@ -8,7 +8,6 @@ use common::ids::TopicPartition;
 use common::limits::{
     DEFAULT_FETCH_BYTES, DEFAULT_FETCH_RECORDS, MAX_FETCH_BYTES, MAX_FETCH_RECORDS, MAX_WAIT,
 };
-use common::log_batch::LogBatches;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
@@ -176,8 +175,8 @@ fn render(
         count: 0,
         next_offset: from,
     };
-    for batch in LogBatches::trusted(fetched.batches) {
-        let batch = batch.map_err(corrupt)?;
+    let (batches, next_offset) = fetched.open().map_err(corrupt)?;
+    for batch in batches {
         if batch.header().control {
             answered.next_offset = batch.header().end_offset();
             continue;
@@ -212,7 +211,7 @@ fn render(
         }
     }
     // What was left out behind the last record need not be looked at again.
-    answered.next_offset = answered.next_offset.max(fetched.next_offset);
+    answered.next_offset = answered.next_offset.max(next_offset);
     Ok(answered)
 }
 

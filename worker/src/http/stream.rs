@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::error::Problem;
 use common::ids::{PartitionId, TopicPartition};
 use common::limits::DEFAULT_FETCH_BYTES;
-use common::log_batch::LogBatches;
+use common::log_batch::LogBatch;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::fetch::FetchBatches;
@@ -126,8 +126,9 @@ async fn read(
             () = sender.closed() => return,
         };
         let rendered = fetched.and_then(|fetched| {
-            let records = render(fetched.batches, partition.partition, from)?;
-            Ok((records, fetched.next_offset))
+            let (batches, next_offset) = fetched.open().map_err(corrupt)?;
+            let records = render(&batches, partition.partition, from)?;
+            Ok((records, next_offset))
         });
         let given = match rendered {
             Ok((records, next_offset)) => {
@@ -154,13 +155,12 @@ async fn read(
 }
 
 fn render(
-    batches: Bytes,
+    batches: &[LogBatch],
     partition: PartitionId,
     from: Offset,
 ) -> Result<Vec<(Vec<u8>, Offset)>, Problem> {
     let mut rendered = Vec::new();
-    for batch in LogBatches::trusted(batches) {
-        let batch = batch.map_err(corrupt)?;
+    for batch in batches {
         if batch.header().control {
             continue;
         }

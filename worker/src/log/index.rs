@@ -84,12 +84,25 @@ impl LogIndex {
 
     /// The block that holds this offset if any does: the last that starts at or before it.
     pub fn floor(&self, offset: Offset) -> Option<Block> {
-        let after = self
-            .chunks
-            .partition_point(|chunk| chunk.first().offset <= offset);
-        let chunk = self.chunks.get(after.checked_sub(1)?)?;
-        let after = chunk.blocks.partition_point(|block| block.offset <= offset);
-        chunk.blocks.get(after.checked_sub(1)?).copied()
+        self.last_of_those(|block| block.offset <= offset)
+    }
+
+    /// Where to stop who reads from this block on: at the end of a block, or of the log, so that whole
+    /// batches are read and none twice. What is read is not more than `bytes`, or one block; and none of
+    /// the blocks in which everything is at or after `end`.
+    pub fn stretch(&self, from: Block, bytes: u64, end: Offset, log_end: Position) -> Position {
+        let limit = from.position.plus(bytes);
+        let until = match self.last_of_those(|block| block.position <= limit) {
+            _ if log_end <= limit => log_end,
+            Some(last) if last.position > from.position => last.position,
+            Some(_) | None => self
+                .first_behind_those(|block| block.position <= from.position)
+                .map_or(log_end, |next| next.position),
+        };
+        match self.first_behind_those(|block| block.offset < end) {
+            Some(behind) if behind.position > from.position => until.min(behind.position),
+            Some(_) | None => until,
+        }
     }
 
     /// The first block, of those from `from` on, with a record at or after this time.
@@ -138,6 +151,25 @@ impl LogIndex {
     /// The chunks, oldest first. All but the last never change.
     pub fn chunks(&self) -> impl DoubleEndedIterator<Item = &Chunk> + '_ {
         self.chunks.iter()
+    }
+
+    /// The last block for which this holds, as it does for all before.
+    fn last_of_those(&self, holds: impl Fn(&Block) -> bool) -> Option<Block> {
+        let after = self.chunks.partition_point(|chunk| holds(&chunk.first()));
+        let chunk = self.chunks.get(after.checked_sub(1)?)?;
+        let after = chunk.blocks.partition_point(holds);
+        chunk.blocks.get(after.checked_sub(1)?).copied()
+    }
+
+    /// The first block for which this does not hold, as it does for all before.
+    fn first_behind_those(&self, holds: impl Fn(&Block) -> bool) -> Option<Block> {
+        let after = self.chunks.partition_point(|chunk| holds(&chunk.first()));
+        let within = after.checked_sub(1).and_then(|last| {
+            let blocks = &self.chunks.get(last)?.blocks;
+            blocks.get(blocks.partition_point(&holds))
+        });
+        let next = || self.chunks.get(after)?.blocks.first();
+        within.or_else(next).copied()
     }
 
     fn last_mut(&mut self) -> Option<&mut Block> {
@@ -239,6 +271,37 @@ mod tests {
             prop_assert!(block.offset.0 <= holder.offset);
             prop_assert!(block.position.0 <= holder.position);
             prop_assert!(holder.position - block.position.0 < BLOCK_BYTES + 40_000);
+        }
+
+        /// The reference goes through the blocks one by one.
+        #[test]
+        fn a_stretch_is_as_many_whole_blocks_as_fit(
+            batches in batches(),
+            wanted in 0_i64..1_800,
+            bytes in 1_u64..400_000,
+            ahead in 1_i64..1_900,
+        ) {
+            let end = wanted + ahead;
+            let (index, appended) = build(&batches);
+            let last = appended.last().unwrap();
+            let log_end = Position(last.position + batches.last().unwrap().0);
+            let from = index.floor(Offset(wanted)).unwrap();
+            let until = index.stretch(from, bytes, Offset(end), log_end);
+            let mut rest = index.blocks().skip_while(|block| *block != from).peekable();
+            let mut expected = from.position;
+            while let Some(block) = rest.next() {
+                let behind = rest.peek().map_or(log_end, |next| next.position);
+                let first = expected == from.position;
+                let fits = behind.since(from.position) <= bytes;
+                if !first && (!fits || block.offset >= Offset(end)) {
+                    break;
+                }
+                expected = behind;
+                if !fits {
+                    break;
+                }
+            }
+            prop_assert_eq!(until, expected);
         }
 
         #[test]

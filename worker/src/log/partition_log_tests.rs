@@ -10,10 +10,11 @@ use common::ids::{
     TopicId, TopicPartition,
 };
 use common::kv::{KvStore, MemoryStore};
-use common::log_batch::{LogBatch, LogBatchBuilder, LogBatches, ProducerStamp};
+use common::log_batch::{BatchError, LogBatch, LogBatchBuilder, LogBatches, ProducerStamp};
 use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::producer_id::InternalPid;
+use common::protocol::fetch::FetchedBatches;
 use common::protocol::metadata::JobImage;
 use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
@@ -481,8 +482,84 @@ fn marker_key() -> Vec<u8> {
     key
 }
 
+/// Where reading goes on, once what was read has been opened as its readers do.
+fn opened(log: &PartitionLog, from: Offset) -> Result<Offset, BatchError> {
+    let end = log.end_offset();
+    let read = log
+        .reader()
+        .read(from, end, 1 << 20, Isolation::ReadCommitted);
+    let read = match read {
+        Ok(read) => read,
+        Err(ReadError::Corrupt { source, .. }) => return Err(source),
+        Err(error) => panic!("{error}"),
+    };
+    let fetched = FetchedBatches {
+        batches: read.bytes,
+        next_offset: read.next_offset,
+        log_start_offset: log.start_offset(),
+        end_offset: end,
+    };
+    fetched.open().map(|(_, next_offset)| next_offset)
+}
+
 #[test]
-fn damage_is_reported_and_never_served() {
+fn damage_that_would_hide_a_batch_is_reported() {
+    let disk = Disk::new(1 << 20);
+    let mut log = disk.open().unwrap();
+    for number in 0..3 {
+        let stamp = ProducerStamp {
+            id: ProducerId(5),
+            epoch: ProducerEpoch(0),
+            base_sequence: number,
+        };
+        append(
+            &mut log,
+            &build(LogBatchBuilder::new().producer(stamp), &[7]),
+        );
+    }
+    assert_eq!(opened(&log, Offset(0)), Ok(Offset(3)));
+    // The bit that tells a transaction's marker, which readers of what is committed do not get to see.
+    let second = u64::try_from(build(LogBatchBuilder::new(), &[7]).bytes().len()).unwrap();
+    disk.storage
+        .flip_bit("00000000000000000000.log", second + 22, 5);
+    assert_eq!(opened(&log, Offset(0)), Ok(Offset(1)));
+    assert!(matches!(
+        opened(&log, Offset(1)),
+        Err(BatchError::Checksum { .. })
+    ));
+}
+
+#[test]
+fn a_log_of_any_batches_is_fetched_with_one_pass_over_the_disk() {
+    // Batches that divide what is asked for, that do not, and that are larger.
+    for records in [1, 700, 3_000, 30_000] {
+        let disk = Disk::new(1 << 20);
+        let mut log = disk.open().unwrap();
+        while log.bytes() < 3 << 20 {
+            append(&mut log, &batch(&vec![7; records]));
+        }
+        let (reader, end) = (log.reader(), log.end_offset());
+        let before = disk.storage.bytes_read();
+        let mut next = Offset(0);
+        let mut given = 0;
+        while next < end {
+            let read = reader
+                .read(next, end, 256 << 10, Isolation::ReadCommitted)
+                .unwrap();
+            assert!(!read.bytes.is_empty(), "{records} records a batch");
+            given += read.bytes.len();
+            next = read.next_offset;
+        }
+        assert_eq!(
+            disk.storage.bytes_read() - before,
+            u64::try_from(given).unwrap(),
+            "{records} records a batch"
+        );
+    }
+}
+
+#[test]
+fn damage_is_reported_and_never_opened() {
     for (at, sound, name) in [(23, 0, "a record's bytes"), (100, 1, "the next batch")] {
         let disk = Disk::new(1 << 20);
         let mut log = disk.open().unwrap();
@@ -493,24 +570,20 @@ fn damage_is_reported_and_never_served() {
         let end = log.end_offset();
         let file = "00000000000000000000.log";
         disk.storage.flip_bit(file, 40 + at, 3);
-        let read = |from| {
-            let reader = log.reader();
-            reader.read(from, end, 1 << 20, Isolation::ReadCommitted)
-        };
         let mut next = Offset(0);
         let damage = loop {
-            match read(next) {
-                Ok(before) => next = before.next_offset,
+            match opened(&log, next) {
+                Ok(before) => next = before,
                 Err(error) => break error,
             }
         };
         assert_eq!(next, Offset(sound), "{name}: what comes before is read");
         assert!(
-            matches!(damage, ReadError::Corrupt { .. }),
+            matches!(damage, BatchError::Checksum { .. }),
             "{name}: {damage:?}"
         );
-        let after = read(next.next()).unwrap();
-        assert_eq!(after.next_offset, end, "{name}: what comes after is read");
+        let after = opened(&log, next.next());
+        assert_eq!(after, Ok(end), "{name}: what comes after is read");
         drop(log);
         assert!(disk.open().is_err(), "{name} was taken for sound");
         let rest = Salvaged::of(&*disk.storage.shared(), NOW);

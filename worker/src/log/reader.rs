@@ -1,4 +1,8 @@
-//! Reading a log on any thread, beside its writer: whole batches, checked, without copying them.
+//! Reading a log on any thread, beside its writer: whole batches as they lie there, without copying them.
+//!
+//! What is handed out is in the log's order and without a hole, as far as its headers say. Whether each
+//! batch is what was written is checked by who opens it, behind every disk, memory and wire that it came
+//! through, and only there. What is left out nobody opens: it is checked here.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,8 +16,8 @@ use common::time::Timestamp;
 use super::index::LogIndex;
 use crate::partition::transactions::{AbortedTransaction, touching};
 
-/// What one pass over the log reads at once beyond what was asked for: about one block.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+/// What a search by time reads at once: about one block.
+const SEARCH_BYTES: usize = 64 << 10;
 /// A reader that meets nothing it may have goes on for so long before it says how far it got.
 const MAX_SKIPPED_BYTES: usize = 8 << 20;
 
@@ -70,8 +74,9 @@ impl LogReader {
         self.look(|view| view.start)
     }
 
-    /// Whole batches from the one that holds `from` on, up to `end`, of about `max_bytes`, at least one.
-    /// Reading committed leaves out markers and what was aborted. May block on the disk.
+    /// Whole batches from the one that holds `from` on, up to `end`, of `max_bytes` at most, or one. There
+    /// may be fewer than fit. Reading committed leaves out markers and what was aborted. May block on the
+    /// disk.
     pub fn read(
         &self,
         from: Offset,
@@ -91,21 +96,32 @@ impl LogReader {
                 Isolation::ReadCommitted => touching(&view.aborted, from, end),
                 Isolation::ReadUncommitted => Vec::new(),
             };
-            Ok((view.index.floor(from), aborted))
+            let block = view.index.floor(from).filter(|_| from < end);
+            let stretch = block.map(|block| {
+                let until = view
+                    .index
+                    .stretch(block, as_u64(max_bytes), end, self.log.end());
+                (block.position, until)
+            });
+            Ok((stretch, aborted))
         })?;
-        let (block, aborted) = found;
+        let (stretch, aborted) = found;
         let mut gathered = Gathered::default();
         let mut next_offset = from;
-        let Some(block) = block.filter(|_| from < end) else {
+        let Some((position, until)) = stretch else {
             return Ok(gathered.finish(next_offset));
         };
-        let mut walk = Walk::new(&self.log, block.position, max_bytes + READ_AHEAD_BYTES);
+        let bytes = usize::try_from(until.0.saturating_sub(position.0)).unwrap_or(usize::MAX);
+        let mut walk = Walk::new(&self.log, position, bytes);
         let mut skipped = 0;
-        while next_offset < end && gathered.bytes < max_bytes && skipped < MAX_SKIPPED_BYTES {
+        while next_offset < end && skipped < MAX_SKIPPED_BYTES {
+            if gathered.bytes > 0 && !walk.has(HEADER_BYTES) {
+                break;
+            }
             let looked = self.look_at(&mut walk, next_offset, from, end);
             // What is damaged is an error for who asks for it, not for who asks for what comes before.
-            let step = match looked {
-                Ok(Some(step)) => step,
+            let header = match looked {
+                Ok(Some(header)) => header,
                 // The log is said to be longer.
                 Ok(None) if next_offset == from => {
                     return Err(ReadError::Missing {
@@ -117,22 +133,32 @@ impl LogReader {
                 Err(_) if next_offset > from => break,
                 Err(error) => return Err(error),
             };
-            let header = step.header;
-            if header.end_offset() <= next_offset {
-                continue;
+            let length = header.total_bytes();
+            // More than one pass over the disk, or more than fits, is for the next request.
+            if gathered.bytes > 0 && (!walk.has(length) || gathered.bytes + length > max_bytes) {
+                break;
             }
+            let unwanted = header.end_offset() <= next_offset;
             let hidden = isolation == Isolation::ReadCommitted
                 && (header.control || aborted.iter().any(|aborted| aborted.covers(&header)));
-            if hidden {
-                skipped += step.bytes();
-            } else if gathered.bytes > 0 && gathered.bytes + step.bytes() > max_bytes {
-                break;
-            } else {
-                match step.verify() {
-                    Ok(_) => gathered.add(&step),
-                    Err(_) if next_offset > from => break,
-                    Err(error) => return Err(error),
+            let taken = walk.take(header).and_then(|step| {
+                if hidden && !unwanted {
+                    step.verify()?;
                 }
+                Ok(step)
+            });
+            let step = match taken {
+                Ok(step) => step,
+                Err(_) if next_offset > from => break,
+                Err(error) => return Err(error),
+            };
+            if unwanted {
+                continue;
+            }
+            if hidden {
+                skipped += length;
+            } else {
+                gathered.add(&step);
             }
             next_offset = header.end_offset();
         }
@@ -146,7 +172,7 @@ impl LogReader {
         let Some(block) = block else {
             return Ok(None);
         };
-        let mut walk = Walk::new(&self.log, block.position, READ_AHEAD_BYTES);
+        let mut walk = Walk::new(&self.log, block.position, SEARCH_BYTES);
         loop {
             let step = walk
                 .next()
@@ -175,27 +201,27 @@ impl LogReader {
         }
     }
 
-    /// The next batch of a walk, which has no hole before it.
+    /// The header of the next batch of a walk, which has no hole before it.
     fn look_at(
         &self,
         walk: &mut Walk<'_>,
         next_offset: Offset,
         from: Offset,
         end: Offset,
-    ) -> Result<Option<Step>, ReadError> {
-        let step = walk
-            .next()
+    ) -> Result<Option<BatchHeader>, ReadError> {
+        let header = walk
+            .header()
             .map_err(|error| self.explain(error, from, end))?;
-        if let Some(step) = &step
-            && step.header.base_offset > next_offset
-            && step.header.base_offset > from
+        if let Some(header) = &header
+            && header.base_offset > next_offset
+            && header.base_offset > from
         {
             return Err(ReadError::Missing {
                 offset: next_offset,
-                position: step.position,
+                position: walk.position,
             });
         }
-        Ok(step)
+        Ok(header)
     }
 
     /// What was there may have been dropped meanwhile: then the offset is what is wrong.
@@ -246,34 +272,58 @@ impl<'a> Walk<'a> {
 
     /// The next batch; `None` at the end of the log.
     pub(super) fn next(&mut self) -> Result<Option<Step>, ReadError> {
+        match self.header()? {
+            Some(header) => self.take(header).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What the next batch says of itself; `None` at the end of the log.
+    fn header(&mut self) -> Result<Option<BatchHeader>, ReadError> {
         self.have(HEADER_BYTES)?;
         if self.ahead.is_empty() {
             return Ok(None);
         }
-        let position = self.position;
-        let corrupt = |source| ReadError::Corrupt { position, source };
-        let header = BatchHeader::parse(&self.ahead).map_err(corrupt)?;
+        BatchHeader::parse(&self.ahead)
+            .map(Some)
+            .map_err(|source| self.corrupt(source))
+    }
+
+    /// The next batch, which has this header.
+    fn take(&mut self, header: BatchHeader) -> Result<Step, ReadError> {
         let length = header.total_bytes();
         self.have(length)?;
-        if self.ahead.len() < length {
-            return Err(corrupt(BatchError::CutOff {
+        if !self.has(length) {
+            return Err(self.corrupt(BatchError::CutOff {
                 present: self.ahead.len(),
                 needed: length,
             }));
         }
-        let here = self.ahead.clone();
+        let (position, here) = (self.position, self.ahead.clone());
         self.ahead = here.slice(length..);
         self.position = position.plus(as_u64(length));
-        Ok(Some(Step {
+        Ok(Step {
             position,
             header,
             here,
-        }))
+        })
+    }
+
+    /// Whether so many bytes are at hand.
+    fn has(&self, bytes: usize) -> bool {
+        self.ahead.len() >= bytes
+    }
+
+    fn corrupt(&self, source: BatchError) -> ReadError {
+        ReadError::Corrupt {
+            position: self.position,
+            source,
+        }
     }
 
     /// Reads on if fewer bytes are at hand. A batch lies in one segment, so it is never split by this.
     fn have(&mut self, bytes: usize) -> Result<(), ReadError> {
-        if self.ahead.len() < bytes {
+        if !self.has(bytes) {
             let wanted = bytes.max(self.read_bytes);
             self.ahead = self.log.read_up_to(self.position, wanted)?;
         }
