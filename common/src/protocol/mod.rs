@@ -16,12 +16,28 @@ pub mod checkpoint;
 pub mod exchange;
 pub mod state;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::transport::msgpack::{self, Encoded, MsgpackError};
 
 /// A request between nodes, and the reply it has.
 pub trait Call: Serialize + DeserializeOwned + Send + 'static {
     /// The path it is POSTed to, below the receiver's address.
     const PATH: &'static str;
     type Reply: Serialize + DeserializeOwned + Send + 'static;
+
+    /// The reply as MessagePack. One that is mostly one run of bytes has both of these of its own, so
+    /// that the bytes are not copied into a message and out of it.
+    fn write_reply(reply: Self::Reply) -> Result<Encoded, MsgpackError> {
+        Ok(Encoded {
+            head: msgpack::encode(&reply)?,
+            tail: Bytes::new(),
+        })
+    }
+
+    fn read_reply(body: Bytes) -> Result<Self::Reply, MsgpackError> {
+        msgpack::decode(&body)
+    }
 }

@@ -149,7 +149,7 @@ impl Transport {
             let (status, content_type, body) =
                 transport.run(address.clone(), deadline, exchange).await?;
             if status == 200 {
-                msgpack::decode(&body)
+                C::read_reply(body)
                     .map_err(|error| bad_reply(&address, format!("the reply {error}")))
             } else {
                 Err(refusal(&address, status, &content_type, &body))

@@ -4,10 +4,14 @@
 //! `register` adds a `Call`. Everything a user's request can do wrong before a handler sees it is
 //! answered with a problem document, as everything afterwards is.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::ServerHandle;
 use actix_web::error::{InternalError, JsonPayloadError, PathError, QueryPayloadError};
 use actix_web::http::StatusCode;
@@ -17,7 +21,8 @@ use actix_web::{App, HttpRequest, HttpResponse, Resource, ResponseError};
 use bytes::Bytes;
 
 use super::client::{Forward, Transport};
-use super::{MSGPACK, PROBLEM_JSON, PROBLEM_MSGPACK, msgpack};
+use super::msgpack::{self, Encoded};
+use super::{MSGPACK, PROBLEM_JSON, PROBLEM_MSGPACK};
 use crate::error::{ErrorCode, Problem};
 use crate::limits::{MAX_CALL_BYTES, MAX_REQUEST_BYTES};
 use crate::protocol::Call;
@@ -33,6 +38,8 @@ pub struct HttpServer {
 
 /// Longer than clients keep idle connections, so that they, who know what is under way, close them.
 const KEEP_ALIVE_SECONDS: u64 = 75;
+/// What a connection is given of a reply at once: as much as it gathers before it sends.
+const PIECE_BYTES: usize = 32 << 10;
 
 impl HttpServer {
     /// Listens on `listen` (port 0: any free one) and serves what `routes` sets up, on `threads` threads.
@@ -140,7 +147,7 @@ where
                 Ok(request) => handler(request).await,
                 Err(problem) => Err(problem),
             };
-            match answer.and_then(|reply| encoded(&reply)) {
+            match answer.and_then(encoded::<C>) {
                 Ok(reply) => HttpResponse::Ok().content_type(MSGPACK).body(reply),
                 Err(problem) => msgpack_problem(&problem),
             }
@@ -306,9 +313,41 @@ async fn read_call<C: Call>(payload: Payload) -> Result<C, Problem> {
     })
 }
 
-fn encoded<T: serde::Serialize>(reply: &T) -> Result<Bytes, Problem> {
-    msgpack::encode(reply)
-        .map_err(|error| Problem::new(ErrorCode::Internal, format!("the reply {error}")))
+fn encoded<C: Call>(reply: C::Reply) -> Result<ReplyBody, Problem> {
+    let Encoded { head, tail } = C::write_reply(reply)
+        .map_err(|error| Problem::new(ErrorCode::Internal, format!("the reply {error}")))?;
+    Ok(ReplyBody {
+        bytes: (head.len() + tail.len()) as u64,
+        parts: [head, tail],
+    })
+}
+
+/// A reply on its way. A connection copies what it is given into a buffer of its own before it sends it:
+/// given a piece at a time, that buffer stays small, and in the processor's cache.
+#[derive(Debug)]
+struct ReplyBody {
+    bytes: u64,
+    parts: [Bytes; 2],
+}
+
+impl MessageBody for ReplyBody {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.bytes)
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Infallible>>> {
+        let mut parts = self.get_mut().parts.iter_mut();
+        let piece = parts.find(|part| !part.is_empty()).map(|part| {
+            let bytes = part.len().min(PIECE_BYTES);
+            Ok(part.split_to(bytes))
+        });
+        Poll::Ready(piece)
+    }
 }
 
 fn msgpack_problem(problem: &Problem) -> HttpResponse {

@@ -13,7 +13,11 @@ use tokio::sync::Notify;
 use super::client::{CallError, Forward, Transport};
 use super::server::{self, HttpServer};
 use crate::error::{ErrorCode, Problem};
+use crate::ids::{PartitionId, TopicId, TopicPartition};
+use crate::offset::Offset;
+use crate::plan::connector::Isolation;
 use crate::protocol::Call;
+use crate::protocol::fetch::{FetchBatches, FetchedBatches};
 use crate::time::Span;
 
 const DEADLINE: Span = Span::from_secs(20);
@@ -100,6 +104,54 @@ fn routes(config: &mut ServiceConfig, gate: Gate) {
             }),
         ),
     );
+}
+
+#[test]
+fn a_reply_of_many_batches_arrives_as_it_was_sent() {
+    let batches: Vec<u8> = (0..(3_u32 << 20))
+        .map(|n| n.to_le_bytes()[(n % 4) as usize])
+        .collect();
+    let batches = Bytes::from(batches);
+    let sent = batches.clone();
+    let server = HttpServer::start("test", any_port(), 1, Span::from_secs(20), move |config| {
+        let sent = sent.clone();
+        server::register(config, move |call: FetchBatches| {
+            let length = usize::try_from(call.max_bytes).unwrap();
+            let batches = sent.slice(..length);
+            async move {
+                Ok(FetchedBatches {
+                    next_offset: call.offset.next(),
+                    log_start_offset: Offset(0),
+                    end_offset: Offset(i64::MAX),
+                    batches,
+                })
+            }
+        });
+    })
+    .unwrap();
+    let transport = Transport::start("test").unwrap();
+    block_on(async {
+        // None, less than a piece, whole pieces, and one byte more or less than that.
+        for length in [0, 1, 32_767, 32_768, 32_769, 1 << 20, 3 << 20] {
+            let call = FetchBatches {
+                partition: TopicPartition {
+                    topic: TopicId(uuid::Uuid::from_u128(1)),
+                    partition: PartitionId(0),
+                },
+                offset: Offset(4),
+                max_bytes: length,
+                wait: Span(0),
+                isolation: Isolation::ReadCommitted,
+            };
+            let reply = transport
+                .call(&url(&server), &call, DEADLINE)
+                .await
+                .unwrap();
+            assert_eq!(reply.next_offset, Offset(5));
+            assert!(reply.batches == batches[..usize::try_from(length).unwrap()]);
+        }
+    });
+    server.stop();
 }
 
 fn url(server: &HttpServer) -> String {
