@@ -7,6 +7,7 @@
 mod chaos;
 mod damage;
 mod exactly_once;
+mod expressions;
 mod produce_fetch;
 mod real_data;
 mod rest_errors;
