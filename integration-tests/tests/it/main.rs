@@ -4,6 +4,7 @@
     reason = "what the tests share unwraps as they do"
 )]
 
+mod changes;
 mod chaos;
 mod damage;
 mod exactly_once;

@@ -2,7 +2,8 @@
 //!
 //! `{"before": …, "after": …, "op": "c" | "r" | "u" | "d"}`, alone or as the `payload` of an envelope with
 //! a schema. An update is one record and two rows; a record without a value, which Debezium sends after a
-//! delete so that compaction may forget the key, is no row.
+//! delete so that compaction may forget the key, is no row. A change that does not say the row it takes back is
+//! a bad record: whatever counts the rows would count it twice.
 
 use common::schema::{Column, ColumnType};
 
@@ -65,7 +66,7 @@ impl DebeziumDecoder {
         let changes = match op {
             "\"c\"" | "\"r\"" => [None, Some((kind::INSERT, after, "after"))],
             "\"u\"" => [
-                before.map(|row| (kind::UPDATE_BEFORE, Some(row), "before")),
+                Some((kind::UPDATE_BEFORE, before, "before")),
                 Some((kind::UPDATE_AFTER, after, "after")),
             ],
             "\"d\"" => [None, Some((kind::DELETE, before, "before"))],
@@ -78,15 +79,15 @@ impl DebeziumDecoder {
         let start = rows.rows();
         for (kind, image, name) in changes.into_iter().flatten() {
             let pushed = match image {
-                Some(image) => self.push_image(image, rows),
-                None => Err(BadRecord::new(format!(
-                    "\"{name}\" is missing, though \"op\" is {op}"
-                ))),
+                Some(image) => self
+                    .push_image(image, rows)
+                    .map_err(|BadRecord { detail }| format!("\"{name}\": {detail}")),
+                None => Err(without(name, op)),
             };
-            if let Err(BadRecord { detail }) = pushed {
+            if let Err(detail) = pushed {
                 rows.truncate(start);
                 kinds.truncate(start);
-                return Err(BadRecord::new(format!("\"{name}\": {detail}")));
+                return Err(BadRecord::new(detail));
             }
             kinds.push(kind);
         }
@@ -97,6 +98,16 @@ impl DebeziumDecoder {
         self.row.scan(&mut Scanner::new(image))?;
         rows.push_row(|columns| self.row.push_into(image, columns))
     }
+}
+
+fn without(name: &str, op: &str) -> String {
+    let hint = match name {
+        "before" => {
+            "; it takes a row back, and must say which: in PostgreSQL, ALTER TABLE … REPLICA IDENTITY FULL"
+        }
+        _ => "",
+    };
+    format!("\"{name}\" is missing or null, though \"op\" is {op}{hint}")
 }
 
 /// A field that is there and not null.

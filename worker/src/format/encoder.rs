@@ -1,6 +1,7 @@
 //! Rows into records: a value each, a key where the rows have one, nothing where a row is no record.
 //!
-//! `debezium_json` says every change: an update whose two rows stand together is one record. The other
+//! `debezium_json` says every change: an update whose two rows stand together is one record, one whose rows are
+//! apart is a delete and a create, because its reader refuses an update that does not say the row before. The other
 //! formats say the latest row per key: a delete is the key with no value, and the row before an update is
 //! nothing. A key is a JSON object of the key's columns, whatever the format of the value.
 
@@ -80,7 +81,8 @@ impl Encoder {
         while row < rows.len() {
             let this = table.row(row);
             match (self.format, kind_of(row)) {
-                (Format::DebeziumJson, kind::INSERT) => {
+                // Of an update in two halves the first has become a delete, so the second one creates.
+                (Format::DebeziumJson, kind::INSERT | kind::UPDATE_AFTER) => {
                     self.change(out, row, (None, Some(this)), b'c');
                 }
                 (Format::DebeziumJson, kind::DELETE) => {
@@ -96,7 +98,6 @@ impl Encoder {
                         self.change(out, row, (Some(this), None), b'd');
                     }
                 }
-                (Format::DebeziumJson, _) => self.change(out, row, (None, Some(this)), b'u'),
                 (_, kind::UPDATE_BEFORE) => {}
                 (_, kind::DELETE) => self.delete(out, row, this)?,
                 (_, _) => self.upsert(out, row, this),

@@ -317,8 +317,8 @@ fn debezium_changes_become_rows_with_kinds() {
     let records = [
         r#"{"before": null, "after": {"id": 1, "v": "a"}, "op": "c", "ts_ms": 1}"#,
         r#"{"schema": {}, "payload": {"before": {"id": 1, "v": "a"}, "after": {"id": 1, "v": "b"}, "op": "u"}}"#,
-        r#"{"after": {"id": 1, "v": "c"}, "op": "u"}"#,
-        r#"{"before": {"id": 1, "v": "c"}, "op": "d"}"#,
+        r#"{"after": {"id": 2, "v": "c"}, "op": "r"}"#,
+        r#"{"before": {"id": 2, "v": "c"}, "op": "d"}"#,
     ];
     let rows: Vec<usize> = records
         .iter()
@@ -352,12 +352,32 @@ fn debezium_changes_become_rows_with_kinds() {
         kind::INSERT,
         kind::UPDATE_BEFORE,
         kind::UPDATE_AFTER,
-        kind::UPDATE_AFTER,
+        kind::INSERT,
         kind::DELETE,
     ];
     assert_eq!(kinds.unwrap().values(), &expected[..]);
     let values: Vec<_> = batch["v"].as_string::<i32>().iter().flatten().collect();
     assert_eq!(values, ["a", "a", "b", "c", "c"]);
+}
+
+/// It was read as an insert, and a running aggregate counted the row twice.
+#[test]
+fn an_update_or_delete_without_the_row_before_is_a_bad_record_that_says_what_to_set() {
+    let mut decoder = decoder(Format::DebeziumJson, "id BIGINT NOT NULL, v VARCHAR");
+    for bad in [
+        r#"{"after": {"id": 1, "v": "c"}, "op": "u"}"#,
+        r#"{"before": null, "after": {"id": 1, "v": "c"}, "op": "u"}"#,
+        r#"{"schema": {}, "payload": {"before": null, "after": {"id": 1}, "op": "u"}}"#,
+        r#"{"before": null, "after": null, "op": "d"}"#,
+    ] {
+        let detail = decoder.push(Some(bad.as_bytes())).unwrap_err().detail;
+        assert!(
+            detail.starts_with("\"before\" is missing or null"),
+            "{detail}"
+        );
+        assert!(detail.contains("REPLICA IDENTITY FULL"), "{detail}");
+    }
+    assert_eq!(decoder.finish().0.num_rows(), 0);
 }
 
 fn changes() -> (Vec<Column>, Rows) {
@@ -420,7 +440,7 @@ fn debezium_says_every_change_and_reads_back() {
         [
             r#"0 - {"before":null,"after":{"id":1,"v":"a"},"op":"c"}"#,
             r#"2 - {"before":{"id":1,"v":"a"},"after":{"id":1,"v":"b"},"op":"u"}"#,
-            r#"3 - {"before":null,"after":{"id":2,"v":"x"},"op":"u"}"#,
+            r#"3 - {"before":null,"after":{"id":2,"v":"x"},"op":"c"}"#,
             r#"4 - {"before":{"id":1,"v":"b"},"after":null,"op":"d"}"#,
             r#"5 - {"before":{"id":3,"v":"n"},"after":null,"op":"d"}"#,
         ]
