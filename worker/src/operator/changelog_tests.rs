@@ -1,6 +1,6 @@
 //! Operators over rows that change: what they give, taken together, is what they make of what is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int8Array, Int64Array};
@@ -183,6 +183,55 @@ proptest! {
         let spec = r#"{"type": "project", "id": "p", "inputs": ["in"],
             "columns": ["k", {"expr": "12 / v", "as": "v"}]}"#;
         check(spec, &steps, |key, value| (value != 0).then(|| (key, 12 / value)))?;
+    }
+
+    /// Every row of every input once, as the change it was, in the order of its input: so a row that several
+    /// inputs have is there as often, and goes as often.
+    #[test]
+    fn a_union_gives_all_changes_as_they_came(
+        inputs in prop::collection::vec(steps(), 1..4),
+        turns in prop::collection::vec(any::<prop::sample::Index>(), 120),
+    ) {
+        let mut harness = Harness::new(&union_of(inputs.len()));
+        let mut waiting: Vec<VecDeque<Vec<Change>>> = Vec::new();
+        let mut expected: BTreeMap<(i64, i64), i64> = BTreeMap::new();
+        for steps in &inputs {
+            let (batches, table) = changes(steps);
+            waiting.push(batches.into());
+            for row in table {
+                *expected.entry(row).or_default() += 1;
+            }
+        }
+        let mut came = Vec::new();
+        for turn in turns {
+            let ready: Vec<usize> = (0..inputs.len()).filter(|i| !waiting[*i].is_empty()).collect();
+            if ready.is_empty() {
+                break;
+            }
+            let input = ready[turn.index(ready.len())];
+            let batch = waiting[input].pop_front().expect("it is ready");
+            let number = u16::try_from(input).expect("few inputs");
+            harness.call(|operator, context| operator.process(number, rows(&batch), context));
+            came.extend(batch);
+        }
+        prop_assert!(waiting.iter().all(VecDeque::is_empty), "a batch had no turn");
+        let given = given(&harness);
+        prop_assert_eq!(&given, &came);
+        prop_assert_eq!(by_row(&given)?, expected);
+    }
+}
+
+fn union_of(inputs: usize) -> PlannedOperator {
+    let names: Vec<String> = (0..inputs).map(|input| format!("\"in{input}\"")).collect();
+    let spec = format!(
+        r#"{{"type": "union", "id": "u", "inputs": [{}]}}"#,
+        names.join(", ")
+    );
+    let mode = ChangelogMode::Retract { key: Vec::new() };
+    PlannedOperator {
+        input_mode: mode.clone(),
+        output_mode: mode,
+        ..planned(&spec, &vec![COLUMNS; inputs], COLUMNS)
     }
 }
 
