@@ -150,14 +150,23 @@ pub struct TopicSink {
     pub delivery: Delivery,
 }
 
-/// Files in a directory (or, at parallelism 1, one file), each visible once its epoch is complete.
+/// Files in a directory, or one file, written by one task; rows are visible once their epoch is complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSink {
     pub input: String,
+    /// A directory if it ends in `/`, else a file.
     pub path: String,
     #[serde(default)]
     pub format: Format,
+}
+
+impl FileSink {
+    /// Whether every task has files of its own. The path alone says so, because a plan is made where nobody can
+    /// look at the workers' disks.
+    pub fn is_directory(&self) -> bool {
+        self.path.ends_with('/')
+    }
 }
 
 /// One POST per batch of rows. At least once; each row carries an `idempotency_key` that repeats are known by.

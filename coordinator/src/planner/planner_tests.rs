@@ -134,3 +134,22 @@ fn queries_in_another_engines_dialect_are_planned() {
         assert!(problem.detail.contains(word), "{name}: {problem}");
     }
 }
+
+#[test]
+fn a_directory_of_files_is_written_by_all_tasks_and_any_other_path_by_one() {
+    for (path, expected) in [
+        ("out/", 4),
+        ("out", 1),
+        ("out.json", 1),
+        ("out.d/", 4),
+        ("out.d", 1),
+    ] {
+        let job = planned(&format!(
+            "CREATE TABLE bids (price BIGINT) WITH (connector = 'topic', topic = 'bids');
+             CREATE TABLE out WITH (connector = 'files', path = '{path}');
+             INSERT INTO out SELECT price FROM bids"
+        ));
+        let writing = job.tasks.stages.iter().find(|stage| stage.sink.is_some());
+        assert_eq!(writing.unwrap().parallelism, expected, "{path}");
+    }
+}

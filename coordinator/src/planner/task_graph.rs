@@ -28,13 +28,8 @@ pub(super) fn splits(spec: &SourceSpec, context: &PlanContext) -> Option<u32> {
         SourceSpec::Topic(topic) => context.topics.get(&topic.topic).copied(),
         SourceSpec::Generator(generator) => Some(generator.splits),
         // How many files a directory has is known only on the workers.
-        SourceSpec::Files(files) => (!is_directory(&files.path)).then_some(1),
+        SourceSpec::Files(files) => (!files.path.ends_with('/')).then_some(1),
     }
-}
-
-/// A path that ends in `/` is a directory: every task may have files of its own there.
-fn is_directory(path: &str) -> bool {
-    path.ends_with('/')
 }
 
 /// The largest source's splits, at most the workers' cores, at least 1.
@@ -188,7 +183,7 @@ impl<'a> Cutting<'a> {
         let node = &self.typed.nodes[input];
         let at = pointer("sinks", name);
         let mode = changelog::of_sink(name, spec, &node.changes, &at)?;
-        let one_file = matches!(spec, SinkSpec::Files(files) if !is_directory(&files.path));
+        let one_file = matches!(spec, SinkSpec::Files(files) if !files.is_directory());
         let stage = match one_file {
             true => self.with_tasks(input, 1),
             false => self.behind(input, name),

@@ -2,8 +2,8 @@
 //!
 //! Rows are written to a hidden file. `prepare` makes it durable and gives it a hidden name that says its
 //! checkpoint; `commit` gives it its final name. A directory gets one file per task and checkpoint that
-//! had rows; a path that looks like a file gets everything appended, at a place that was fixed when it was
-//! prepared, so that appending again changes nothing. What a crash left behind is removed by the task
+//! had rows; a path that does not end in `/` is a file that everything is appended to, at a place that was fixed
+//! when it was prepared, so that appending again changes nothing. What a crash left behind is removed by the task
 //! that comes after.
 //!
 //! ```text
@@ -71,10 +71,16 @@ impl FileSink {
             header.push(b'\n');
         }
         let path = PathBuf::from(&spec.path);
+        let single = !spec.is_directory();
         let asked = path.clone();
-        let is_directory = tokio::task::spawn_blocking(move || asked.is_dir()).await;
-        let is_directory = is_directory.unwrap_or(false) || spec.path.ends_with('/');
-        let single = !is_directory && path.extension().is_some();
+        let is_there = tokio::task::spawn_blocking(move || asked.is_dir()).await;
+        if single && is_there.unwrap_or(false) {
+            return Err(Problem::new(
+                ErrorCode::InvalidGraph,
+                format!("{} is a directory, and named as a file", spec.path),
+            )
+            .hint(format!("Name it \"{}/\".", spec.path)));
+        }
         if single && context.parallelism > 1 {
             return Err(Problem::new(
                 ErrorCode::InvalidGraph,
@@ -83,7 +89,7 @@ impl FileSink {
                     context.parallelism, spec.path
                 ),
             )
-            .hint("Name a directory, or run the job with parallelism 1."));
+            .hint("Name a directory, with a / at its end."));
         }
         let files = Files {
             directory: match single {

@@ -69,7 +69,8 @@ fn topic_spec() -> TopicSink {
 fn file_spec(path: &Path, format: Format) -> FileSink {
     FileSink {
         input: "in".to_owned(),
-        path: path.to_str().unwrap().to_owned(),
+        // What is there as a directory is named as one.
+        path: format!("{}{}", path.display(), if path.is_dir() { "/" } else { "" }),
         format,
     }
 }
@@ -405,6 +406,51 @@ async fn a_file_of_another_and_a_file_cut_off_are_treated_with_care() {
     std::fs::write(&path, "").unwrap();
     let refused = sink.commit(CheckpointId(2), vec![prepared]).await;
     assert!(matches!(refused, Err(SinkError::Fatal(_))), "{refused:?}");
+}
+
+/// The planner and the sink each had a rule of their own: a path without `/` and extension got one task, which
+/// wrote a directory.
+#[tokio::test]
+async fn a_path_is_a_directory_if_it_ends_in_a_slash_and_else_a_file() {
+    let log = TestLog::start("t", 1);
+    for (name, is_file) in [
+        ("out", true),
+        ("out.json", true),
+        (".hidden", true),
+        ("day.1", true),
+        ("out/", false),
+        ("day.1/", false),
+        ("deep/below/", false),
+        ("deep/below", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = format!("{}/{name}", folder.path().display());
+        let spec = FileSink {
+            path: path.clone(),
+            ..file_spec(folder.path(), Format::Json)
+        };
+        let planned = planned(SinkSpec::Files(spec));
+        let mut sink = open(&planned, context(&log, 1, None)).await.unwrap();
+        sink.write(rows([1])).await.unwrap();
+        let prepared = sink.prepare(CheckpointId(1)).await.unwrap().unwrap();
+        sink.commit(CheckpointId(1), vec![prepared]).await.unwrap();
+        let path = Path::new(&path);
+        assert_eq!(path.is_file(), is_file, "{name}");
+        assert_eq!(visible_in_files(path), [1], "{name}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let spec = FileSink {
+        path: folder.path().display().to_string(),
+        ..file_spec(folder.path(), Format::Json)
+    };
+    let refused = open(
+        &planned(SinkSpec::Files(spec.clone())),
+        context(&log, 1, None),
+    )
+    .await
+    .unwrap_err();
+    assert!(refused.detail.contains("is a directory"), "{refused:?}");
+    assert_eq!(refused.hint, format!("Name it \"{}/\".", spec.path));
 }
 
 #[tokio::test]
