@@ -55,7 +55,8 @@ pub struct WindowAggregate {
     #[serde(default)]
     pub keys: Vec<NamedExpression>,
     pub window: WindowSpec,
-    /// The column that places a row in time; default: the input's watermark column.
+    /// The column that places a row in time; default: the input's watermark column. The start of the windows that
+    /// the input's rows are results of puts them into these windows again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
     pub aggregates: Vec<AggregateCall>,

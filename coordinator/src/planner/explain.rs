@@ -100,7 +100,8 @@ fn operator_line(planned: &PlannedOperator) -> String {
         OperatorSpec::Project(project) => format!(": {}", named(&project.columns)),
         OperatorSpec::Union(_) => String::new(),
         OperatorSpec::WindowAggregate(aggregate) => {
-            let time = planned.time_column.as_deref().unwrap_or_default();
+            let time = aggregate.time.as_ref().or(planned.time_column.as_ref());
+            let time = time.map_or("", String::as_str);
             let late = match aggregate.allowed_lateness.0 {
                 0 => String::new(),
                 _ => format!(", {} late at most", aggregate.allowed_lateness),

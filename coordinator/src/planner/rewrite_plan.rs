@@ -194,19 +194,13 @@ pub(super) fn event_time(
             let lateness = event_time(&node.input, tables).map_or(Span::default(), |(_, l)| l);
             Some((position, lateness))
         }
-        LogicalPlan::Aggregate(aggregate) => {
-            let end = window_end(&aggregate.input)?;
-            let position = aggregate
-                .group_expr
-                .iter()
-                .position(|expr| position_of(expr, aggregate.input.schema()) == Some(end))?;
-            Some((position, Span::default()))
-        }
+        LogicalPlan::Aggregate(_) => Some((window_end(plan)?, Span::default())),
         _ => None,
     }
 }
 
-/// The position of a window's end among the columns of rows that a window node placed.
+/// The position of a window's end among the columns of rows that a window node placed, or that were aggregated
+/// in its windows.
 fn window_end(plan: &LogicalPlan) -> Option<usize> {
     match plan {
         LogicalPlan::Extension(extension) => {
@@ -215,6 +209,13 @@ fn window_end(plan: &LogicalPlan) -> Option<usize> {
         }
         LogicalPlan::Filter(filter) => window_end(&filter.input),
         LogicalPlan::SubqueryAlias(alias) => window_end(&alias.input),
+        LogicalPlan::Aggregate(aggregate) => {
+            let below = window_end(&aggregate.input)?;
+            aggregate
+                .group_expr
+                .iter()
+                .position(|expr| position_of(expr, aggregate.input.schema()) == Some(below))
+        }
         LogicalPlan::Projection(projection) => {
             let below = window_end(&projection.input)?;
             projection

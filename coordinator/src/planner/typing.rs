@@ -6,8 +6,10 @@ use common::error::{ErrorCode, Problem};
 use common::plan::JobGraph;
 use common::plan::connector::{SinkSpec, SourceSpec};
 use common::plan::expression::NamedExpression;
-use common::plan::operator::{AggregateCall, OperatorSpec};
+use common::plan::operator::{AggregateCall, OperatorSpec, WindowAggregate};
+use common::plan::window::WindowSpec;
 use common::schema::{Column, ColumnType};
+use common::time::Span;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{DFSchemaRef, ExprSchema};
 use datafusion::logical_expr::Expr;
@@ -22,7 +24,51 @@ pub(super) struct Node {
     pub(super) columns: Vec<Column>,
     /// The event-time column, if the watermark still says something about one.
     pub(super) time: Option<String>,
+    /// The windows its rows are results of.
+    pub(super) windows: Option<Windows>,
     pub(super) changes: Changes,
+}
+
+/// Windows whose results are rows: every row says the start of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Windows {
+    pub(super) spec: WindowSpec,
+    /// The column of a window's start.
+    pub(super) start: String,
+    /// The column of its end, if it has one.
+    pub(super) end: Option<String>,
+    /// The rows of a window have come when the watermark is this far behind its start.
+    pub(super) due: Span,
+}
+
+impl Windows {
+    /// The windows with these columns, if the start is among them. `renamed`: the new name of a column.
+    fn renamed(&self, renamed: impl Fn(&str) -> Option<String>) -> Option<Windows> {
+        Some(Windows {
+            start: renamed(&self.start)?,
+            end: self.end.as_deref().and_then(renamed),
+            ..self.clone()
+        })
+    }
+
+    /// How rows are put into the same windows again. A window that overlaps with others is known by the time
+    /// up to the next one's start, and stays open until its rows have come.
+    pub(super) fn again(&self) -> (WindowSpec, Span) {
+        let (size, offset) = (self.spec.slide(), self.spec.offset());
+        let lateness = Span(self.due.0.saturating_sub(size.0));
+        (WindowSpec::Tumbling { size, offset }, lateness)
+    }
+
+    /// The windows of what is aggregated in them again.
+    fn aggregated_again(&self) -> Windows {
+        let whole = self.spec.slide() == self.spec.size();
+        Windows {
+            spec: self.spec.clone(),
+            start: WINDOW_START.to_owned(),
+            end: whole.then(|| WINDOW_END.to_owned()),
+            due: self.spec.slide(),
+        }
+    }
 }
 
 /// The columns of a source's rows. `at` is its place in the graph.
@@ -83,6 +129,7 @@ pub(super) fn source_node(spec: &SourceSpec, at: &str) -> Result<Node, Problem> 
     Ok(Node {
         columns,
         time,
+        windows: None,
         changes: changelog::of_source(spec),
     })
 }
@@ -113,25 +160,39 @@ pub(super) fn operator_node(
         at,
     };
     let mut changes = changelog::of_operator(spec, inputs, at)?;
+    let mut windows = None;
     let (columns, time) = match spec {
         OperatorSpec::Filter(filter) => {
             functions
                 .compile_predicate(&filter.predicate, &schema)
                 .map_err(|problem| placed(problem, &format!("{at}/predicate")))?;
+            windows = first.windows.clone();
             (first.columns.clone(), first.time.clone())
         }
         OperatorSpec::Project(project) => {
             let columns = typing.named(&project.columns, "columns")?;
             changes = changelog::of_project(&first.changes, &typing.carried(&project.columns)?);
-            let time = project.columns.iter().find_map(|column| {
-                let is_time = column.expr.as_column() == first.time;
-                (first.time.is_some() && is_time).then(|| column.name.clone())
-            });
-            (columns, time)
+            let renamed = |from: &str| {
+                let column = project
+                    .columns
+                    .iter()
+                    .find(|column| column.expr.as_column().as_deref() == Some(from));
+                column.map(|column| column.name.clone())
+            };
+            windows = first.windows.as_ref().and_then(|w| w.renamed(renamed));
+            (columns, first.time.as_deref().and_then(renamed))
         }
-        OperatorSpec::Union(_) => union(inputs, at)?,
+        OperatorSpec::Union(_) => {
+            let same = inputs.iter().all(|input| input.windows == first.windows);
+            windows = first.windows.clone().filter(|_| same);
+            union(inputs, at)?
+        }
         OperatorSpec::WindowAggregate(aggregate) => {
-            let time = window_time(first, aggregate.time.as_deref(), at)?;
+            let again = same_windows(first, aggregate, at)?;
+            let time = match again {
+                Some(again) => again.start.clone(),
+                None => window_time(first, aggregate.time.as_deref(), at)?,
+            };
             let kind = first
                 .columns
                 .iter()
@@ -144,7 +205,18 @@ pub(super) fn operator_node(
                 columns.push(Column::new(name, kind.clone(), false));
             }
             columns.extend(typing.calls(&aggregate.aggregates)?);
-            (columns, Some(WINDOW_END.to_owned()))
+            let own = match again {
+                Some(again) => again.aggregated_again(),
+                None => Windows {
+                    spec: aggregate.window.clone(),
+                    start: WINDOW_START.to_owned(),
+                    end: Some(WINDOW_END.to_owned()),
+                    due: aggregate.window.size(),
+                },
+            };
+            let time = own.end.clone();
+            windows = Some(own);
+            (columns, time)
         }
         OperatorSpec::Aggregate(aggregate) => {
             let mut columns = typing.named(&aggregate.keys, "keys")?;
@@ -169,8 +241,38 @@ pub(super) fn operator_node(
     Ok(Node {
         columns,
         time,
+        windows,
         changes,
     })
+}
+
+/// The windows of its input that an aggregate aggregates again, if it places rows by their windows' start.
+fn same_windows<'a>(
+    input: &'a Node,
+    aggregate: &WindowAggregate,
+    at: &str,
+) -> Result<Option<&'a Windows>, Problem> {
+    let Some(windows) = input.windows.as_ref() else {
+        return Ok(None);
+    };
+    if aggregate.time.as_ref() != Some(&windows.start) || aggregate.time == input.time {
+        return Ok(None);
+    }
+    let (window, lateness) = windows.again();
+    if aggregate.window != window || aggregate.allowed_lateness < lateness {
+        let detail = format!(
+            "\"{}\" is the start of the windows its input's rows are in, and these are other windows",
+            windows.start
+        );
+        return Err(
+            invalid(detail, &format!("{at}/window")).hint(format!(
+                "Make it tumbling windows of {} with an offset of {} and an allowed lateness of at least {lateness}.",
+                window.size(),
+                window.offset(),
+            )),
+        );
+    }
+    Ok(Some(windows))
 }
 
 /// The column that places a row in time. It must be the one the watermark speaks about.
@@ -377,6 +479,7 @@ fn needed_columns(
                     let (keys, calls) = (&aggregate.keys, &aggregate.aggregates);
                     let mut names = keyed_columns(functions, keys, calls, &schema)?;
                     names.extend(nodes[input].time.clone());
+                    names.extend(aggregate.time.clone());
                     names
                 }
                 OperatorSpec::Aggregate(aggregate) => {

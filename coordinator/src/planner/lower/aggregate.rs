@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use common::error::Problem;
 use common::plan::aggregate_function::offered;
 use common::plan::operator::{Aggregate, AggregateCall, OperatorSpec, WindowAggregate};
+use common::plan::window::WindowSpec;
+use common::time::Span;
 use datafusion::common::DFSchema;
 use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::logical_plan as logical;
@@ -15,6 +17,7 @@ use super::window::{is_unplaced, unplaced_name};
 use super::{Lowering, Relation, Wanted};
 use crate::planner::expression_text;
 use crate::planner::expressions::df_schema;
+use crate::planner::typing::Windows;
 use crate::planner::windows::{WINDOW_END, WINDOW_START};
 
 impl Lowering<'_> {
@@ -119,6 +122,12 @@ impl Lowering<'_> {
             }
             params.push(seen);
         }
+        let again = windows_again(&relation, &keys);
+        let start = again.as_ref().map(|windows| plain_column(&windows.start));
+        let bound_of = |key: &Expr| match &again {
+            Some(windows) => bound_among(windows, key),
+            None => unplaced_name(key),
+        };
         let used: Vec<&Expr> = keys
             .iter()
             .chain(
@@ -126,9 +135,10 @@ impl Lowering<'_> {
                     .iter()
                     .flat_map(|params| params.args.iter().chain(params.filter.as_deref())),
             )
+            .chain(&start)
             .collect();
         let relation = self.without_spent(relation, &used)?;
-        let windowed = relation.window.is_some();
+        let windowed = relation.window.is_some() || again.is_some();
         let reserved: &[&str] = match windowed {
             true => &[WINDOW_START, WINDOW_END],
             false => &[],
@@ -136,7 +146,7 @@ impl Lowering<'_> {
         // Names of all outputs that are not bounds, in order.
         let mut names = Vec::new();
         for (i, key) in keys.iter().enumerate() {
-            if unplaced_name(key).is_none() {
+            if bound_of(key).is_none() {
                 let fallback = match bare(&aggregate.group_expr[i]) {
                     Expr::Column(column) => column.name.clone(),
                     _ => "key".to_owned(),
@@ -156,7 +166,7 @@ impl Lowering<'_> {
         let mut key_specs = Vec::new();
         let mut slots = Vec::new();
         for key in &keys {
-            if let Some(bound) = unplaced_name(key) {
+            if let Some(bound) = bound_of(key) {
                 slots.push(plain_column(bound));
                 continue;
             }
@@ -178,16 +188,26 @@ impl Lowering<'_> {
             );
             call_specs.push(spec.map_err(|problem| self.placed(problem, call.func.name()))?);
         }
-        let spec = match &relation.window {
-            Some(window) => OperatorSpec::WindowAggregate(WindowAggregate {
-                id: String::new(),
-                inputs: Vec::new(),
-                keys: key_specs,
-                window: window.spec.clone(),
-                time: None,
-                aggregates: call_specs,
-                allowed_lateness: window.allowed_lateness,
-            }),
+        let placement = match (&relation.window, &again) {
+            (Some(window), _) => Some((window.spec.clone(), None, window.allowed_lateness)),
+            (None, Some(windows)) => {
+                let (window, lateness) = windows.again();
+                Some((window, Some(windows.start.clone()), lateness))
+            }
+            (None, None) => None,
+        };
+        let spec = match placement {
+            Some((window, time, allowed_lateness)) => {
+                OperatorSpec::WindowAggregate(WindowAggregate {
+                    id: String::new(),
+                    inputs: Vec::new(),
+                    keys: key_specs,
+                    window,
+                    time,
+                    aggregates: call_specs,
+                    allowed_lateness,
+                })
+            }
             None => {
                 let keys: Vec<String> = key_specs.iter().map(|key| key.name.clone()).collect();
                 self.warn_of_growth(&keys);
@@ -205,7 +225,27 @@ impl Lowering<'_> {
             spent: BTreeSet::new(),
             ..relation.clone()
         };
-        self.add(spec, vec![relation], shape)
+        let mut aggregated = self.add(spec, vec![relation], shape)?;
+        if let Some(windows) = again {
+            self.lengthen(&mut aggregated, &windows.spec)?;
+        }
+        Ok(aggregated)
+    }
+
+    /// Overlapping windows that were aggregated again end later than the slices they were known by.
+    fn lengthen(&self, relation: &mut Relation, windows: &WindowSpec) -> Result<(), Problem> {
+        let missing = Span(windows.size().0 - windows.slide().0);
+        if missing.0 == 0 {
+            return Ok(());
+        }
+        let end = plain_column(WINDOW_END);
+        let lengthened = self.moved(end.clone(), missing, &relation.node)?;
+        for slot in &mut relation.slots {
+            if *slot == end {
+                *slot = lengthened.clone();
+            }
+        }
+        Ok(())
     }
 
     /// An aggregate function's call, checked for what streams cannot do.
@@ -244,4 +284,23 @@ impl Lowering<'_> {
             ));
         }
     }
+}
+
+/// The windows that results of windows are grouped by again: a bound of them is one of the keys.
+fn windows_again(relation: &Relation, keys: &[Expr]) -> Option<Windows> {
+    let windows = relation.node.windows.as_ref()?;
+    let is_bound = |key: &Expr| bound_among(windows, key).is_some();
+    let again = relation.window.is_none() && keys.iter().any(is_bound);
+    again.then(|| windows.clone())
+}
+
+/// Which bound of these windows the expression is.
+fn bound_among(windows: &Windows, expr: &Expr) -> Option<&'static str> {
+    let Expr::Column(column) = bare(expr) else {
+        return None;
+    };
+    if column.name == windows.start {
+        return Some(WINDOW_START);
+    }
+    (windows.end.as_ref() == Some(&column.name)).then_some(WINDOW_END)
 }

@@ -3,6 +3,7 @@
 use common::error::{ErrorCode, Problem};
 use common::plan::window::WindowSpec;
 use common::time::Span;
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column as SqlColumn, ScalarValue};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, cast};
@@ -100,29 +101,8 @@ impl Lowering<'_> {
                 .hint("Aggregate them: GROUP BY window_start, window_end and your own keys."));
         };
         let time = node.time.as_deref().expect("a window is over event time");
-        let kind = node
-            .columns
-            .iter()
-            .find(|column| column.name == time)
-            .expect("event time is one of the columns")
-            .kind
-            .to_arrow();
+        let kind = kind_of(node, time);
         let failed = |error| plan_problem(&error, &self.tokens);
-        let interval = |span: Span| -> Result<Expr, Problem> {
-            let nanoseconds = i64::try_from(span.0)
-                .ok()
-                .and_then(|ms| ms.checked_mul(1_000_000))
-                .ok_or_else(|| {
-                    Problem::new(
-                        ErrorCode::SqlPlan,
-                        format!("a window of {span} is too long"),
-                    )
-                })?;
-            Ok(Expr::Literal(
-                ScalarValue::new_interval_mdn(0, 0, nanoseconds),
-                None,
-            ))
-        };
         let mut args = vec![interval(*size)?, plain_column(time)];
         if offset.0 != 0 {
             let origin = ScalarValue::TimestampMillisecond(i64::try_from(offset.0).ok(), None);
@@ -133,17 +113,9 @@ impl Lowering<'_> {
             .functions
             .scalar("date_bin")
             .expect("DataFusion has date_bin");
-        let schema = df_schema(&node.columns)?;
-        let of_kind = |bound: Expr| -> Result<Expr, Problem> {
-            let typed = bound.get_type(schema.as_ref()).map_err(failed)?;
-            Ok(match typed == kind {
-                true => bound,
-                false => cast(bound, kind.clone()),
-            })
-        };
         let start = bin.call(args);
-        let end = of_kind(start.clone() + interval(*size)?)?;
-        let start = of_kind(start)?;
+        let end = self.of_kind(start.clone() + interval(*size)?, &kind, node)?;
+        let start = self.of_kind(start, &kind, node)?;
         let placed = expr.transform_up(|expr| {
             Ok(match unplaced_name(&expr) {
                 Some(WINDOW_START) => Transformed::yes(start.clone()),
@@ -153,6 +125,43 @@ impl Lowering<'_> {
         });
         Ok(placed.map_err(failed)?.data)
     }
+
+    /// A column of time, this much later.
+    pub(super) fn moved(&self, column: Expr, by: Span, node: &Node) -> Result<Expr, Problem> {
+        let name = column.try_as_col().expect("it is a column").name.clone();
+        self.of_kind(column + interval(by)?, &kind_of(node, &name), node)
+    }
+
+    fn of_kind(&self, time: Expr, kind: &DataType, node: &Node) -> Result<Expr, Problem> {
+        let schema = df_schema(&node.columns)?;
+        let typed = time
+            .get_type(schema.as_ref())
+            .map_err(|error| plan_problem(&error, &self.tokens))?;
+        Ok(match typed == *kind {
+            true => time,
+            false => cast(time, kind.clone()),
+        })
+    }
+}
+
+fn kind_of(node: &Node, name: &str) -> DataType {
+    let column = node.columns.iter().find(|column| column.name == name);
+    column
+        .expect("a bound and event time are columns")
+        .kind
+        .to_arrow()
+}
+
+fn interval(span: Span) -> Result<Expr, Problem> {
+    let nanoseconds = i64::try_from(span.0)
+        .ok()
+        .and_then(|milliseconds| milliseconds.checked_mul(1_000_000))
+        .ok_or_else(|| {
+            let detail = format!("a window of {span} is too long");
+            Problem::new(ErrorCode::SqlPlan, detail)
+        })?;
+    let value = ScalarValue::new_interval_mdn(0, 0, nanoseconds);
+    Ok(Expr::Literal(value, None))
 }
 
 pub(super) fn unplaced_bound(name: &str) -> Expr {
