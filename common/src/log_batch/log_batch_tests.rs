@@ -53,6 +53,45 @@ fn a_batch_written_by_a_kafka_client_is_read() {
 }
 
 #[test]
+fn a_stamped_batch_of_a_transaction_has_these_bytes() {
+    let mut builder = LogBatchBuilder::new().transactional(ProducerStamp {
+        id: ProducerId(4660),
+        epoch: ProducerEpoch(5),
+        base_sequence: 9,
+    });
+    let first = Timestamp(1_700_000_000_000);
+    let headers = [
+        Header {
+            key: "h".to_owned(),
+            value: Some(Bytes::from_static(&[0xff])),
+        },
+        Header {
+            key: "none".to_owned(),
+            value: None,
+        },
+    ];
+    builder.push(first, Some(b"key"), Some(br#"{"n":1}"#), &headers);
+    builder.push(Timestamp(first.0 - 500), None, Some(b"second"), &[]);
+    builder.push(Timestamp(first.0 + 70_000), Some(b"gone"), None, &[]);
+    let mut batch = builder.build();
+    batch.stamp(Offset(258), LeaderEpoch(7));
+    let hex: String = batch
+        .bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(
+        hex,
+        concat!(
+            "0000000000000102000000670000000702bf5e392b0010000000020000018bcf",
+            "e568000000018bcfe67970000000000000123400050000000900000003340000",
+            "00066b65790e7b226e223a317d04026802ff086e6f6e65011a00e70702010c73",
+            "65636f6e64001800e0c5080408676f6e650100",
+        )
+    );
+}
+
+#[test]
 fn records_are_encoded_byte_for_byte_as_kafka_clients_do() {
     let mut builder = LogBatchBuilder::new();
     let header = Header {

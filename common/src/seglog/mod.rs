@@ -20,6 +20,8 @@ pub mod storage;
 pub mod fs;
 pub mod memory;
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 mod conformance_tests;
 #[cfg(test)]
 mod crash_tests;

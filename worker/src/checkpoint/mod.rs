@@ -8,6 +8,8 @@ mod fold;
 pub mod state_store;
 
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 mod participant_tests;
 #[cfg(test)]
 mod state_store_tests;

@@ -11,6 +11,8 @@ pub mod section;
 pub mod base_file;
 
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 mod codec_tests;
 #[cfg(test)]
 mod row_codec_tests;
