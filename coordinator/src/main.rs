@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use common::config::coordinator::CoordinatorConfig;
 use common::shutdown::{Signals, Stopped, stop_within};
 use common::time::SystemClock;
-use coordinator::node::Node;
+use coordinator::node::{Node, StartError};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -24,6 +24,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("coordinator: {error:#}");
+            if let Some(hint) = error
+                .downcast_ref::<StartError>()
+                .and_then(StartError::hint)
+            {
+                eprintln!("{hint}");
+            }
             ExitCode::FAILURE
         }
     }

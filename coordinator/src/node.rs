@@ -4,6 +4,7 @@
 //! disk outwards, so that nothing is served before the metadata is complete, and stop the other way round.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -12,7 +13,7 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use common::config::coordinator::CoordinatorConfig;
-use common::data_dir::{DataDir, DataDirError};
+use common::data_dir::{DataDir, DataDirError, Identity};
 use common::ids::{ClusterId, ControlEpoch};
 use common::seglog::fs::FsStorage;
 use common::time::{Clock, SystemClock};
@@ -47,8 +48,17 @@ pub struct Node {
 pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error(transparent)]
-    Metadata(#[from] OpenError),
+    #[error("the metadata in \"{}\" cannot be used", directory.display())]
+    Metadata {
+        directory: PathBuf,
+        #[source]
+        source: OpenError,
+    },
+    #[error("\"{}\" has none of the metadata of cluster {cluster}, which it belongs to", directory.display())]
+    NoMetadata {
+        directory: PathBuf,
+        cluster: ClusterId,
+    },
     #[error("could not listen on {address}: {source}")]
     Listen {
         address: String,
@@ -59,8 +69,50 @@ pub enum StartError {
     Thread(#[from] io::Error),
     #[error("could not begin to reign: {0}")]
     Announce(#[from] ProposeError),
-    #[error("the data directory belongs to cluster {kept}, its metadata to {found}")]
-    OtherCluster { kept: ClusterId, found: ClusterId },
+    #[error(
+        "\"{}\" belongs to cluster {kept} by its identity.json, to {found} by its metadata",
+        directory.display()
+    )]
+    OtherCluster {
+        directory: PathBuf,
+        kept: ClusterId,
+        found: ClusterId,
+    },
+}
+
+impl StartError {
+    /// What an operator can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            StartError::Metadata { directory, source } if source.is_damage() => {
+                Some(put_back(directory))
+            }
+            StartError::NoMetadata { directory, .. } => Some(put_back(directory)),
+            StartError::OtherCluster { directory, .. } => Some(format!(
+                "If no other cluster's files were copied into \"{0}\", its identity.json is damaged: delete \
+                 it, and it is made again from the metadata.",
+                directory.display()
+            )),
+            StartError::DataDir(DataDirError::Damaged { path, .. }) => Some(format!(
+                "Delete \"{}\": it is made again from the metadata.",
+                path.display()
+            )),
+            StartError::Metadata { .. }
+            | StartError::DataDir(_)
+            | StartError::Listen { .. }
+            | StartError::Thread(_)
+            | StartError::Announce(_) => None,
+        }
+    }
+}
+
+fn put_back(directory: &Path) -> String {
+    format!(
+        "Nothing was cut off or removed. Put back the whole of \"{}\" as it was when the coordinator last ran, \
+         from a copy. Without one, an empty --data-dir begins a new cluster, without any topic or job of \
+         this one.",
+        directory.display()
+    )
 }
 
 impl Node {
@@ -83,8 +135,12 @@ impl Node {
             Arc::clone(&data_dir),
             SnapshotPolicy::default(),
             |_| on_failure(),
-        )?;
-        let cluster = cluster_of(&data_dir, &log)?;
+        )
+        .map_err(|source| StartError::Metadata {
+            directory: config.data_dir.clone(),
+            source,
+        })?;
+        let (cluster, identity) = cluster_of(&data_dir, &log)?;
         let transport = Transport::start("coordinator")?;
         let seen = Seen::default();
         let (control, started) = ControlThread::start(Parts {
@@ -95,6 +151,13 @@ impl Node {
             seen: seen.clone(),
             config: config.clone(),
         })?;
+        // Not before the metadata names the cluster: a directory that is somebody's has metadata.
+        if identity.cluster.is_none() {
+            data_dir.keep_identity(&Identity {
+                cluster: Some(cluster),
+                ..identity
+            })?;
+        }
         let (stopping, stopped) = watch::channel(false);
         let state = State {
             controller: started.controller,
@@ -152,24 +215,28 @@ impl Node {
 }
 
 /// The cluster this data directory belongs to: a new one if it is empty.
-fn cluster_of(data_dir: &DataDir, log: &MetadataLog) -> Result<ClusterId, StartError> {
+fn cluster_of(data_dir: &DataDir, log: &MetadataLog) -> Result<(ClusterId, Identity), StartError> {
     let identity = data_dir.identity()?;
+    let directory = || data_dir.path().to_owned();
     let named = log.view().read(|metadata| metadata.cluster());
     let cluster = match (identity.cluster, named) {
         (Some(kept), Some(found)) if kept != found => {
-            return Err(StartError::OtherCluster { kept, found });
+            return Err(StartError::OtherCluster {
+                directory: directory(),
+                kept,
+                found,
+            });
         }
-        (Some(cluster), _) | (None, Some(cluster)) => cluster,
+        (Some(cluster), None) => {
+            return Err(StartError::NoMetadata {
+                directory: directory(),
+                cluster,
+            });
+        }
+        (_, Some(cluster)) => cluster,
         (None, None) => ClusterId(Uuid::new_v4()),
     };
-    if identity.cluster.is_none() {
-        let identity = common::data_dir::Identity {
-            cluster: Some(cluster),
-            ..identity
-        };
-        data_dir.keep_identity(&identity)?;
-    }
-    Ok(cluster)
+    Ok((cluster, identity))
 }
 
 /// The thread whose arbiter runs everything that decides.

@@ -43,7 +43,8 @@ struct Record {
 }
 
 impl CommandLog {
-    /// Opens the log, and applies every command of it that the metadata does not have yet.
+    /// Opens the log, and applies every command of it that the metadata, which is what the snapshot says,
+    /// does not have yet. Refuses what cannot be all that was answered.
     pub fn open(
         storage: Arc<dyn LogStorage>,
         segment_bytes: u64,
@@ -121,16 +122,22 @@ impl From<LogError> for Refused {
 }
 
 fn replay(log: &SegLog, metadata: &mut ClusterMetadata) -> Result<u64, OpenError> {
+    let snapshot = metadata.version().0;
     let mut replayed = 0;
+    let mut end = None;
     for record in log.reader().records(log.start()) {
         let record: Record =
             msgpack::decode(&record?.payload()).map_err(|source| OpenError::Record {
                 index: metadata.version().0 + 1,
                 source,
             })?;
+        end = Some(record.index);
         let before = metadata.version().0;
         if record.index <= before {
             continue;
+        }
+        if before == 0 && record.index > 1 {
+            return Err(OpenError::NoSnapshot);
         }
         if record.index != before + 1 {
             return Err(OpenError::Gap {
@@ -142,5 +149,13 @@ fn replay(log: &SegLog, metadata: &mut ClusterMetadata) -> Result<u64, OpenError
         let _outcome = metadata.apply(MetadataVersion(record.index), &record.entry);
         replayed += 1;
     }
-    Ok(replayed)
+    match end {
+        Some(end) if end < snapshot => Err(OpenError::EndsEarly { end, snapshot }),
+        // A log is empty when it is new, or when a snapshot took the place of all that was in it.
+        None if log.end() == Position::ZERO && snapshot > 0 => {
+            Err(OpenError::EndsEarly { end: 0, snapshot })
+        }
+        None if log.end() > Position::ZERO && snapshot == 0 => Err(OpenError::NoSnapshot),
+        Some(_) | None => Ok(replayed),
+    }
 }

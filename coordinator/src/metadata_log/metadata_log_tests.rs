@@ -11,7 +11,7 @@ use common::data_dir::DataDir;
 use common::ids::{ClusterId, ControlEpoch, ProducerId};
 use common::random::seeded;
 use common::seglog::memory::MemoryStorage;
-use common::time::{ManualClock, Timestamp};
+use common::time::{ManualClock, Span, Timestamp};
 
 use super::single::{OpenError, SingleNodeLog, SnapshotPolicy};
 use super::*;
@@ -123,6 +123,55 @@ fn proposals_from_everywhere_are_answered_each_with_its_own_outcome() {
     owner.stop();
 }
 
+/// Pinned: who changes them decides to leave the metadata of every cluster that there is behind.
+#[test]
+fn commands_and_snapshots_have_these_bytes() {
+    let disk = Disk::new(1 << 20);
+    let (owner, log) = disk.open();
+    let cluster = ClusterId(Uuid::from_bytes(std::array::from_fn(|at| {
+        u8::try_from(at).unwrap()
+    })));
+    let commands = [
+        (0, Command::LeaderAnnounce { cluster }),
+        (1, Command::AllocProducerIds { count: 300 }),
+    ];
+    for (epoch, command) in commands {
+        let entry = Entry {
+            control_epoch: ControlEpoch(epoch),
+            at: Timestamp(1_700_000_000_000).plus(Span(epoch)),
+            command,
+        };
+        block_on(log.propose(entry)).unwrap();
+    }
+    let snapshot = log.view().read(ClusterMetadata::to_snapshot);
+    owner.stop();
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+    assert_eq!(
+        hex(&disk.log.contents("00000000000000000000.log")),
+        concat!(
+            "5e00000000db898982a5696e64657801a5656e74727983ad636f6e74726f6c5f",
+            "65706f636800a26174cf0000018bcfe56800a7636f6d6d616e6481af6c656164",
+            "65725f616e6e6f756e636581a7636c7573746572c41000010203040506070809",
+            "0a0b0c0d0e0f",
+            "500000000982844882a5696e64657802a5656e74727983ad636f6e74726f6c5f",
+            "65706f636801a26174cf0000018bcfe56801a7636f6d6d616e6481b2616c6c6f",
+            "635f70726f64756365725f69647381a5636f756e74cd012c",
+        )
+    );
+    assert_eq!(
+        hex(&snapshot),
+        concat!(
+            // "MSMETA01", the checksum, the metadata.
+            "4d534d4554413031235b8e72",
+            "8aa7636c7573746572c410000102030405060708090a0b0c0d0e0fa776657273",
+            "696f6e02ad636f6e74726f6c5f65706f636801ab6e6578745f776f726b657201",
+            "a86e6578745f6a6f6201ad6e6578745f70726f6475636572cd012da7776f726b",
+            "65727380a6746f7069637380a46a6f627380a76368616e67657383a76368616e",
+            "67656480a772656d6f76656480ae636f6d706c6574655f73696e636500",
+        )
+    );
+}
+
 #[test]
 fn the_log_does_not_grow_without_bound() {
     let disk = Disk::new(4_096);
@@ -195,6 +244,52 @@ fn after_the_stop_nothing_is_accepted() {
     assert!(
         matches!(refused, Err(ProposeError::NotAccepted(_))),
         "{refused:?}"
+    );
+}
+
+/// What is left over names everything that was answered, or the coordinator does not start.
+#[test]
+fn a_snapshot_or_a_log_that_is_missing_keeps_the_coordinator_from_starting() {
+    let disk = Disk::new(1 << 10);
+    let snapshot = disk.directory.path().join("metadata.snapshot");
+    let (owner, log) = disk.open();
+    let epoch = announce(&log);
+    while !snapshot.exists() {
+        block_on(allocate(&log, epoch)).unwrap();
+    }
+    let version = log.view().version();
+    owner.stop();
+    drop(log);
+
+    // The log is empty, because all of it went into the snapshot; then it goes on behind it.
+    for commands in 0..2 {
+        for _ in 0..commands {
+            let (owner, log) = disk.open();
+            assert_eq!(log.view().version(), version);
+            announce(&log);
+            owner.stop();
+        }
+        let bytes = std::fs::read(&snapshot).unwrap();
+        std::fs::remove_file(&snapshot).unwrap();
+        let refused = disk.try_open().map(|_| ()).unwrap_err();
+        assert!(matches!(refused, OpenError::NoSnapshot), "{refused}");
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            std::fs::write(&snapshot, damaged).unwrap();
+            let refused = disk.try_open().map(|_| ()).unwrap_err();
+            assert!(matches!(refused, OpenError::Snapshot(_)), "{refused}");
+        }
+        std::fs::write(&snapshot, bytes).unwrap();
+    }
+    let fresh = Disk {
+        log: MemoryStorage::new(Arc::new(ManualClock::default())),
+        ..disk
+    };
+    let refused = fresh.try_open().map(|_| ()).unwrap_err();
+    assert!(
+        matches!(refused, OpenError::EndsEarly { end: 0, .. }),
+        "{refused}"
     );
 }
 

@@ -52,7 +52,7 @@ pub enum OpenError {
     Log(#[from] LogError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error("the metadata snapshot cannot be used: {0}")]
+    #[error("\"{SNAPSHOT_FILE}\" is damaged: {0}")]
     Snapshot(#[from] SnapshotError),
     #[error("command {index} of the metadata log cannot be read: it {source}")]
     Record {
@@ -62,8 +62,29 @@ pub enum OpenError {
     },
     #[error("the metadata log goes from command {before} to {found}")]
     Gap { before: u64, found: u64 },
+    #[error("\"{SNAPSHOT_FILE}\" is missing, though the log begins behind it")]
+    NoSnapshot,
+    #[error(
+        "the metadata log ends at command {end}, though \"{SNAPSHOT_FILE}\" reaches to {snapshot}"
+    )]
+    EndsEarly { end: u64, snapshot: u64 },
     #[error("could not start the metadata log's thread: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+impl OpenError {
+    /// Whether what was stored once is not there as it was: trying again does not help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            OpenError::Log(error) => matches!(error, LogError::Corrupt { .. }),
+            OpenError::Snapshot(_)
+            | OpenError::Record { .. }
+            | OpenError::Gap { .. }
+            | OpenError::NoSnapshot
+            | OpenError::EndsEarly { .. } => true,
+            OpenError::DataDir(_) | OpenError::Thread(_) => false,
+        }
+    }
 }
 
 /// The thread behind the handles. It ends when it is stopped, or when the log fails.

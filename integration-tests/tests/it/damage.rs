@@ -11,17 +11,17 @@ use crate::steps::{all_values, talk, wait_for};
 
 /// What is done to a file.
 #[derive(Clone, Copy, Debug)]
-enum Damage {
+pub(crate) enum Damage {
     Flip,
     Truncate,
     Delete,
 }
 
-const DAMAGES: [Damage; 3] = [Damage::Flip, Damage::Truncate, Damage::Delete];
+pub(crate) const DAMAGES: [Damage; 3] = [Damage::Flip, Damage::Truncate, Damage::Delete];
 
 impl Damage {
     /// In the middle of the file.
-    fn inflict(self, path: &Path) {
+    pub(crate) fn inflict(self, path: &Path) {
         match self {
             Damage::Delete => std::fs::remove_file(path).unwrap(),
             Damage::Truncate => {
@@ -41,7 +41,7 @@ impl Damage {
 }
 
 /// The files below a directory, in the order of their paths.
-fn files_below(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

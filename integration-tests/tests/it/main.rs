@@ -6,6 +6,7 @@
 
 mod changes;
 mod chaos;
+mod coordinator_damage;
 mod damage;
 mod exactly_once;
 mod expressions;
