@@ -34,6 +34,8 @@ mod graph_refusal_tests;
 mod stability_tests;
 #[cfg(test)]
 mod column_name_tests;
+#[cfg(test)]
+mod windows_again_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

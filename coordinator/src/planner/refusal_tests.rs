@@ -279,9 +279,14 @@ const STATEMENTS: &[Case] = &[
     case("UNNEST",
         "INSERT INTO out SELECT unnest(make_array(auction)) FROM bids",
         UnsupportedFeature, (1, 24), &["UNNEST"], &[]),
+    case("a window over rows that have the bounds of another",
+        "INSERT INTO out SELECT max(n) FROM TUMBLE((SELECT window_end, count(*) AS n
+           FROM TUMBLE(bids, ts, INTERVAL '1' SECOND) GROUP BY window_start, window_end), window_end, INTERVAL '1' HOUR)
+         GROUP BY window_start, window_end",
+        SqlPlan, (0, 0), &["already have", "\"window_end\""], &["window_end AS"]),
     case("GROUPING SETS",
         "INSERT INTO out SELECT count(*) FROM plain GROUP BY ROLLUP (auction, price)",
-        UnsupportedFeature, (1, 53), &["GROUPING SETS"], &[]),
+        UnsupportedFeature, (1, 53), &["GROUPING SETS"], &["UNION ALL"]),
     case("INTERSECT",
         "INSERT INTO out SELECT auction FROM bids INTERSECT SELECT auction FROM plain",
         UnsupportedFeature, (1, 42), &["INTERSECT"], &["UNION ALL"]),

@@ -144,6 +144,14 @@ impl WindowNode {
             .map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field)))
             .collect();
         for name in [WINDOW_START, WINDOW_END] {
+            if fields.iter().any(|(_, field)| field.name() == name) {
+                let detail =
+                    format!("a window adds a column \"{name}\", and its rows already have one");
+                let hint = format!("Give that one another name before: SELECT {name} AS ….");
+                return Err(external(
+                    Problem::new(ErrorCode::SqlPlan, detail).hint(hint),
+                ));
+            }
             fields.push((None, Arc::new(Field::new(name, kind.clone(), false))));
         }
         let schema = DFSchema::new_with_metadata(fields, input.metadata().clone())?;

@@ -65,7 +65,10 @@ impl Lowering<'_> {
             .iter()
             .any(|expr| matches!(expr, Expr::GroupingSet(_)))
         {
-            return Err(self.unsupported("GROUPING SETS", &["grouping", "cube", "rollup"]));
+            let problem = self.unsupported("GROUPING SETS", &["grouping", "cube", "rollup"]);
+            return Err(
+                problem.hint("Write a query for each set, and put them together by UNION ALL.")
+            );
         }
         let relation = self.lower(&aggregate.input, names)?;
         let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
