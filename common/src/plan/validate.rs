@@ -1,4 +1,4 @@
-//! Everything wrong with a graph that can be known without typing its expressions.
+//! Everything wrong with a graph that can be known without typing its expressions and without a worker.
 //!
 //! Reports the first mistake of each node, all nodes at once, each with its JSON pointer.
 
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use super::JobGraph;
+use super::connector::{Format, SinkSpec, SourceSpec};
 use super::operator::OperatorSpec;
 use super::window::WindowSpec;
 use crate::limits::{MAX_JOB_NODES, MAX_JOB_TEXT_BYTES};
@@ -51,6 +52,7 @@ pub fn validate(graph: &JobGraph) -> Vec<GraphMistake> {
     for (i, operator) in graph.operators.iter().enumerate() {
         check_operator(i, operator, &mut mistakes);
     }
+    check_connectors(graph, &mut mistakes);
     mistakes.0
 }
 
@@ -284,6 +286,45 @@ fn check_window(at: &str, window: &WindowSpec, mistakes: &mut Mistakes) {
     }
 }
 
+/// What a worker would refuse when the job starts.
+fn check_connectors(graph: &JobGraph, mistakes: &mut Mistakes) {
+    let of_sources = graph.sources.iter().filter_map(|(name, spec)| match spec {
+        SourceSpec::Files(files) => Some((format!("/sources/{name}"), &files.path, files.format)),
+        SourceSpec::Topic(_) | SourceSpec::Generator(_) => None,
+    });
+    let of_sinks = graph.sinks.iter().filter_map(|(name, spec)| match spec {
+        SinkSpec::Files(files) => Some((format!("/sinks/{name}"), &files.path, files.format)),
+        _ => None,
+    });
+    for (at, path, format) in of_sources.chain(of_sinks) {
+        if format == Format::Msgpack {
+            mistakes.add(
+                format!("{at}/format"),
+                "files have one record per line, and MessagePack has no lines",
+                "Use format json, csv or debezium_json.",
+            );
+        }
+        if path.is_empty() {
+            mistakes.add(
+                format!("{at}/path"),
+                "the path is empty",
+                "Name a file, or a directory with a / at its end.",
+            );
+        }
+    }
+    for (name, spec) in &graph.sinks {
+        if let SinkSpec::Webhook(webhook) = spec
+            && !webhook.url.starts_with("http://")
+        {
+            mistakes.add(
+                format!("/sinks/{name}/url"),
+                format!("the URL \"{}\" does not start with http://", webhook.url),
+                "Write it as http://host:port/path.",
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +377,27 @@ mod tests {
                 .iter()
                 .any(|m| m.starts_with("/operators/1/id: the name")),
             "{found:?}"
+        );
+    }
+
+    #[test]
+    fn connectors_that_no_worker_would_open_are_refused() {
+        let json = r#"{
+            "sources": {"in": {"connector": "files", "path": "a/", "format": "msgpack", "schema": []}},
+            "operators": [],
+            "sinks": {
+                "file": {"connector": "files", "path": "", "format": "msgpack", "input": "in"},
+                "hook": {"connector": "webhook", "url": "https://example.org", "input": "in"}}}"#;
+        let found = validate(&serde_json::from_str(json).unwrap());
+        let places: Vec<&str> = found.iter().map(|mistake| mistake.at.as_str()).collect();
+        assert_eq!(
+            places,
+            [
+                "/sources/in/format",
+                "/sinks/file/format",
+                "/sinks/file/path",
+                "/sinks/hook/url"
+            ]
         );
     }
 
