@@ -1,9 +1,8 @@
-//! Columns that grow value by value, and the rules by which a value becomes one of a column's type.
+//! Columns that grow value by value.
 //!
-//! Every format hands its values over as a `Value`; the rules are the same for all. A value that does not
-//! fit leaves its column as it was, and whole rows can be taken back, so a bad record leaves no trace.
+//! A value that does not fit leaves its column as it was, and whole rows can be taken back, so a bad record
+//! leaves no trace.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -11,7 +10,7 @@ use arrow::array::{
     StringArray, StructArray,
 };
 use arrow::array::{BooleanBufferBuilder, NullBufferBuilder};
-use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Float32Type, Float64Type, Int8Type, Int16Type,
     Int32Type, Int64Type, Time64NanosecondType, TimeUnit, TimestampMicrosecondType,
@@ -23,36 +22,11 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use common::schema::{Column, ColumnType};
 
-use super::instant::{self, Instant};
 use super::json_decode::JsonFields;
 use super::json_scan::{Scanner, Token, TokenKind, string_value};
-use super::{msgpack, number};
-
-/// A value of some format, on its way into a column.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Value<'a> {
-    Null,
-    Bool(bool),
-    /// Digits as JSON writes them.
-    Number(&'a str),
-    Integer(i128),
-    Float(f64),
-    Text(Cow<'a, str>),
-    Bytes(&'a [u8]),
-    Instant(Instant),
-    /// A MessagePack extension of this type, which no column holds.
-    Extension(i8),
-    /// A whole array or object, checked for its form.
-    JsonArray(&'a str),
-    JsonObject(&'a str),
-    MsgpackArray(&'a [u8]),
-    MsgpackMap(&'a [u8]),
-}
-
-/// Why a value does not fit its column, in words.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Misfit(pub(crate) String);
+use super::msgpack;
+use super::strings::{Strings, offsets, unsigned};
+use super::value::{Misfit, Value};
 
 /// A column under construction.
 #[derive(Debug)]
@@ -98,14 +72,6 @@ enum Data {
         names: JsonFields,
         columns: Vec<ColumnBuilder>,
     },
-}
-
-/// Values of varying length, one after another.
-#[derive(Debug, Default)]
-struct Strings {
-    bytes: Vec<u8>,
-    /// Where each value ends; the first starts at 0.
-    ends: Vec<i32>,
 }
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -236,22 +202,22 @@ impl ColumnBuilder {
             Data::UInt16(values) => Ok(push_integer(values, &value, false)),
             Data::UInt32(values) => Ok(push_integer(values, &value, false)),
             Data::UInt64(values) => Ok(push_integer(values, &value, true)),
-            Data::Float32(values) => Ok(push_some(values, float32(&value))),
-            Data::Float64(values) => Ok(push_some(values, float64(&value))),
+            Data::Float32(values) => Ok(push_some(values, value.to_float32())),
+            Data::Float64(values) => Ok(push_some(values, value.to_float64())),
             Data::Decimal {
                 values,
                 precision,
                 scale,
-            } => Ok(push_some(values, decimal(&value, *precision, *scale))),
+            } => Ok(push_some(values, value.to_decimal(*precision, *scale))),
             Data::Text(strings) => match &value {
                 Value::Text(text) => strings.push(text.as_bytes()).map(|()| true),
                 _ => Ok(false),
             },
             Data::Json(strings) => push_as_json(strings, &value).map(|()| true),
             Data::Bytes(strings) => push_bytes(strings, &value),
-            Data::Date(values) => Ok(push_some(values, date(&value))),
-            Data::Time(values) => Ok(push_some(values, time(&value))),
-            Data::Timestamp { values, unit } => Ok(push_some(values, timestamp(&value, *unit))),
+            Data::Date(values) => Ok(push_some(values, value.to_date())),
+            Data::Time(values) => Ok(push_some(values, value.to_time())),
+            Data::Timestamp { values, unit } => Ok(push_some(values, value.to_timestamp(*unit))),
             Data::List { ends, items } => push_list(ends, items, &value),
             Data::Row { names, columns } => push_row(names, columns, &value),
         };
@@ -284,7 +250,7 @@ impl ColumnBuilder {
             Data::Float64(values) => values.push(0.0),
             Data::Decimal { values, .. } => values.push(0),
             Data::Text(strings) | Data::Json(strings) | Data::Bytes(strings) => {
-                strings.ends.push(strings.end(strings.ends.len()));
+                strings.push_empty();
             }
             Data::List { ends, .. } => ends.push(ends.last().copied().unwrap_or(0)),
             // What a null row's columns hold is nobody's business, NOT NULL or not.
@@ -397,46 +363,11 @@ impl ColumnBuilder {
     #[cold]
     fn misfit(&self, value: &Value<'_>) -> Misfit {
         let Column { name, kind, .. } = &self.column;
-        let found = describe(value);
+        let found = value.described();
         Misfit(format!(
             "column \"{name}\" is {kind}, but the value is {found}"
         ))
     }
-}
-
-impl Strings {
-    fn push(&mut self, value: &[u8]) -> Result<(), Misfit> {
-        let end = i32::try_from(self.bytes.len() + value.len());
-        let end = end.map_err(|_| Misfit("the batch's text is over 2 GiB".to_owned()))?;
-        self.bytes.extend_from_slice(value);
-        self.ends.push(end);
-        Ok(())
-    }
-
-    /// Where the first `values` values end.
-    fn end(&self, values: usize) -> i32 {
-        values.checked_sub(1).map_or(0, |last| self.ends[last])
-    }
-
-    fn truncate(&mut self, values: usize) {
-        let end = self.end(values);
-        self.bytes.truncate(unsigned(end));
-        self.ends.truncate(values);
-    }
-
-    fn take(&mut self) -> (OffsetBuffer<i32>, Buffer) {
-        let capacity = self.bytes.len();
-        let bytes = std::mem::replace(&mut self.bytes, Vec::with_capacity(capacity));
-        (offsets(&mut self.ends), Buffer::from(bytes))
-    }
-}
-
-/// Arrow's offsets of values that end here; room is kept for as many again.
-fn offsets(ends: &mut Vec<i32>) -> OffsetBuffer<i32> {
-    let mut offsets = Vec::with_capacity(ends.len() + 1);
-    offsets.push(0);
-    offsets.append(ends);
-    OffsetBuffer::new(ScalarBuffer::from(offsets))
 }
 
 fn take_values<T: arrow::datatypes::ArrowNativeType>(values: &mut Vec<T>) -> ScalarBuffer<T> {
@@ -449,10 +380,6 @@ fn primitive<T: ArrowPrimitiveType>(
     nulls: Option<NullBuffer>,
 ) -> ArrayRef {
     Arc::new(PrimitiveArray::<T>::new(take_values(values), nulls))
-}
-
-fn unsigned(offset: i32) -> usize {
-    usize::try_from(offset).expect("an offset is not negative")
 }
 
 fn push_some<T>(values: &mut Vec<T>, value: Option<T>) -> bool {
@@ -468,97 +395,7 @@ fn push_integer<T: TryFrom<i128> + TryFrom<i64>>(
     value: &Value<'_>,
     from_text: bool,
 ) -> bool {
-    let wide = match value {
-        Value::Number(text) => match number::small_integer(text) {
-            Some(small) => return push_some(values, T::try_from(small).ok()),
-            None => number::integer(text),
-        },
-        Value::Integer(integer) => Some(*integer),
-        Value::Float(float) => whole(*float),
-        Value::Text(text) if from_text => {
-            let digits = text.strip_prefix('-').unwrap_or(text);
-            let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-            plain.then(|| text.parse().ok()).flatten()
-        }
-        _ => None,
-    };
-    push_some(values, wide.and_then(|wide| T::try_from(wide).ok()))
-}
-
-/// The integer that a double is, if it is one.
-fn whole(float: f64) -> Option<i128> {
-    const LIMIT: f64 = 1e18;
-    #[expect(clippy::cast_possible_truncation, reason = "it is whole and in range")]
-    (float.fract() == 0.0 && float.abs() < LIMIT).then_some(float as i128)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a double is rounded to the nearest float; one that is too large for it is refused"
-)]
-fn float32(value: &Value<'_>) -> Option<f32> {
-    match value {
-        Value::Number(text) => text.parse().ok().filter(|float: &f32| float.is_finite()),
-        Value::Float(float) => {
-            let narrow = *float as f32;
-            (narrow.is_finite() || !float.is_finite()).then_some(narrow)
-        }
-        #[expect(clippy::cast_precision_loss, reason = "the nearest float is meant")]
-        Value::Integer(integer) => Some(*integer as f32),
-        _ => None,
-    }
-}
-
-fn float64(value: &Value<'_>) -> Option<f64> {
-    match value {
-        Value::Number(text) => text.parse().ok().filter(|float: &f64| float.is_finite()),
-        Value::Float(float) => Some(*float),
-        #[expect(clippy::cast_precision_loss, reason = "the nearest double is meant")]
-        Value::Integer(integer) => Some(*integer as f64),
-        _ => None,
-    }
-}
-
-fn decimal(value: &Value<'_>, precision: u8, scale: i8) -> Option<i128> {
-    let scaled = match value {
-        Value::Number(text) => number::scaled(text, scale),
-        Value::Text(text) if number::is_number(text) => number::scaled(text, scale),
-        Value::Integer(integer) => number::scaled(&integer.to_string(), scale),
-        // The shortest decimal that is this double: what its writer meant.
-        Value::Float(float) if float.is_finite() => number::scaled(&float.to_string(), scale),
-        _ => None,
-    };
-    let limit = 10_i128.pow(u32::from(precision));
-    scaled
-        .map(|scaled| scaled.value)
-        .filter(|value| -limit < *value && *value < limit)
-}
-
-fn date(value: &Value<'_>) -> Option<i32> {
-    match value {
-        Value::Text(text) => instant::parse_date(text),
-        _ => None,
-    }
-}
-
-fn time(value: &Value<'_>) -> Option<i64> {
-    match value {
-        Value::Text(text) => instant::parse_time(text),
-        _ => None,
-    }
-}
-
-/// A text is ISO 8601, a number is milliseconds since 1970.
-fn timestamp(value: &Value<'_>, unit: TimeUnit) -> Option<i64> {
-    let per_millisecond = instant::units_per_second(unit) / 1_000;
-    let from_millis = |millis: i64| millis.checked_mul(per_millisecond);
-    match value {
-        Value::Text(text) => instant::parse_timestamp(text)?.to_unit(unit),
-        Value::Number(text) => from_millis(i64::try_from(number::integer(text)?).ok()?),
-        Value::Integer(integer) => from_millis(i64::try_from(*integer).ok()?),
-        Value::Instant(instant) => instant.to_unit(unit),
-        _ => None,
-    }
+    push_some(values, value.to_integer(from_text))
 }
 
 fn push_bytes(strings: &mut Strings, value: &Value<'_>) -> Result<bool, Misfit> {
@@ -639,29 +476,4 @@ fn push_row(
         }
     }
     pushed.map(|()| true)
-}
-
-fn describe(value: &Value<'_>) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(text) => format!("the number {}", shortened(text)),
-        Value::Integer(integer) => format!("the number {integer}"),
-        Value::Float(float) => format!("the number {float}"),
-        Value::Text(text) => format!("the string \"{}\"", shortened(text)),
-        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
-        Value::Instant(_) => "a timestamp".to_owned(),
-        Value::Extension(number) => format!("an extension of type {number}"),
-        Value::JsonArray(_) | Value::MsgpackArray(_) => "an array".to_owned(),
-        Value::JsonObject(_) | Value::MsgpackMap(_) => "an object".to_owned(),
-    }
-}
-
-/// Enough of a text to recognise it.
-fn shortened(text: &str) -> Cow<'_, str> {
-    const ENOUGH: usize = 64;
-    match text.char_indices().nth(ENOUGH) {
-        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
-        None => Cow::Borrowed(text),
-    }
 }

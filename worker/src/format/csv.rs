@@ -7,11 +7,12 @@ use common::schema::{Column, ColumnType};
 
 use super::BadRecord;
 use super::cells::{Cell, Row};
-use super::columns::{ColumnBuilder, Misfit, Value};
+use super::columns::ColumnBuilder;
 use super::json_encode;
 use super::json_scan::Scanner;
 use super::number;
 use super::row_builder::RowBuilder;
+use super::value::{Misfit, Value};
 
 /// Decodes one line per record.
 #[derive(Debug)]

@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use common::schema::Column;
 
 use super::BadRecord;
-use super::columns::{ColumnBuilder, Misfit};
+use super::columns::ColumnBuilder;
 use super::json_scan::{JsonError, Scanner, Token, string_value};
 use super::row_builder::RowBuilder;
+use super::value::Misfit;
 
 /// Decodes one JSON object per record.
 #[derive(Debug)]

@@ -6,6 +6,8 @@
 mod json_scan;
 mod instant;
 mod number;
+mod value;
+mod strings;
 mod columns;
 mod row_builder;
 mod json_decode;

@@ -10,11 +10,12 @@ use common::limits::MAX_JSON_DEPTH;
 
 use super::BadRecord;
 use super::cells::{Cell, Row};
-use super::columns::{ColumnBuilder, Misfit, Value};
+use super::columns::ColumnBuilder;
 use super::instant::{self, Instant, NANOS_PER_SECOND};
 use super::json_encode;
 use super::number;
 use super::row_builder::RowBuilder;
+use super::value::{Misfit, Value};
 
 /// Appends the record's row.
 pub(crate) fn push(record: &[u8], rows: &mut RowBuilder) -> Result<(), BadRecord> {

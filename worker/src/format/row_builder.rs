@@ -5,7 +5,8 @@ use arrow::datatypes::SchemaRef;
 use common::schema::{Column, to_arrow_schema};
 
 use super::BadRecord;
-use super::columns::{ColumnBuilder, Misfit};
+use super::columns::ColumnBuilder;
+use super::value::Misfit;
 
 /// A batch under construction.
 #[derive(Debug)]
