@@ -4,19 +4,21 @@
 //! same split is on its way, and no further one, so what waits is bounded. Records that are gone before
 //! they were read end the job: going on elsewhere would lose or repeat them without a word.
 
+mod log_requests;
+mod reading;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{PartitionId, TopicId, TopicName, TopicPartition};
-use common::limits::{DEPLOY_TIMEOUT, MAX_ROWS_PER_MESSAGE};
-use common::log_batch::{LogBatches, Records};
+use common::log_batch::LogBatches;
 use common::offset::Offset;
-use common::plan::connector::{BoundedMode, Isolation, StartupMode, TopicSource as Spec};
-use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
+use common::plan::connector::{BoundedMode, Isolation, TopicSource as Spec};
+use common::protocol::fetch::{FetchBatches, FetchedBatches, PartitionOffsets};
 use common::protocol::metadata::TopicImage;
 use common::schema::Column;
-use common::time::{Clock, Span, Tick, Timestamp};
+use common::time::{Clock, Span};
 use common::transport::retry::Backoff;
 use futures_util::future::{FutureExt, LocalBoxFuture, join_all};
 use tokio::task::JoinSet;
@@ -24,6 +26,8 @@ use tokio::task::JoinSet;
 use super::decoded::{Place, SourceDecoder};
 use super::{CAUGHT_UP_EVERY, Source, SourceContext, SourceError, SourceEvent, SplitState};
 use crate::log_client::LogClient;
+use log_requests::{Fetched, fetch, start};
+use reading::Reading;
 
 /// What a task's fetches may bring together, and each of them at least and at most.
 const FETCH_BUDGET: usize = 32 << 20;
@@ -70,27 +74,6 @@ struct Fetch {
     split: usize,
     result: Result<Fetched, Problem>,
     attempt: u32,
-}
-
-#[derive(Debug)]
-struct Fetched {
-    offset: Offset,
-    reply: FetchedBatches,
-    /// Asked for when there was nothing to read, and when that was.
-    nothing: Option<(PartitionOffsets, Tick)>,
-}
-
-/// A fetch that is being turned into rows.
-#[derive(Debug)]
-struct Reading {
-    split: usize,
-    batches: LogBatches,
-    /// The batch that was begun, and how many of its records were taken.
-    records: Option<(Records, usize)>,
-    next_offset: Offset,
-    end_offset: Offset,
-    /// When there was nothing to read, not even behind an open transaction.
-    caught_up: Option<Tick>,
 }
 
 impl TopicSource {
@@ -388,60 +371,7 @@ impl TopicSource {
             return Ok(());
         };
         let split = &self.splits[reading.split];
-        let corrupt = |error| {
-            SourceError::Fatal(format!(
-                "topic \"{}\", partition {}: {error}",
-                self.topic, split.place.partition
-            ))
-        };
-        let mut next_position = split.position;
-        let mut finished = false;
-        while self.decoder.len() < MAX_ROWS_PER_MESSAGE {
-            let (records, taken) = match reading.records.take() {
-                Some(begun) => begun,
-                None => match reading.batches.next() {
-                    Some(batch) => {
-                        let batch = batch.map_err(corrupt)?;
-                        if batch.header().control {
-                            continue;
-                        }
-                        (batch.records().map_err(corrupt)?, 0)
-                    }
-                    None => {
-                        finished = true;
-                        break;
-                    }
-                },
-            };
-            let mut taken_now = 0;
-            let mut more = false;
-            for record in records.iter().skip(taken) {
-                let record = record.map_err(corrupt)?;
-                taken_now += 1;
-                if record.offset < split.position
-                    || split.end.is_some_and(|end| record.offset >= end)
-                {
-                    continue;
-                }
-                self.decoder
-                    .push(&split.place, record.offset.0, record.value)?;
-                next_position = record.offset.next();
-                if self.decoder.len() >= MAX_ROWS_PER_MESSAGE {
-                    more = true;
-                    break;
-                }
-            }
-            if more {
-                reading.records = Some((records, taken + taken_now));
-            }
-        }
-        if finished {
-            // Also past what was left out behind the last record.
-            let past_all = split
-                .end
-                .map_or(reading.next_offset, |end| end.min(reading.next_offset));
-            next_position = next_position.max(past_all);
-        }
+        let (next_position, finished) = reading.decode(split, &mut self.decoder)?;
         let index = reading.split;
         let caught_up = reading.caught_up.filter(|_| finished);
         let end = split
@@ -487,101 +417,6 @@ fn created_again(topic: &TopicName) -> String {
 
 fn partitions_of(topic: &TopicImage) -> u32 {
     u32::try_from(topic.partitions.len()).expect("a topic has at most 10,000 partitions")
-}
-
-/// Fetches; if there is nothing, also asks where the log really ends.
-async fn fetch(
-    log: &LogClient,
-    clock: &dyn Clock,
-    request: FetchBatches,
-) -> Result<Fetched, Problem> {
-    let (partition, offset) = (request.partition, request.offset);
-    let reply = log.fetch(request).await?;
-    let is_empty = reply.batches.is_empty() && reply.next_offset <= offset;
-    let nothing = match is_empty {
-        true => {
-            let at = clock.tick();
-            let offsets = log
-                .offsets(ListOffsets {
-                    partition,
-                    at: None,
-                })
-                .await?;
-            Some((offsets, at))
-        }
-        false => None,
-    };
-    Ok(Fetched {
-        offset,
-        reply,
-        nothing,
-    })
-}
-
-/// Where a partition is read from, and up to where: as the checkpoint says, else as the options say.
-async fn start(
-    spec: &Spec,
-    context: &SourceContext,
-    partition: TopicPartition,
-    split: &str,
-) -> Result<(Offset, Option<Offset>), Problem> {
-    if let Some(restored) = context.restored_split(split) {
-        return Ok((Offset(restored.position), restored.end.map(Offset)));
-    }
-    let at = spec
-        .startup_timestamp_ms
-        .filter(|_| spec.startup == StartupMode::Timestamp);
-    let request = ListOffsets {
-        partition,
-        at: at.map(Timestamp),
-    };
-    let offsets = list_offsets(&context.log, &*context.clock, request).await?;
-    let readable_end = match spec.isolation {
-        Isolation::ReadCommitted => offsets.last_stable_offset,
-        Isolation::ReadUncommitted => offsets.committed_offset,
-    };
-    // A partition that was added while the job was down: nothing of it was ever read.
-    let added_later = context.restored.is_some();
-    let position = match spec.startup {
-        _ if added_later => offsets.log_start_offset,
-        StartupMode::Earliest => offsets.log_start_offset,
-        StartupMode::Latest => readable_end,
-        StartupMode::Timestamp => offsets.at.unwrap_or(readable_end),
-        StartupMode::Offsets => spec
-            .startup_offsets
-            .get(&partition.partition.0)
-            .map_or(offsets.log_start_offset, |offset| Offset(*offset)),
-    };
-    let end = match spec.bounded {
-        BoundedMode::Unbounded => None,
-        // The ends were taken when the job first started, and this partition had none.
-        BoundedMode::Latest if added_later => Some(position),
-        BoundedMode::Latest => Some(readable_end.max(position)),
-    };
-    Ok((position, end))
-}
-
-/// Asks until a leader answers, as long as a deployment may take.
-async fn list_offsets(
-    log: &LogClient,
-    clock: &dyn Clock,
-    request: ListOffsets,
-) -> Result<PartitionOffsets, Problem> {
-    let started = clock.tick();
-    let mut attempt = 0;
-    loop {
-        let problem = match log.offsets(request.clone()).await {
-            Ok(offsets) => return Ok(offsets),
-            Err(problem) => problem,
-        };
-        let waited = clock.tick().since(started);
-        if !problem.code.is_retriable() || waited >= DEPLOY_TIMEOUT {
-            return Err(problem);
-        }
-        let seed = u64::from(request.partition.partition.0);
-        tokio::time::sleep(Backoff::CALLS.delay(attempt, seed).as_duration()).await;
-        attempt += 1;
-    }
 }
 
 impl Source for TopicSource {
