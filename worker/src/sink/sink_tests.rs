@@ -19,6 +19,7 @@ use common::producer_id::InternalPid;
 use common::protocol::metadata::JobImage;
 use common::schema::{Column, ColumnType, to_arrow_schema};
 use common::time::{ManualClock, Timestamp};
+use futures_util::future::FutureExt;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -478,6 +479,39 @@ async fn files_that_lines_cannot_say_are_refused_at_the_start() {
 }
 
 // ---- Topics --------------------------------------------------------------------------------------------
+
+/// Leaders decide a transaction when they hear of its checkpoint, which may be after the sink has: a job had
+/// ended, and its last results were not there to be read.
+#[tokio::test]
+async fn the_last_commit_is_done_when_readers_see_what_was_committed() {
+    let log = TestLog::start("t", 1);
+    let planned = planned(SinkSpec::Topic(topic_spec()));
+    let mut sink = open(&planned, context(&log, 1, None)).await.unwrap();
+    let hide_from = |offset: Option<i64>| {
+        log.state().partitions.get_mut(&0).unwrap().stable = offset;
+    };
+    hide_from(Some(0));
+    sink.write(rows([1])).await.unwrap();
+    sink.prepare(CheckpointId(1)).await.unwrap();
+    sink.write(rows([2])).await.unwrap();
+    sink.flush().await.unwrap();
+    let fetches = log.state().fetches;
+    sink.commit(CheckpointId(1), Vec::new()).await.unwrap();
+    assert_eq!(log.state().fetches, fetches, "more is being written");
+
+    sink.prepare(CheckpointId(2)).await.unwrap();
+    let mut committing = sink.commit(CheckpointId(2), Vec::new());
+    while log.state().fetches == fetches {
+        assert!(committing.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    assert!(committing.as_mut().now_or_never().is_none());
+    hide_from(None);
+    committing.await.unwrap();
+    let fetches = log.state().fetches;
+    sink.commit(CheckpointId(3), Vec::new()).await.unwrap();
+    assert_eq!(log.state().fetches, fetches, "nothing is hidden any more");
+}
 
 #[tokio::test]
 async fn failures_and_lost_answers_neither_lose_nor_repeat_nor_reorder_a_record() {

@@ -116,8 +116,12 @@ impl Sink for TopicSink {
         checkpoint: CheckpointId,
         _prepared: Vec<Committable>,
     ) -> LocalBoxFuture<'_, Result<(), SinkError>> {
-        self.writer.completed(checkpoint);
-        futures_util::future::ready(Ok(())).boxed_local()
+        let shown = async move {
+            self.writer.completed(checkpoint);
+            self.writer.shown().await;
+            Ok(())
+        };
+        shown.boxed_local()
     }
 }
 

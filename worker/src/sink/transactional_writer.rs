@@ -3,13 +3,18 @@
 //! With transactions, readers of committed records see a batch once its checkpoint is completed; without,
 //! at once, and perhaps twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use common::ids::{CheckpointId, TopicPartition};
 use common::limits::CHECKPOINT_TIMEOUT;
-use common::time::Clock;
+use common::offset::Offset;
+use common::plan::connector::Isolation;
+use common::protocol::fetch::FetchBatches;
+use common::time::{Clock, Span};
 use common::transport::retry::Backoff;
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -22,6 +27,9 @@ use crate::log_client::LogClient;
 const MAX_BYTES: usize = 16 << 20;
 /// After so many attempts without success it is worth telling a person, once.
 const ATTEMPTS_UNTIL_WARNING: u32 = 10;
+/// Leaders decide a transaction within milliseconds. What takes longer is the open transaction of another
+/// writer before it, or a leader that is away: nothing that a job should wait for.
+const SHOWN_WITHIN: Span = Span::from_secs(5);
 
 /// Writes to any number of partitions.
 #[derive(Debug)]
@@ -30,13 +38,16 @@ pub struct TransactionalWriter {
     clock: Arc<dyn Clock>,
     queue: WriteQueue,
     appends: JoinSet<Appended>,
+    /// A record of the last batch of each partition that readers of committed records may not see yet.
+    hidden: BTreeMap<TopicPartition, Offset>,
 }
 
 #[derive(Debug)]
 struct Appended {
     partition: TopicPartition,
     bytes: usize,
-    result: Result<(), SinkError>,
+    /// Where it is, if that was told.
+    result: Result<Option<Offset>, SinkError>,
 }
 
 impl TransactionalWriter {
@@ -60,6 +71,7 @@ impl TransactionalWriter {
             clock,
             queue,
             appends: JoinSet::new(),
+            hidden: BTreeMap::new(),
         }
     }
 
@@ -106,6 +118,21 @@ impl TransactionalWriter {
         self.queue.completed(checkpoint);
     }
 
+    /// Once nothing is undecided: waits until readers of committed records see everything, so that a job that has
+    /// ended has shown what it gave. While more is being written there is no time for that.
+    pub async fn shown(&mut self) {
+        if self.queue.is_undecided() || !self.appends.is_empty() {
+            return;
+        }
+        let log = &self.log;
+        let hidden = std::mem::take(&mut self.hidden).into_iter();
+        let shown = hidden.map(|(partition, offset)| readable(log, partition, offset));
+        let shown = tokio::time::timeout(SHOWN_WITHIN.as_duration(), join_all(shown)).await;
+        if shown.is_err() {
+            warn!("what was committed is still hidden by an open transaction of another writer");
+        }
+    }
+
     /// Takes in the results that are there.
     fn collect(&mut self) -> Result<(), SinkError> {
         while let Some(joined) = self.appends.try_join_next() {
@@ -124,7 +151,9 @@ impl TransactionalWriter {
     fn take(&mut self, joined: Result<Appended, tokio::task::JoinError>) -> Result<(), SinkError> {
         let appended =
             joined.map_err(|error| SinkError::Broken(format!("an append was lost: {error}")))?;
-        appended.result?;
+        if let Some(offset) = appended.result? {
+            self.hidden.insert(appended.partition, offset);
+        }
         self.queue.stored(appended.partition, appended.bytes);
         Ok(())
     }
@@ -187,16 +216,44 @@ impl TransactionalWriter {
     }
 }
 
+/// Waits until a reader of committed records sees this record, or nobody can.
+async fn readable(log: &LogClient, partition: TopicPartition, offset: Offset) {
+    let mut attempt = 0;
+    loop {
+        let request = FetchBatches {
+            partition,
+            offset,
+            max_bytes: 1,
+            wait: Span::from_millis(500),
+            isolation: Isolation::ReadCommitted,
+        };
+        match log.fetch(request).await {
+            Ok(reply) if reply.next_offset > offset => return,
+            Ok(_) => {}
+            Err(problem) if problem.code.is_retriable() => {}
+            // Deleted since, for example.
+            Err(_) => return,
+        }
+        let seed = u64::from(partition.partition.0);
+        tokio::time::sleep(Backoff::CALLS.delay(attempt, seed).as_duration()).await;
+        attempt = attempt.saturating_add(1);
+    }
+}
+
 /// Appends the same bytes until they are stored, or can never be.
-async fn append(log: &LogClient, partition: TopicPartition, batch: Bytes) -> Result<(), SinkError> {
+async fn append(
+    log: &LogClient,
+    partition: TopicPartition,
+    batch: Bytes,
+) -> Result<Option<Offset>, SinkError> {
     let mut attempt = 0;
     loop {
         let problem = match log.append(partition, batch.clone()).await {
-            Ok(_) => return Ok(()),
+            Ok(appended) => return Ok(Some(appended.base_offset)),
             Err(problem) => problem,
         };
         match write_queue::judge(partition, &problem) {
-            Refusal::StoredBefore => return Ok(()),
+            Refusal::StoredBefore => return Ok(None),
             Refusal::ForNow => {}
             Refusal::ForGood(error) => return Err(error),
         }

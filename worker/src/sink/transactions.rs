@@ -111,6 +111,11 @@ impl Transactions {
         }
     }
 
+    /// Whether a transaction is open or waits for its checkpoint.
+    pub fn is_undecided(&self) -> bool {
+        self.slots.iter().any(Option::is_some)
+    }
+
     pub fn writer(&self) -> Writer {
         self.writer
     }

@@ -155,6 +155,12 @@ impl WriteQueue {
         }
     }
 
+    /// Whether something waits to be written, or for its checkpoint.
+    pub fn is_undecided(&self) -> bool {
+        let transactions = self.transactions.as_ref();
+        self.bytes > 0 || transactions.is_some_and(Transactions::is_undecided)
+    }
+
     /// By these facts: the completed checkpoint that decides the oldest undecided transaction.
     pub fn decided(
         &self,
