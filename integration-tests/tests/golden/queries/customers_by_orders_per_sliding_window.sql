@@ -1,4 +1,4 @@
--- Overlapping windows, aggregated in themselves twice over.
+-- Overlapping windows whose size is no multiple of their slide, aggregated in themselves twice over.
 CREATE TABLE orders (
   customer VARCHAR,
   placed_at TIMESTAMP(3),
@@ -19,7 +19,7 @@ CREATE TABLE results (
 );
 CREATE VIEW per_customer AS
 SELECT window_start, window_end, customer, count(*) AS orders
-FROM HOP(orders, placed_at, INTERVAL '1' MINUTE, INTERVAL '3' MINUTE)
+FROM HOP(orders, placed_at, INTERVAL '40' SECOND, INTERVAL '90' SECOND, INTERVAL '7' SECOND)
 GROUP BY window_start, window_end, customer;
 CREATE VIEW per_number AS
 SELECT window_start, window_end, orders, count(*) AS customers
