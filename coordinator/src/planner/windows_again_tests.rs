@@ -32,6 +32,11 @@ const QUERIES: &[(&str, &str)] = &[
         GROUP BY window_start, window_end, n) GROUP BY window_start, window_end", "windows again again"),
     ("SELECT sum(m) FROM (SELECT window_end AS until, max(n) AS m FROM v GROUP BY window_start, window_end)
         GROUP BY TUMBLE(INTERVAL '1' HOUR)", "windows again windows"),
+    ("SELECT DISTINCT window_start, n FROM v", "windows again"),
+    ("SELECT DISTINCT window_start, n FROM hop", "windows again"),
+    ("SELECT DISTINCT window_start, auction FROM HOP(bids, ts, INTERVAL '4' SECOND, INTERVAL '10' SECOND)", "windows"),
+    ("SELECT DISTINCT auction FROM bids", "running"),
+    ("SELECT DISTINCT auction, n FROM v", "windows running"),
     // Windows of different lengths are not the same ones; what is computed from a bound is none.
     ("SELECT window_end, max(n) FROM (SELECT * FROM v UNION ALL SELECT * FROM longer) GROUP BY window_start, window_end",
      "windows windows running"),

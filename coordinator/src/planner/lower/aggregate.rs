@@ -1,6 +1,7 @@
 //! Aggregates and DISTINCT of a plan → operators, in windows if their rows are in windows.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use common::error::Problem;
 use common::plan::aggregate_function::offered;
@@ -17,33 +18,21 @@ use super::window::{is_unplaced, unplaced_name};
 use super::{Lowering, Relation, Wanted};
 use crate::planner::expression_text;
 use crate::planner::expressions::df_schema;
+use crate::planner::problems::plan_problem;
 use crate::planner::typing::Windows;
 use crate::planner::windows::{WINDOW_END, WINDOW_START};
 
 impl Lowering<'_> {
+    /// The different rows of a plan: grouped by all columns, and nothing else asked of the groups.
     pub(super) fn distinct(
         &mut self,
-        input: &LogicalPlan,
-        wanted: Wanted,
+        input: &Arc<LogicalPlan>,
+        wanted: &Wanted,
     ) -> Result<Relation, Problem> {
-        let names = field_names(input.schema());
-        let relation = self.lower(input, wanted)?;
-        let relation = self.materialize(relation, &names)?;
-        let keys = relation
-            .slots
-            .iter()
-            .zip(&names)
-            .map(|(slot, name)| self.named(slot, &relation.node, name.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let spec = OperatorSpec::Aggregate(Aggregate {
-            id: String::new(),
-            inputs: Vec::new(),
-            keys,
-            aggregates: Vec::new(),
-        });
-        self.warn_of_growth(&names);
-        let shape = relation.clone();
-        self.add(spec, vec![relation], shape)
+        let columns = input.schema().columns().into_iter().map(Expr::Column);
+        let grouped = logical::Aggregate::try_new(Arc::clone(input), columns.collect(), Vec::new())
+            .map_err(|error| plan_problem(&error, &self.tokens))?;
+        self.aggregate(&grouped, wanted)
     }
 
     pub(super) fn aggregate(

@@ -176,7 +176,7 @@ impl<'a> Lowering<'a> {
             LogicalPlan::Filter(filter) => self.filter(filter, wanted),
             LogicalPlan::Projection(projection) => self.projection(projection, &wanted),
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate, &wanted),
-            LogicalPlan::Distinct(Distinct::All(input)) => self.distinct(input, wanted),
+            LogicalPlan::Distinct(Distinct::All(input)) => self.distinct(input, &wanted),
             LogicalPlan::Union(union) => {
                 let names = self.union_names(&union.schema, &wanted);
                 let mut inputs = Vec::with_capacity(union.inputs.len());
