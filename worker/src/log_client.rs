@@ -15,7 +15,7 @@ use common::time::Span;
 use common::transport::client::{CallError, Transport};
 
 use crate::metadata_image::ImageWatch;
-use crate::partition::actor::PartitionHandle;
+use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
 
 /// An answer that takes longer is given up; its outcome is unknown.

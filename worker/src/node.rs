@@ -32,8 +32,9 @@ use crate::load::{SharedLoad, keep_measuring};
 use crate::log_client::LogClient;
 use crate::metadata_image::{ImageWatch, MetadataImage};
 use crate::operator::custom::CustomOperators;
-use crate::partition::actor::{PartitionSettings, PartitionStarter};
+use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::{DISK_PARALLELISM, Partitions, directories};
+use crate::partition::settings::PartitionSettings;
 use crate::slots::Threads;
 
 /// A running worker.

@@ -1,9 +1,8 @@
 //! A partition of a worker in the world: its machine and its log, and what its actor would do for them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::error::{ErrorCode, Problem};
+use common::error::Problem;
 use common::ids::{NodeId, TopicPartition};
 use common::kv::KvStore;
 use common::limits::MAX_WAIT;
@@ -14,17 +13,18 @@ use common::protocol::fetch::{FetchBatches, FetchedBatches};
 use common::protocol::metadata::{JobImage, PartitionImage};
 use common::protocol::produce::{Acks, Append, AppendedBatch};
 use common::protocol::topic::TopicConfig;
-use common::seglog::PendingSync;
 use common::seglog::memory::MemoryStorage;
+use common::seglog::{PendingSync, Synced};
 use common::time::{Span, Tick};
 use tokio::sync::oneshot;
 use worker::log::partition_log::PartitionLog;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
+use worker::partition::agenda::{Agenda, Reading, Turn};
 use worker::partition::machine::{AppendRefusal, PartitionMachine};
 use worker::partition::problems;
 use worker::partition::transactions::Undecided;
-use worker::partition::waiting::{Readable, Ticket, Waiting};
+use worker::partition::waiting::{APPEND_TIMEOUT, Readable, Waiting};
 use worker::partition::work::{AppendReply, QueuedAppend, Work};
 
 use super::env::Env;
@@ -35,7 +35,6 @@ use super::worker::{Timer, Who};
 /// How long work on the log and a sync take at most.
 const WORK_MS: u64 = 2;
 const SYNC_MS: u64 = 8;
-const APPEND_TIMEOUT: Span = Span::from_secs(30);
 
 type Answer = oneshot::Receiver<Result<Vec<AppendedBatch>, Problem>>;
 
@@ -49,19 +48,20 @@ pub struct Partition {
     /// `None`: it is being opened.
     log: Option<Box<PartitionLog>>,
     undecided: Undecided,
-    queue: Vec<QueuedAppend>,
+    agenda: Agenda<QueuedAppend>,
     answers: Vec<(Answer, ReturnAddress)>,
-    working: bool,
-    syncing: Option<(Offset, PendingSync)>,
-    waiting: Waiting,
-    parked: BTreeMap<Ticket, Parked>,
+    /// What is being done to the log.
+    turn: Option<Turn<QueuedAppend>>,
+    syncing: Option<PendingSync>,
+    /// A sync that has run while something was done to the log.
+    synced: Option<Synced>,
+    waiting: Waiting<Waiter>,
     early: Vec<(FetchBatches, ReturnAddress)>,
-    next_ticket: u64,
     timer: Option<Tick>,
 }
 
 #[derive(Debug)]
-enum Parked {
+enum Waiter {
     Append(Vec<AppendedBatch>, AppendReply),
     Fetch(FetchBatches, ReturnAddress, Tick),
 }
@@ -84,14 +84,13 @@ impl Partition {
             machine,
             log: None,
             undecided: Undecided::default(),
-            queue: Vec::new(),
+            agenda: Agenda::default(),
             answers: Vec::new(),
-            working: false,
+            turn: None,
             syncing: None,
+            synced: None,
             waiting: Waiting::default(),
-            parked: BTreeMap::new(),
             early: Vec::new(),
-            next_ticket: 0,
             timer: None,
         }
     }
@@ -115,6 +114,7 @@ impl Partition {
         self.machine.assign(env.now, &self.image, &self.config);
         self.undecided = log.derived().transactions.undecided();
         self.log = Some(Box::new(log));
+        self.agenda.opened();
         self.start_work(env, who);
         for (request, from) in std::mem::take(&mut self.early) {
             self.fetch(env, who, request, from);
@@ -128,9 +128,12 @@ impl Partition {
         self.image = image.clone();
         self.machine.assign(env.now, &self.image, &self.config);
         if !self.machine.is_leader() {
-            for ticket in self.waiting.drain() {
-                self.answer_ticket(env, ticket, Some(self.not_leader()));
+            for waiter in self.waiting.drain() {
+                self.refuse(env, waiter, self.not_leader());
             }
+        }
+        if self.undecided.has_open() {
+            self.agenda.reconcile();
         }
         self.start_work(env, who);
     }
@@ -138,6 +141,7 @@ impl Partition {
     /// While a transaction is open, every change of the cluster's facts may decide it.
     pub fn facts_changed(&mut self, env: &mut Env, who: Who) {
         if self.undecided.has_open() && self.machine.is_leader() {
+            self.agenda.reconcile();
             self.start_work(env, who);
         }
     }
@@ -155,18 +159,23 @@ impl Partition {
             Ok(batches) => batches,
             Err(error) => return env.answer(from, Err(error.into())),
         };
+        let bytes = batches.iter().map(|batch| batch.bytes().len()).sum();
+        if let Err(busy) = self.agenda.admit(bytes, self.waiting.len()) {
+            return env.answer(from, Err(problems::busy(self.id, busy)));
+        }
         let (reply, answer) = oneshot::channel();
         self.answers.push((answer, from));
-        self.queue.push(QueuedAppend {
+        let append = QueuedAppend {
             batches,
             acks: append.acks,
             reply,
-        });
+        };
+        self.agenda.queue(append, bytes);
         self.start_work(env, who);
     }
 
     pub fn fetch(&mut self, env: &mut Env, who: Who, request: FetchBatches, from: ReturnAddress) {
-        if self.log.is_none() {
+        if self.agenda.is_opening() {
             self.early.push((request, from));
             return;
         }
@@ -177,26 +186,14 @@ impl Partition {
     /// What waited for an append to be committed, or for something to read, has waited long enough.
     pub fn time_passed(&mut self, env: &mut Env, who: Who) {
         self.timer = None;
-        for ticket in self.waiting.expired(env.now) {
-            let problem = match self.parked.get(&ticket) {
-                Some(Parked::Append(..)) => {
-                    Some(Problem::new(ErrorCode::Timeout, "not committed in time"))
+        for waiter in self.waiting.expired(env.now) {
+            match waiter {
+                Waiter::Append(..) => {
+                    self.refuse(env, waiter, problems::not_committed(self.id));
                 }
-                Some(Parked::Fetch(..)) | None => None,
-            };
-            match (self.parked.remove(&ticket), problem) {
-                (Some(Parked::Fetch(request, from, _)), _) => {
-                    let request = FetchBatches {
-                        wait: Span(0),
-                        ..request
-                    };
+                Waiter::Fetch(request, from, _) => {
                     self.serve(env, who, request, from, env.now);
                 }
-                (Some(parked), problem) => {
-                    self.parked.insert(ticket, parked);
-                    self.answer_ticket(env, ticket, problem);
-                }
-                (None, _) => {}
             }
         }
         self.set_timer(env, who);
@@ -204,8 +201,9 @@ impl Partition {
 
     /// What a blocking thread would do with the log: everything that waits, at once.
     pub fn work(&mut self, env: &mut Env, who: Who, image: &Arc<MetadataImage>) {
-        self.working = false;
-        let Some(log) = self.log.take() else { return };
+        let (Some(turn), Some(log)) = (self.turn.take(), self.log.take()) else {
+            return;
+        };
         let leader_epoch = self
             .machine
             .is_leader()
@@ -219,7 +217,7 @@ impl Partition {
         }
         let work = Work {
             log,
-            appends: std::mem::take(&mut self.queue),
+            appends: turn.appends,
             leader_epoch,
             committed: self.readable().committed,
             image: believed(env, image),
@@ -231,7 +229,14 @@ impl Partition {
         if let Some(error) = done.fatal {
             return env.break_promise(format!("the disk of {}: {error}", self.id));
         }
-        let log = done.log;
+        if let Err(problem) = self.agenda.came_back(done.disk_full, turn.retain) {
+            return env.break_promise(format!("the log of {}: {problem}", self.id));
+        }
+        let mut log = done.log;
+        let finished = self.synced.take().map(|synced| log.finish_sync(synced));
+        if let Some(Err(error)) = finished {
+            return env.break_promise(format!("the disk of {}: {error}", self.id));
+        }
         self.machine.appended(log.end_offset());
         self.machine.synced(log.durable_offset());
         if env.sabotaged(Sabotage::AcknowledgeBeforeSync) {
@@ -243,11 +248,9 @@ impl Partition {
             match written.acks {
                 Acks::Leader => drop(written.reply.send(Ok(written.batches))),
                 Acks::All => {
-                    let ticket = self.ticket();
                     let deadline = env.now.plus(APPEND_TIMEOUT);
-                    self.waiting.park_append(ticket, written.end, deadline);
-                    let parked = Parked::Append(written.batches, written.reply);
-                    self.parked.insert(ticket, parked);
+                    let waiter = Waiter::Append(written.batches, written.reply);
+                    self.waiting.park_append(written.end, deadline, waiter);
                 }
             }
         }
@@ -255,22 +258,33 @@ impl Partition {
     }
 
     pub fn sync_ran(&mut self, env: &mut Env, who: Who) {
-        let (Some((durable, sync)), Some(log)) = (self.syncing.take(), &mut self.log) else {
+        let Some(sync) = self.syncing.take() else {
             return;
         };
-        let finished = sync.run().and_then(|synced| log.finish_sync(synced));
+        let finished = sync
+            .run()
+            .and_then(|synced| match (&mut self.log, &self.turn) {
+                (Some(log), None) => log.finish_sync(synced).map(drop),
+                (Some(_) | None, _) => {
+                    self.synced = Some(synced);
+                    Ok(())
+                }
+            });
         if let Err(error) = finished {
             return env.break_promise(format!("the disk of {}: {error}", self.id));
         }
-        self.machine.synced(durable);
+        if let Some(durable) = self.agenda.sync_ran() {
+            self.machine.synced(durable);
+        }
         self.go_on(env, who);
     }
 
     fn go_on(&mut self, env: &mut Env, who: Who) {
-        if let (Some(log), None) = (&mut self.log, &self.syncing)
+        if let Some(log) = self.log.as_mut().filter(|_| self.agenda.may_sync())
             && let Some(sync) = log.begin_sync()
         {
-            self.syncing = Some((log.end_offset(), sync));
+            self.agenda.sync_began(log.end_offset());
+            self.syncing = Some(sync);
             let early = env.sabotaged(Sabotage::AcknowledgeBeforeSync);
             let delay = env.some_ms(if early { 500 } else { SYNC_MS });
             who.after(env, delay, Timer::Synced(self.id));
@@ -283,18 +297,16 @@ impl Partition {
         if self.machine.is_leader() {
             env.check(verdict);
         }
-        for ticket in self.waiting.satisfied(readable) {
-            match self.parked.remove(&ticket) {
-                Some(Parked::Fetch(request, from, deadline)) => {
+        for waiter in self.waiting.satisfied(readable) {
+            match waiter {
+                // Whoever asked waits at the other end, in this world.
+                Waiter::Append(batches, reply) => drop(reply.send(Ok(batches))),
+                Waiter::Fetch(request, from, deadline) => {
                     self.serve(env, who, request, from, deadline);
                 }
-                Some(parked) => {
-                    self.parked.insert(ticket, parked);
-                    self.answer_ticket(env, ticket, None);
-                }
-                None => {}
             }
         }
+        self.start_work(env, who);
         self.deliver(env);
         self.set_timer(env, who);
     }
@@ -314,14 +326,18 @@ impl Partition {
         }
         let reader = log.reader();
         let isolation = request.isolation;
-        let mut end = self.readable().end_for(isolation);
+        let mut readable = self.readable();
         if env.sabotaged(Sabotage::ReadBeyondCommitted) {
-            end = self.machine.log_end();
+            readable.committed = self.machine.log_end();
+            readable.last_stable = self.machine.log_end();
         }
+        let end = readable.end_for(isolation);
         let max_bytes = usize::try_from(request.max_bytes).unwrap_or(usize::MAX);
         let wait = deadline.since(env.now);
-        let nothing_yet = request.offset >= end && request.offset <= self.machine.log_end();
-        if !(nothing_yet && wait > Span(0)) {
+        let from_here = Some((request.offset, isolation));
+        let log_end = self.machine.log_end();
+        let reading = self.agenda.reading(from_here, readable, log_end);
+        if !(reading == Reading::Later && wait > Span(0)) {
             let read = reader.read(
                 request.offset,
                 end.max(request.offset),
@@ -345,31 +361,20 @@ impl Partition {
             // Everything there was is hidden from this reader: it goes on waiting.
             request.offset = read.next_offset;
         }
-        let ticket = self.ticket();
-        self.waiting
-            .park_fetch(ticket, request.offset, isolation, deadline);
-        self.parked
-            .insert(ticket, Parked::Fetch(request, from, deadline));
+        let offset = request.offset;
+        let waiter = Waiter::Fetch(request, from, deadline);
+        self.waiting.park_fetch(offset, isolation, deadline, waiter);
         self.set_timer(env, who);
     }
 
-    fn answer_ticket(&mut self, env: &mut Env, ticket: Ticket, problem: Option<Problem>) {
-        let answer = |batches| match &problem {
-            Some(problem) => Err(problem.clone()),
-            None => Ok(batches),
-        };
-        match self.parked.remove(&ticket) {
-            Some(Parked::Append(batches, reply)) => {
-                // Whoever asked waits at the other end, in this world.
-                drop(reply.send(answer(batches)));
+    fn refuse(&mut self, env: &mut Env, waiter: Waiter, problem: Problem) {
+        match waiter {
+            Waiter::Append(_, reply) => {
+                drop(reply.send(Err(problem)));
+                self.deliver(env);
             }
-            Some(Parked::Fetch(_, from, _)) => {
-                let problem = problem.unwrap_or_else(|| self.not_leader());
-                env.answer(from, Err(problem));
-            }
-            None => {}
+            Waiter::Fetch(_, from, _) => env.answer(from, Err(problem)),
         }
-        self.deliver(env);
     }
 
     /// Passes on the answers that are there.
@@ -384,15 +389,12 @@ impl Partition {
     }
 
     fn readable(&self) -> Readable {
-        let committed = self.machine.committed().unwrap_or(Offset::ZERO);
-        Readable {
-            committed,
-            last_stable: self.undecided.last_stable_offset(committed),
-        }
+        Readable::of(&self.machine, &self.undecided)
     }
 
     fn start_work(&mut self, env: &mut Env, who: Who) {
-        if self.log.is_some() && !std::mem::replace(&mut self.working, true) {
+        if let Some(turn) = self.agenda.next_turn() {
+            self.turn = Some(turn);
             let delay = env.some_ms(WORK_MS);
             who.after(env, delay, Timer::Work(self.id));
         }
@@ -412,11 +414,6 @@ impl Partition {
         problems::append_refused(AppendRefusal::NotLeader {
             leader: self.machine.leader(),
         })
-    }
-
-    fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
     }
 }
 

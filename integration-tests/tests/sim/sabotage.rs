@@ -48,7 +48,7 @@ fn take_repeated_frames_is_found() {
 
 #[test]
 fn barrier_overtakes_rows_is_found() {
-    is_found(Sabotage::BarrierOvertakesRows, 30);
+    is_found(Sabotage::BarrierOvertakesRows, 60);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn acknowledge_unwritten_is_found() {
 
 #[test]
 fn forget_sealed_before_is_found() {
-    is_found(Sabotage::ForgetSealedBefore, 50);
+    is_found(Sabotage::ForgetSealedBefore, 60);
 }
 
 #[test]
@@ -83,5 +83,5 @@ fn decide_before_sync_is_found() {
 
 #[test]
 fn fold_uncompleted_is_found() {
-    is_found(Sabotage::FoldUncompleted, 50);
+    is_found(Sabotage::FoldUncompleted, 1);
 }

@@ -37,8 +37,9 @@ use crate::link::Session;
 use crate::log_client::LogClient;
 use crate::metadata_image::MetadataImage;
 use crate::operator::custom::CustomOperators;
-use crate::partition::actor::{PartitionSettings, PartitionStarter};
+use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::Partitions;
+use crate::partition::settings::PartitionSettings;
 use crate::slots::Threads;
 
 const ME: NodeId = NodeId(1);

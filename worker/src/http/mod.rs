@@ -45,7 +45,7 @@ use crate::load::SharedLoad;
 use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
 use crate::metrics::Metrics;
-use crate::partition::actor::PartitionHandle;
+use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
 
 /// What the endpoints work with.

@@ -1,18 +1,174 @@
-//! A partition's mailbox.
+//! How everyone but its actor speaks to a partition.
 
-use actix::Message;
-use common::error::Problem;
-use common::ids::LeaderEpoch;
+use std::sync::Arc;
+
+use actix::{Addr, MailboxError, Message};
+use common::error::{ErrorCode, Problem};
+use common::ids::{LeaderEpoch, TopicPartition};
+use common::limits::MAX_WAIT;
 use common::log_batch::LogBatch;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
+use common::protocol::fetch::{FetchBatches, FetchedBatches, PartitionOffsets};
 use common::protocol::metadata::PartitionImage;
 use common::protocol::produce::{Acks, AppendedBatch};
 use common::protocol::topic::TopicConfig;
-use common::time::Span;
+use common::time::{Clock, Span, Timestamp};
 
+use super::actor::PartitionActor;
+use super::problems;
 use super::waiting::Readable;
-use crate::log::reader::LogReader;
+use crate::log::reader::{LogReader, ReadError};
+
+/// A partition, as everyone but its actor sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PartitionHandle {
+    pub(super) id: TopicPartition,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) actor: Addr<PartitionActor>,
+}
+
+impl PartitionHandle {
+    pub fn id(&self) -> TopicPartition {
+        self.id
+    }
+
+    /// The metadata says this of the partition now.
+    pub async fn assign(&self, image: PartitionImage, config: TopicConfig) -> Result<(), Problem> {
+        let sent = self.actor.send(Assign { image, config }).await;
+        sent.map_err(|error| self.gone(&error))
+    }
+
+    /// Appends a batch. Its records must have been validated. See [`PartitionHandle::append_all`].
+    pub async fn append(
+        &self,
+        batch: LogBatch,
+        acks: Acks,
+        leader_epoch: Option<LeaderEpoch>,
+    ) -> Result<AppendedBatch, Problem> {
+        let mut placed = self.append_all(vec![batch], acks, leader_epoch).await?;
+        placed
+            .pop()
+            .ok_or_else(|| Problem::new(ErrorCode::Internal, "an append has no result"))
+    }
+
+    /// Appends batches one after another, with nothing between them, and waits as `acks` says. An error
+    /// may leave some of them in the log; an answer that never comes says nothing.
+    pub async fn append_all(
+        &self,
+        batches: Vec<LogBatch>,
+        acks: Acks,
+        leader_epoch: Option<LeaderEpoch>,
+    ) -> Result<Vec<AppendedBatch>, Problem> {
+        let append = Append {
+            batches,
+            acks,
+            leader_epoch,
+        };
+        let sent = self.actor.send(append).await;
+        sent.map_err(|error| self.gone(&error))?
+    }
+
+    /// Whole batches from an offset on. Waits while there is nothing, as long as the request says.
+    pub async fn fetch(&self, request: &FetchBatches) -> Result<FetchedBatches, Problem> {
+        let isolation = request.isolation;
+        let max_bytes = usize::try_from(request.max_bytes).unwrap_or(usize::MAX);
+        let mut from = request.offset;
+        let deadline = self.clock.tick().plus(request.wait.min(MAX_WAIT));
+        loop {
+            let wait = deadline.since(self.clock.tick());
+            let granted = self.grant(Some((from, isolation)), wait).await?;
+            let reader = granted.reader;
+            let end = granted.readable.end_for(isolation);
+            let log_start_offset = reader.start();
+            if from > granted.log_end {
+                return Err(problems::read_failed(&ReadError::OutOfRange {
+                    offset: from,
+                    start: log_start_offset,
+                    end: granted.log_end,
+                }));
+            }
+            // What lies between the end for this reader and the end of the log is yet to be decided.
+            let read = blocking(move || reader.read(from, end.max(from), max_bytes, isolation))
+                .await?
+                .map_err(|error| problems::read_failed(&error))?;
+            let progress = read.next_offset > from;
+            from = read.next_offset;
+            if read.bytes.is_empty() && progress && wait > Span(0) {
+                // Everything there was is hidden from this reader: it goes on waiting.
+                continue;
+            }
+            return Ok(FetchedBatches {
+                batches: read.bytes,
+                next_offset: from,
+                log_start_offset,
+                end_offset: end,
+            });
+        }
+    }
+
+    /// Where the partition starts and ends, and which offset a time has.
+    pub async fn offsets(&self, at: Option<Timestamp>) -> Result<PartitionOffsets, Problem> {
+        let granted = self.grant(None, Span(0)).await?;
+        let Readable {
+            committed,
+            last_stable,
+        } = granted.readable;
+        let reader = granted.reader;
+        let log_start_offset = reader.start();
+        let found = match at {
+            Some(time) => blocking(move || reader.offset_at(time, committed))
+                .await?
+                .map_err(|error| problems::read_failed(&error))?,
+            None => None,
+        };
+        Ok(PartitionOffsets {
+            log_start_offset,
+            last_stable_offset: last_stable,
+            committed_offset: committed,
+            log_end_offset: granted.log_end,
+            at: found,
+        })
+    }
+
+    /// Makes everything durable, saves, and ends the actor.
+    pub async fn close(&self) {
+        // One that has ended already is closed.
+        self.actor.send(Close).await.unwrap_or_default();
+    }
+
+    async fn grant(
+        &self,
+        from: Option<(Offset, Isolation)>,
+        wait: Span,
+    ) -> Result<Granted, Problem> {
+        let sent = self.actor.send(Grant { from, wait }).await;
+        sent.map_err(|error| self.gone(&error))?
+    }
+
+    fn gone(&self, error: &MailboxError) -> Problem {
+        match error {
+            MailboxError::Closed => Problem::new(
+                ErrorCode::LeaderUnavailable,
+                format!("partition {} has been closed on this node", self.id),
+            ),
+            MailboxError::Timeout => {
+                Problem::new(ErrorCode::Timeout, format!("partition {} is busy", self.id))
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Problem::new(
+            ErrorCode::Internal,
+            format!("reading a log failed: {error}"),
+        )
+    })
+}
 
 /// The metadata says this of the partition now.
 #[derive(Debug)]

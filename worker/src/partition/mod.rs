@@ -11,12 +11,16 @@
 //! reader until there is more, and the bytes are then read on the reader's side.
 
 pub mod machine;
+pub mod agenda;
 pub mod waiting;
 pub mod transactions;
 pub mod reconcile;
 pub mod work;
-mod messages;
-pub mod actor;
+pub mod settings;
+mod opening;
+pub mod messages;
+mod actor;
+pub mod actors;
 pub mod registry;
 pub mod problems;
 

@@ -28,8 +28,10 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-use super::actor::{PartitionHandle, PartitionSettings, PartitionStarter};
+use super::actors::PartitionStarter;
+use super::messages::PartitionHandle;
 use super::registry::{Partitions, directories};
+use super::settings::PartitionSettings;
 use crate::metadata_image::MetadataImage;
 
 const ME: NodeId = NodeId(1);

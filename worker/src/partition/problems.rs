@@ -1,10 +1,13 @@
 //! What goes wrong at a partition, as its users are told.
 
 use common::error::{ErrorCode, Problem};
+use common::ids::TopicPartition;
 use common::seglog::LogError;
 
+use super::agenda::Busy;
 use super::machine::AppendRefusal;
 use super::reconcile::TransactionRefusal;
+use super::waiting::APPEND_TIMEOUT;
 use crate::log::partition_log::{AppendError, OpenError};
 use crate::log::producer_state::ProducerRefusal;
 use crate::log::reader::ReadError;
@@ -65,6 +68,41 @@ pub fn read_failed(error: &ReadError) -> Problem {
         }
         ReadError::Log(error) => log_failed(error),
     }
+}
+
+pub fn busy(id: TopicPartition, busy: Busy) -> Problem {
+    match busy {
+        Busy::Closing => closed(id),
+        Busy::TooManyBytes => overloaded(id, "bytes"),
+        Busy::TooManyAppends => overloaded(id, "appends"),
+    }
+}
+
+pub fn overloaded(id: TopicPartition, what: &str) -> Problem {
+    let detail = format!("too many {what} wait at partition {id}");
+    Problem::new(ErrorCode::Overloaded, detail).hint("Try again in a moment.")
+}
+
+pub fn closed(id: TopicPartition) -> Problem {
+    Problem::new(
+        ErrorCode::ShuttingDown,
+        format!("partition {id} is being closed"),
+    )
+}
+
+pub fn not_committed(id: TopicPartition) -> Problem {
+    Problem::new(
+        ErrorCode::Timeout,
+        format!("partition {id} has not committed the batch within {APPEND_TIMEOUT}; it may yet"),
+    )
+}
+
+/// Nobody answers any more.
+pub fn lost(id: TopicPartition) -> Problem {
+    Problem::new(
+        ErrorCode::Unknown,
+        format!("partition {id} ended before it answered"),
+    )
 }
 
 fn producer_code(refusal: &ProducerRefusal) -> ErrorCode {

@@ -17,7 +17,8 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::actor::{PartitionHandle, PartitionStarter};
+use super::actors::PartitionStarter;
+use super::messages::PartitionHandle;
 use crate::log::saved::SavedState;
 use crate::metadata_image::{ImageWatch, MetadataImage};
 

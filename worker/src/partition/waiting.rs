@@ -1,17 +1,23 @@
 //! Parked produces and fetches, and when each may be answered.
 //!
 //! An append waits until what it wrote is committed. A fetch waits until there is something for it to
-//! read. Both give up at their deadline. Who waits is known here by a ticket only.
+//! read. Both give up at their deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::offset::Offset;
 use common::plan::connector::Isolation;
-use common::time::Tick;
+use common::time::{Span, Tick};
 
-/// Who waits: given out by the caller, never twice.
+use super::machine::PartitionMachine;
+use super::transactions::Undecided;
+
+/// An append that is not committed by then is answered with "unknown".
+pub const APPEND_TIMEOUT: Span = Span::from_secs(30);
+
+/// One who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
+struct Ticket(u64);
 
 /// Up to where each kind of reader may read now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,15 +35,29 @@ enum Awaited {
     Stable(Offset),
 }
 
-/// Everyone who waits at one partition.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Waiting {
-    parked: BTreeMap<Ticket, (Awaited, Tick)>,
+/// Everyone who waits at one partition, and how each is answered (`W`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Waiting<W> {
+    parked: BTreeMap<Ticket, (Awaited, Tick, W)>,
     by_offset: BTreeSet<(Awaited, Ticket)>,
     by_deadline: BTreeSet<(Tick, Ticket)>,
+    next_ticket: u64,
 }
 
 impl Readable {
+    pub fn of(machine: &PartitionMachine, undecided: &Undecided) -> Readable {
+        let committed = machine.committed().unwrap_or(Offset::ZERO);
+        Readable {
+            committed,
+            last_stable: undecided.last_stable_offset(committed),
+        }
+    }
+
+    /// Whether a reader may wait for this offset: it is not to be read yet, and not beyond what will be.
+    pub fn is_yet_to_come(&self, offset: Offset, isolation: Isolation, log_end: Offset) -> bool {
+        offset >= self.end_for(isolation) && offset <= log_end
+    }
+
     pub fn end_for(&self, isolation: Isolation) -> Offset {
         match isolation {
             Isolation::ReadCommitted => self.last_stable,
@@ -46,29 +66,34 @@ impl Readable {
     }
 }
 
-impl Waiting {
+impl<W> Default for Waiting<W> {
+    fn default() -> Waiting<W> {
+        Waiting {
+            parked: BTreeMap::new(),
+            by_offset: BTreeSet::new(),
+            by_deadline: BTreeSet::new(),
+            next_ticket: 0,
+        }
+    }
+}
+
+impl<W> Waiting<W> {
     /// An append that is to be answered once everything before `end` is committed.
-    pub fn park_append(&mut self, ticket: Ticket, end: Offset, deadline: Tick) {
-        self.park(ticket, Awaited::Committed(end), deadline);
+    pub fn park_append(&mut self, end: Offset, deadline: Tick, who: W) {
+        self.park(Awaited::Committed(end), deadline, who);
     }
 
     /// A fetch that is to be answered once `offset` may be read.
-    pub fn park_fetch(
-        &mut self,
-        ticket: Ticket,
-        offset: Offset,
-        isolation: Isolation,
-        deadline: Tick,
-    ) {
+    pub fn park_fetch(&mut self, offset: Offset, isolation: Isolation, deadline: Tick, who: W) {
         let awaited = match isolation {
             Isolation::ReadCommitted => Awaited::Stable(offset),
             Isolation::ReadUncommitted => Awaited::Uncommitted(offset),
         };
-        self.park(ticket, awaited, deadline);
+        self.park(awaited, deadline, who);
     }
 
     /// Takes out everyone whose wait is over, in the order of what they waited for.
-    pub fn satisfied(&mut self, readable: Readable) -> Vec<Ticket> {
+    pub fn satisfied(&mut self, readable: Readable) -> Vec<W> {
         let Readable {
             committed,
             last_stable,
@@ -93,38 +118,30 @@ impl Waiting {
                     .map(|(_, ticket)| *ticket)
             })
             .collect();
-        for ticket in &tickets {
-            self.leave(*ticket);
-        }
         tickets
+            .into_iter()
+            .filter_map(|ticket| self.leave(ticket))
+            .collect()
     }
 
     /// Takes out everyone whose deadline has come.
-    pub fn expired(&mut self, now: Tick) -> Vec<Ticket> {
-        let mut tickets = Vec::new();
+    pub fn expired(&mut self, now: Tick) -> Vec<W> {
+        let mut expired = Vec::new();
         while let Some((deadline, ticket)) = self.by_deadline.first().copied() {
             if deadline > now {
                 break;
             }
-            self.leave(ticket);
-            tickets.push(ticket);
+            expired.extend(self.leave(ticket));
         }
-        tickets
+        expired
     }
 
     /// Takes out everyone: the partition can no longer answer them.
-    pub fn drain(&mut self) -> Vec<Ticket> {
-        let tickets = self.parked.keys().copied().collect();
-        *self = Waiting::default();
-        tickets
-    }
-
-    /// One who waited has gone.
-    pub fn leave(&mut self, ticket: Ticket) {
-        if let Some((awaited, deadline)) = self.parked.remove(&ticket) {
-            self.by_offset.remove(&(awaited, ticket));
-            self.by_deadline.remove(&(deadline, ticket));
-        }
+    pub fn drain(&mut self) -> Vec<W> {
+        self.by_offset.clear();
+        self.by_deadline.clear();
+        let parked = std::mem::take(&mut self.parked);
+        parked.into_values().map(|(_, _, who)| who).collect()
     }
 
     pub fn next_deadline(&self) -> Option<Tick> {
@@ -139,11 +156,19 @@ impl Waiting {
         self.parked.is_empty()
     }
 
-    fn park(&mut self, ticket: Ticket, awaited: Awaited, deadline: Tick) {
-        let before = self.parked.insert(ticket, (awaited, deadline));
-        assert!(before.is_none(), "{ticket:?} was given out twice");
+    fn park(&mut self, awaited: Awaited, deadline: Tick, who: W) {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.parked.insert(ticket, (awaited, deadline, who));
         self.by_offset.insert((awaited, ticket));
         self.by_deadline.insert((deadline, ticket));
+    }
+
+    fn leave(&mut self, ticket: Ticket) -> Option<W> {
+        let (awaited, deadline, who) = self.parked.remove(&ticket)?;
+        self.by_offset.remove(&(awaited, ticket));
+        self.by_deadline.remove(&(deadline, ticket));
+        Some(who)
     }
 }
 
@@ -158,7 +183,6 @@ mod tests {
         Fetch(i64, bool, u64),
         Progress(i64, i64),
         Time(u64),
-        Leave(prop::sample::Index),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -168,7 +192,6 @@ mod tests {
                 .prop_map(|(offset, committed, wait)| Step::Fetch(offset, committed, wait)),
             (0_i64..4, 0_i64..4).prop_map(|(committed, stable)| Step::Progress(committed, stable)),
             (0_u64..8).prop_map(Step::Time),
-            any::<prop::sample::Index>().prop_map(Step::Leave),
         ]
     }
 
@@ -179,17 +202,16 @@ mod tests {
             steps in proptest::collection::vec(step(), 1..80),
         ) {
             type Ready = Box<dyn Fn(Readable) -> bool>;
-            let mut waiting = Waiting::default();
-            let mut list: Vec<(Ticket, Ready, Tick)> = Vec::new();
+            let mut waiting: Waiting<u32> = Waiting::default();
+            let mut list: Vec<(u32, Ready, Tick)> = Vec::new();
             let mut readable = Readable::default();
             let mut now = Tick(0);
-            for (number, step) in (0..).zip(steps) {
-                let ticket = Ticket(number);
+            for (who, step) in (0..).zip(steps) {
                 match step {
                     Step::Append(end, wait) => {
                         let deadline = Tick(now.0 + wait);
-                        waiting.park_append(ticket, Offset(end), deadline);
-                        list.push((ticket, Box::new(move |r| r.committed.0 >= end), deadline));
+                        waiting.park_append(Offset(end), deadline, who);
+                        list.push((who, Box::new(move |r| r.committed.0 >= end), deadline));
                     }
                     Step::Fetch(offset, committed, wait) => {
                         let isolation = if committed {
@@ -198,9 +220,9 @@ mod tests {
                             Isolation::ReadUncommitted
                         };
                         let deadline = Tick(now.0 + wait);
-                        waiting.park_fetch(ticket, Offset(offset), isolation, deadline);
+                        waiting.park_fetch(Offset(offset), isolation, deadline, who);
                         list.push((
-                            ticket,
+                            who,
                             Box::new(move |r| r.end_for(isolation).0 > offset),
                             deadline,
                         ));
@@ -211,29 +233,27 @@ mod tests {
                             (readable.last_stable.0 + stable).min(readable.committed.0);
                     }
                     Step::Time(passed) => now = Tick(now.0 + passed),
-                    Step::Leave(who) => {
-                        if !list.is_empty() {
-                            let (ticket, ..) = list.remove(who.index(list.len()));
-                            waiting.leave(ticket);
-                        }
-                    }
                 }
                 let mut satisfied = waiting.satisfied(readable);
                 satisfied.sort_unstable();
-                let expected: Vec<Ticket> =
-                    list.iter().filter(|(_, ready, _)| ready(readable)).map(|(t, ..)| *t).collect();
+                let expected: Vec<u32> =
+                    list.iter().filter(|(_, ready, _)| ready(readable)).map(|(w, ..)| *w).collect();
                 prop_assert_eq!(satisfied, expected);
                 list.retain(|(_, ready, _)| !ready(readable));
 
                 let mut expired = waiting.expired(now);
                 expired.sort_unstable();
-                let expected: Vec<Ticket> =
-                    list.iter().filter(|(.., at)| *at <= now).map(|(t, ..)| *t).collect();
+                let expected: Vec<u32> =
+                    list.iter().filter(|(.., at)| *at <= now).map(|(w, ..)| *w).collect();
                 prop_assert_eq!(expired, expected);
                 list.retain(|(.., at)| *at > now);
                 prop_assert_eq!(waiting.next_deadline(), list.iter().map(|(.., at)| *at).min());
                 prop_assert_eq!(waiting.len(), list.len());
             }
+            let mut left = waiting.drain();
+            left.sort_unstable();
+            prop_assert_eq!(left, list.iter().map(|(w, ..)| *w).collect::<Vec<u32>>());
+            prop_assert!(waiting.is_empty() && waiting.next_deadline().is_none());
         }
     }
 }

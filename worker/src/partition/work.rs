@@ -13,7 +13,8 @@ use common::protocol::produce::{Acks, AppendedBatch};
 use common::protocol::topic::TopicConfig;
 use common::seglog::LogError;
 use common::time::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinError;
 
 use super::machine::AppendRefusal;
 use super::problems;
@@ -157,6 +158,22 @@ impl Done {
 /// Whoever asked may have gone; then nobody needs the answer.
 pub fn answer<T>(reply: oneshot::Sender<T>, value: T) {
     drop(reply.send(value));
+}
+
+/// Runs on a blocking thread, when the disk has room for one more.
+pub async fn on_disk<T: Send + 'static>(
+    disk: Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    let _permit = disk.acquire_owned().await;
+    tokio::task::spawn_blocking(work).await
+}
+
+pub fn describe(error: &LogError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }
 
 fn to_answer(placed: Placed) -> AppendedBatch {
