@@ -13,7 +13,10 @@
 //! The log does not frame what it is given: see [`frame`].
 
 pub mod frame;
+mod position;
+mod error;
 mod segment;
+mod blocking;
 mod salvage;
 mod recovery;
 pub mod storage;
@@ -26,28 +29,21 @@ mod conformance_tests;
 #[cfg(test)]
 mod crash_tests;
 
-use std::collections::VecDeque;
-use std::fmt;
 use std::io::{self, ErrorKind, IoSlice};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use serde::{Deserialize, Serialize};
-
+pub use blocking::{PendingSync, Removal, Synced};
+use blocking::{Shared, lock};
+use error::sync_result;
+pub use error::{LogError, is_disk_full};
 use frame::{Scanner, frame_header, scan_frame};
+pub use position::Position;
 pub use recovery::{Cut, Recovery};
 pub use salvage::salvage;
-pub use segment::{Reader, Record, Records, SegmentInfo, is_disk_full};
+pub use segment::{Reader, Record, Records, SegmentInfo};
 use segment::{Segment, Segments, segment_name};
 use storage::LogStorage;
-
-/// Where a byte is in a log, counted over all its segments from the log's very first byte. A position
-/// stays valid when earlier segments are dropped.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Position(pub u64);
 
 /// How a log is to be opened.
 #[derive(Clone, Copy, Debug)]
@@ -58,45 +54,6 @@ pub struct Options {
     /// Up to here the owner knows the log to be durable; where a record begins. The log keeps a note of
     /// its own, which an owner that knows nothing (`Position::ZERO`) may rely on.
     pub recovery_point: Position,
-}
-
-/// What is wrong with a log.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The record was not appended; others may be once there is room.
-    #[error("the disk is full")]
-    DiskFull,
-    /// Bytes that were durable are not what they were.
-    #[error("\"{file}\" is corrupt: at position {position} there is {found}")]
-    Corrupt {
-        file: String,
-        position: Position,
-        found: &'static str,
-    },
-    #[error("position {position} is outside of the log, which has {start}..{end}")]
-    OutOfRange {
-        position: Position,
-        start: Position,
-        end: Position,
-    },
-    /// Fatal: what was appended since the last sync may be lost, and the kernel will not say so again.
-    #[error("\"{file}\" could not be made durable")]
-    SyncFailed {
-        file: String,
-        #[source]
-        source: io::Error,
-    },
-    #[error(
-        "an earlier failure left the log in doubt; it accepts nothing until it is opened again"
-    )]
-    Poisoned,
-    #[error("could not {operation} \"{file}\"")]
-    Io {
-        operation: &'static str,
-        file: String,
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// The one writer of a log.
@@ -115,45 +72,6 @@ pub struct SegLog {
     directory_changed: Option<u64>,
     /// A sync that began before a cut must not vouch for what was appended after it.
     cuts: u64,
-    shared: Arc<Shared>,
-}
-
-/// What the log has in common with its syncs and removals, which run on other threads.
-#[derive(Debug, Default)]
-struct Shared {
-    poisoned: AtomicBool,
-    /// An fsync error is reported to one caller only: syncs take turns, so that none succeeds after
-    /// another has failed.
-    syncing: Mutex<()>,
-    removals: Mutex<VecDeque<String>>,
-}
-
-/// Work to be done on a thread that may block: see [`SegLog::begin_sync`].
-#[derive(Debug)]
-#[must_use = "nothing is durable before the sync has run and was finished"]
-pub struct PendingSync {
-    storage: Arc<dyn LogStorage>,
-    shared: Arc<Shared>,
-    files: Vec<(Arc<Segment>, u64)>,
-    directory: Option<u64>,
-    end: Position,
-    cuts: u64,
-}
-
-/// The proof that a [`PendingSync`] has run, which only running it gives.
-#[derive(Debug)]
-#[must_use = "tell the log with `finish_sync`"]
-pub struct Synced {
-    changes: u64,
-    end: Position,
-    cuts: u64,
-}
-
-/// Files of dropped segments, to be removed on a thread that may block: see [`SegLog::drop_prefix`].
-#[derive(Debug)]
-#[must_use = "the files are there until the removal has run"]
-pub struct Removal {
-    storage: Arc<dyn LogStorage>,
     shared: Arc<Shared>,
 }
 
@@ -430,61 +348,6 @@ impl SegLog {
     }
 }
 
-impl PendingSync {
-    /// Blocks until what was appended before it began is durable. After an error the log is poisoned.
-    pub fn run(self) -> Result<Synced, LogError> {
-        let _turn = lock(&self.shared.syncing);
-        self.shared.refuse_if_poisoned()?;
-        self.sync_all().inspect_err(|_| {
-            self.shared.poisoned.store(true, Ordering::Release);
-        })?;
-        let changes = self.files.iter().map(|(_, change)| *change);
-        Ok(Synced {
-            changes: changes.chain(self.directory).max().unwrap_or(0),
-            end: self.end,
-            cuts: self.cuts,
-        })
-    }
-
-    fn sync_all(&self) -> Result<(), LogError> {
-        for (segment, _) in &self.files {
-            sync_result(&segment.name, segment.file.sync())?;
-        }
-        if self.directory.is_some() {
-            sync_result("directory", self.storage.sync_directory())?;
-        }
-        Ok(())
-    }
-}
-
-impl Removal {
-    /// Removes the files of everything dropped so far, the oldest first and each durably before the
-    /// next, so that no crash leaves a hole.
-    pub fn run(self) -> Result<(), LogError> {
-        let mut names = lock(&self.shared.removals);
-        while let Some(name) = names.front() {
-            self.storage
-                .remove(name)
-                .map_err(|error| LogError::io("remove", name, error))?;
-            sync_result("directory", self.storage.sync_directory()).inspect_err(|_| {
-                self.shared.poisoned.store(true, Ordering::Release);
-            })?;
-            names.pop_front();
-        }
-        Ok(())
-    }
-}
-
-impl Shared {
-    fn refuse_if_poisoned(&self) -> Result<(), LogError> {
-        if self.poisoned.load(Ordering::Acquire) {
-            Err(LogError::Poisoned)
-        } else {
-            Ok(())
-        }
-    }
-}
-
 impl Options {
     /// Standard frames, segments of 64 MiB.
     pub fn standard() -> Options {
@@ -494,55 +357,6 @@ impl Options {
             recovery_point: Position::ZERO,
         }
     }
-}
-
-impl Position {
-    pub const ZERO: Position = Position(0);
-
-    pub fn plus(self, bytes: u64) -> Position {
-        Position(
-            self.0
-                .checked_add(bytes)
-                .expect("a log has fewer than 2^64 bytes"),
-        )
-    }
-
-    /// How many bytes lie from `earlier` to before this position, which must not be before it.
-    pub fn since(self, earlier: Position) -> u64 {
-        self.0
-            .checked_sub(earlier.0)
-            .expect("the earlier position is the smaller one")
-    }
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl LogError {
-    /// Whether the owner has to stop: what it was told was appended may not be there.
-    pub fn is_fatal(&self) -> bool {
-        match self {
-            LogError::SyncFailed { .. } | LogError::Poisoned => true,
-            LogError::DiskFull
-            | LogError::Corrupt { .. }
-            | LogError::OutOfRange { .. }
-            | LogError::Io { .. } => false,
-        }
-    }
-}
-
-fn sync_result(file: &str, result: io::Result<()>) -> Result<(), LogError> {
-    result.map_err(|source| LogError::SyncFailed {
-        file: file.to_owned(),
-        source,
-    })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn as_u64(bytes: usize) -> u64 {

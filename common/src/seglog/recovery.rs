@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
+use super::error::sync_result;
 use super::frame::{FrameCheck, Scanner};
 use super::segment::{Segment, parse_segment_name, segment_name};
 use super::storage::{LogFile, LogStorage};
-use super::{LogError, Position, as_u64, sync_result};
+use super::{LogError, Position, as_u64};
 
 /// What a scan reads at once.
 const SCAN_BYTES: usize = 1 << 20;

@@ -4,7 +4,7 @@
 //! `00000000000000000000.log`, `00000000000067108864.log`, … A position is never given to another byte
 //! unless the log's end was cut off before it.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -306,25 +306,4 @@ impl Iterator for Records {
         self.failed = step.is_err();
         step.transpose()
     }
-}
-
-impl LogError {
-    pub(super) fn io(operation: &'static str, file: &str, source: io::Error) -> LogError {
-        if is_disk_full(&source) {
-            return LogError::DiskFull;
-        }
-        LogError::Io {
-            operation,
-            file: file.to_owned(),
-            source,
-        }
-    }
-}
-
-/// Whether the same may succeed once there is room. A limit on the size of files is as good as no room.
-pub fn is_disk_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-    )
 }
