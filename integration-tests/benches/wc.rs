@@ -19,6 +19,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use datafusion::prelude::{JsonReadOptions, SessionConfig, SessionContext};
 use integration_tests::cluster::Cluster;
 use integration_tests::measure::{Stopwatch, machine, millions_per_second};
+use integration_tests::topics::all_values;
 use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
@@ -285,24 +286,10 @@ async fn answer_of_topic(client: &Client, topic: &str) -> Result<Answer> {
         bids: 0,
         total: 0,
     };
-    for partition in 0..2 {
-        let mut offset = 0;
-        loop {
-            let fetched = client.fetch(topic, partition, offset, 10_000, 0).await?;
-            for value in fetched
-                .records
-                .iter()
-                .filter_map(|record| record.value.as_ref())
-            {
-                found.rows += 1;
-                found.bids += value["bids"].as_u64().context("bids")?;
-                found.total += value["total"].as_u64().context("total")?;
-            }
-            if fetched.next_offset == offset {
-                break;
-            }
-            offset = fetched.next_offset;
-        }
+    for value in all_values(client, topic).await? {
+        found.rows += 1;
+        found.bids += value["bids"].as_u64().context("bids")?;
+        found.total += value["total"].as_u64().context("total")?;
     }
     Ok(found)
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::process::PATIENCE;
+use crate::topics::all_values;
 
 const PARTITIONS: usize = 4;
 const OUTPUT: &str = "output";
@@ -125,7 +126,7 @@ impl Golden {
         let _: Value = client.post("/v1/jobs", &job).await?;
         if way == Way::Topics {
             until_state(&client, "FINISHED").await?;
-            return output(&client).await;
+            return all_values(&client, OUTPUT).await;
         }
         if way == Way::Restored {
             let read = total(&inputs, first_part);
@@ -148,7 +149,7 @@ impl Golden {
             .post(&format!("/v1/jobs/{JOB}/stop?drain=true"), &json!({}))
             .await?;
         until_state(&client, "FINISHED").await?;
-        output(&client).await
+        all_values(&client, OUTPUT).await
     }
 }
 
@@ -392,28 +393,6 @@ async fn wait<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -
         Ok(seen) => seen,
         Err(_) => bail!("{what}, after {PATIENCE:?}"),
     }
-}
-
-/// Every committed value of the output topic.
-async fn output(client: &Client) -> Result<Vec<Value>> {
-    let mut values = Vec::new();
-    for partition in 0..u32::try_from(PARTITIONS)? {
-        let mut offset = 0;
-        loop {
-            let fetched = client.fetch(OUTPUT, partition, offset, 10_000, 0).await?;
-            values.extend(
-                fetched
-                    .records
-                    .into_iter()
-                    .filter_map(|record| record.value),
-            );
-            if fetched.next_offset == offset {
-                break;
-            }
-            offset = fetched.next_offset;
-        }
-    }
-    Ok(values)
 }
 
 fn lines(path: &Path) -> Result<Vec<Value>> {

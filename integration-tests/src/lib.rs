@@ -2,6 +2,7 @@
 
 pub mod process;
 pub mod cluster;
+pub mod topics;
 pub mod data;
 pub mod golden;
 pub mod measure;

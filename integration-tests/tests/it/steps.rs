@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::client::Client;
+use integration_tests::topics;
 use serde_json::Value;
 
 /// How often something that is waited for is looked at.
@@ -41,27 +42,5 @@ pub(crate) async fn wait_for(cluster: &Client, job: &str, state: &str) -> Value 
 
 /// Every committed value of a topic, partition by partition.
 pub(crate) async fn all_values(cluster: &Client, topic: &str) -> Vec<Value> {
-    let description: Value = cluster.get(&format!("/v1/topics/{topic}")).await.unwrap();
-    let partitions = description["partitions"].as_array().unwrap().len();
-    let mut values = Vec::new();
-    for partition in 0..u32::try_from(partitions).unwrap() {
-        let mut offset = 0;
-        loop {
-            let fetched = cluster
-                .fetch(topic, partition, offset, 10_000, 0)
-                .await
-                .unwrap();
-            values.extend(
-                fetched
-                    .records
-                    .into_iter()
-                    .filter_map(|record| record.value),
-            );
-            if fetched.next_offset == offset {
-                break;
-            }
-            offset = fetched.next_offset;
-        }
-    }
-    values
+    topics::all_values(cluster, topic).await.unwrap()
 }
