@@ -75,8 +75,13 @@ impl Expected {
         })
     }
 
-    /// Compares everything, and asks for the state of one key.
-    pub(crate) async fn check(&self, cluster: &Client, shown: &Shown) -> Result<()> {
+    /// Compares everything, and asks for the state of one key. `written`: how many clicks there should be.
+    pub(crate) async fn check(&self, cluster: &Client, shown: &Shown, written: u64) -> Result<()> {
+        let found = self.clicks();
+        ensure!(
+            found == written,
+            "{written} clicks were written, the topic has {found}"
+        );
         let windows = match late_clicks(cluster).await? {
             0 => self.check_windows(shown)?,
             late => self.check_total(shown, late)?,
@@ -106,6 +111,10 @@ impl Expected {
         Ok(())
     }
 
+    fn clicks(&self) -> u64 {
+        self.windows.values().map(|window| window.clicks).sum()
+    }
+
     fn check_windows(&self, shown: &Shown) -> Result<String> {
         ensure!(
             self.windows.len() == shown.windows.len(),
@@ -130,7 +139,7 @@ impl Expected {
     fn check_total(&self, shown: &Shown, late: u64) -> Result<String> {
         let counted = |window: &Value| window["clicks"].as_u64().unwrap_or(0);
         let found: u64 = shown.windows.values().map(counted).sum();
-        let expected: u64 = self.windows.values().map(|window| window.clicks).sum();
+        let expected = self.clicks();
         ensure!(
             found + late == expected,
             "{found} clicks are in windows and {late} were late, of {expected}"

@@ -151,6 +151,10 @@ async fn run(options: &Options, clicks: Option<Vec<Vec<u8>>>, address: &str) -> 
     let cluster = Client::connect(address)?;
     cluster.create_topic("clicks", PARTITIONS).await?;
     let finite = options.once || clicks.is_some();
+    let written = match &clicks {
+        Some(clicks) => clicks.len() as u64,
+        None => options.rows,
+    };
     match clicks {
         Some(clicks) => produce(&cluster, &clicks).await?,
         None => generate(&cluster, options).await?,
@@ -175,7 +179,7 @@ async fn run(options: &Options, clicks: Option<Vec<Vec<u8>>>, address: &str) -> 
     let arrived = tokio::time::timeout(PATIENCE, arriving).await;
     arrived.context("the products are not what an independent computation gives")??;
     say(&shown.table())?;
-    expected.check(&cluster, &shown).await?;
+    expected.check(&cluster, &shown, written).await?;
     if !options.once {
         say(&way_on(&cluster, address).await?)?;
         std::future::pending::<()>().await;
@@ -269,7 +273,11 @@ async fn watch(cluster: &Client, address: &str, shown: &mut Shown) -> Result<()>
         if is_terminal() || shown.windows.len() > windows_said {
             windows_said = shown.windows.len();
             let products = shown.products.len();
-            let table = format!("{}\nproducts sold: {products}\n", shown.table());
+            let first = match shown.windows.is_empty() {
+                true => "(ten seconds come out after fifteen: clicks may be five seconds late)\n",
+                false => "",
+            };
+            let table = format!("{}{first}\nproducts sold: {products}\n", shown.table());
             let way_on = way_on(cluster, address).await?;
             say(&format!("{}{way_on}", in_place(&table)))?;
         }

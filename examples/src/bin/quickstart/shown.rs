@@ -48,9 +48,6 @@ impl Shown {
             "\n{:<20} {:>8} {:>7} {:>8} {:>10} {:>12}\n",
             "ten seconds from", "clicks", "carts", "bought", "abandoned", "revenue"
         );
-        if self.windows.is_empty() {
-            text += "(ten seconds come out after fifteen: clicks may be five seconds late)\n";
-        }
         for (start, window) in self.windows.iter().rev().take(ROWS).rev() {
             let number = |name: &str| window[name].as_i64().unwrap_or(0);
             text += &format!(
