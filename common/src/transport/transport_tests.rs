@@ -132,7 +132,7 @@ fn a_reply_of_many_batches_arrives_as_it_was_sent() {
     let transport = Transport::start("test").unwrap();
     block_on(async {
         // None, less than a piece, whole pieces, and one byte more or less than that.
-        for length in [0, 1, 32_767, 32_768, 32_769, 1 << 20, 3 << 20] {
+        for length in [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20] {
             let call = FetchBatches {
                 partition: TopicPartition {
                     topic: TopicId(uuid::Uuid::from_u128(1)),
