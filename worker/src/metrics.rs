@@ -81,7 +81,7 @@ pub struct PartitionNumbers {
 /// What a task gauge is called, what it means, and where it comes from.
 type TaskGauge = (&'static str, &'static str, fn(&TaskMetrics) -> Option<f64>);
 
-const TASK_GAUGES: [TaskGauge; 10] = [
+const TASK_GAUGES: [TaskGauge; 11] = [
     ("task_rows_in", "Rows taken since the task started", |m| {
         Some(m.rows_in as f64)
     }),
@@ -114,6 +114,11 @@ const TASK_GAUGES: [TaskGauge; 10] = [
     ("task_state_bytes", "Bytes of its state", |m| {
         Some(m.state_bytes as f64)
     }),
+    (
+        "task_state_memory_bytes",
+        "Bytes of memory its state takes",
+        |m| Some(m.state_memory_bytes as f64),
+    ),
     (
         "task_busy_ratio",
         "Share of the last moment in which it worked",

@@ -58,6 +58,9 @@ pub struct TaskReport {
     pub task: TaskId,
     pub state: TaskState,
     pub metrics: TaskMetrics,
+    /// It has no memory left, and a completed checkpoint would give some back.
+    #[serde(default)]
+    pub wants_checkpoint: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,6 +95,9 @@ pub struct TaskMetrics {
     pub lag_records: u64,
     pub state_bytes: u64,
     pub state_keys: u64,
+    /// What the state takes of the worker's memory; the rest of it is on disk only.
+    #[serde(default)]
+    pub state_memory_bytes: u64,
     /// Of the last second, in thousandths: working, and waiting for room in an output.
     pub busy_permille: u16,
     pub blocked_permille: u16,

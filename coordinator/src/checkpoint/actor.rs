@@ -52,6 +52,14 @@ impl Message for TakeCheckpoints {
     type Result = ();
 }
 
+/// A task of this generation wants a checkpoint soon.
+#[derive(Debug)]
+pub(crate) struct WantCheckpoint(pub(crate) Generation);
+
+impl Message for WantCheckpoint {
+    type Result = ();
+}
+
 #[derive(Debug)]
 pub(crate) struct Acknowledge(pub(crate) AckCheckpoint);
 
@@ -303,6 +311,15 @@ impl Handler<TakeCheckpoints> for CheckpointActor {
             },
         };
         self.happen(event, ctx);
+    }
+}
+
+impl Handler<WantCheckpoint> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, wanted: WantCheckpoint, ctx: &mut Context<CheckpointActor>) {
+        let WantCheckpoint(generation) = wanted;
+        self.happen(Event::Wanted { generation }, ctx);
     }
 }
 

@@ -47,6 +47,10 @@ pub enum Event {
     },
     /// No generation runs.
     Halt,
+    /// A task has no memory left: the next checkpoint does not wait for its time.
+    Wanted {
+        generation: Generation,
+    },
     /// `first` to `last`, both included, are this machine's to give out.
     Reserved {
         first: CheckpointId,
@@ -193,6 +197,7 @@ impl CheckpointMachine {
                 kind,
             } => self.start(now, generation, team, kind, &mut effects),
             Event::Halt => self.halt(now, &mut effects),
+            Event::Wanted { generation } => self.hurry(now, generation),
             Event::Reserved { first, last } => self.own(first, last),
             Event::ReservationFailed => {
                 self.reserving = false;
@@ -302,6 +307,14 @@ impl CheckpointMachine {
             due: now.plus(self.settings.interval),
             not_before: now,
         });
+    }
+
+    fn hurry(&mut self, now: Tick, generation: Generation) {
+        if let Some(run) = &mut self.run
+            && run.generation == generation
+        {
+            run.due = run.due.min(now);
+        }
     }
 
     fn halt(&mut self, now: Tick, effects: &mut Vec<Effect>) {

@@ -206,6 +206,30 @@ fn a_checkpoint_is_injected_acknowledged_proposed_and_completed() {
 }
 
 #[test]
+fn a_checkpoint_that_is_wanted_comes_at_once_but_not_on_the_heels_of_another() {
+    let mut world = World::running();
+    let wanted = |generation| Event::Wanted { generation };
+    world.tell(wanted(Generation(9)));
+    assert!(world.injects.is_empty(), "of another generation");
+    world.tell(wanted(world.generation));
+    assert_eq!(world.injects.len(), 2);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    world.settle(true);
+    world.tell(wanted(world.generation));
+    assert_eq!(world.injects.len(), 2, "the last one has just ended");
+    world.pass(MIN_PAUSE);
+    assert_eq!(world.injects.len(), 4);
+    world.confirm(2);
+    world.acknowledge_all(2);
+    world.settle(true);
+    world.pass(MIN_PAUSE);
+    assert_eq!(world.injects.len(), 4, "nobody wants one");
+    world.pass(INTERVAL);
+    assert_eq!(world.injects.len(), 6);
+}
+
+#[test]
 fn no_checkpoint_starts_before_its_number_is_reserved() {
     let mut world = World::idle();
     world.run(false);

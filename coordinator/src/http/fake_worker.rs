@@ -174,6 +174,7 @@ impl Shared {
                     true => life.sources.clone(),
                     false => life.others.clone(),
                 },
+                wants_checkpoint: false,
                 metrics: TaskMetrics {
                     rows_in: life.beats * 100,
                     watermark: Some(Timestamp(1_700_000_000_000)),

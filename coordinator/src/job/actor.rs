@@ -18,7 +18,7 @@ use super::facts::{Facts, Proposal, slots_by_job, workers_for};
 use super::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
 use super::messages::{FinalCheckpointCompleted, JobFacts, Observe, TasksReported};
 use super::observed::Observed;
-use crate::checkpoint::actor::{CheckpointActor, TakeCheckpoints};
+use crate::checkpoint::actor::{CheckpointActor, TakeCheckpoints, WantCheckpoint};
 use crate::controller::Controller;
 use crate::metadata_log::ProposeError;
 use crate::placement::tasks::JobShape;
@@ -243,6 +243,10 @@ impl Handler<TasksReported> for JobActor {
         let now = self.now();
         for report in &reported.tasks {
             self.observed.report(now, report);
+        }
+        if let Some(report) = reported.tasks.iter().find(|report| report.wants_checkpoint) {
+            // One that is lost is followed by the next heartbeat's.
+            drop(self.checkpoints.try_send(WantCheckpoint(report.generation)));
         }
         let tasks = reported.tasks.into_iter();
         let event = Event::TasksReported {

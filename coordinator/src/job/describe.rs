@@ -100,6 +100,8 @@ pub struct TaskDescription {
     pub lag_records: u64,
     pub watermark: Option<String>,
     pub state_keys: u64,
+    /// What the state takes of the worker's memory; the rest of it is on disk only.
+    pub state_memory_bytes: u64,
     pub state_bytes: u64,
     pub busy_permille: u16,
     pub blocked_permille: u16,
@@ -339,6 +341,7 @@ impl<'a> Tasks<'a> {
             lag_records: metrics.lag_records,
             watermark: metrics.watermark.map(describe_time),
             state_keys: metrics.state_keys,
+            state_memory_bytes: metrics.state_memory_bytes,
             state_bytes: metrics.state_bytes,
             busy_permille: metrics.busy_permille,
             blocked_permille: metrics.blocked_permille,

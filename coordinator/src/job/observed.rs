@@ -157,6 +157,7 @@ mod tests {
             generation: Generation(generation),
             task: TASK,
             state: TaskState::Running,
+            wants_checkpoint: false,
             metrics: TaskMetrics {
                 rows_in,
                 ..TaskMetrics::default()

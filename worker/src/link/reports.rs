@@ -1,6 +1,7 @@
 //! How the tasks of this worker are, as the heartbeat tells it: written by tasks, read without them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::ids::{Generation, JobId, TaskId};
@@ -17,6 +18,7 @@ pub struct TaskReports {
 #[derive(Debug)]
 pub struct TaskStatus {
     current: Mutex<(TaskState, TaskMetrics)>,
+    wants_checkpoint: AtomicBool,
     urgent: Arc<Notify>,
 }
 
@@ -30,7 +32,11 @@ impl TaskReports {
         urgent: Arc<Notify>,
     ) -> Arc<TaskStatus> {
         let current = Mutex::new((TaskState::Deploying, TaskMetrics::default()));
-        let status = Arc::new(TaskStatus { current, urgent });
+        let status = Arc::new(TaskStatus {
+            current,
+            wants_checkpoint: AtomicBool::new(false),
+            urgent,
+        });
         self.tasks().insert((job, generation, task), status.clone());
         status
     }
@@ -55,6 +61,7 @@ impl TaskReports {
                 task: key.2,
                 state,
                 metrics,
+                wants_checkpoint: status.wants_checkpoint.load(Ordering::Relaxed),
             }
         };
         tasks.iter().map(report).collect()
@@ -81,6 +88,14 @@ impl TaskStatus {
 
     pub fn set_metrics(&self, metrics: TaskMetrics) {
         self.current().1 = metrics;
+    }
+
+    /// Asks for a checkpoint at once, or no longer.
+    pub fn want_checkpoint(&self, wanted: bool) {
+        self.wants_checkpoint.store(wanted, Ordering::Relaxed);
+        if wanted {
+            self.urgent.notify_one();
+        }
     }
 
     fn current(&self) -> MutexGuard<'_, (TaskState, TaskMetrics)> {
