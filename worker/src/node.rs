@@ -36,6 +36,7 @@ use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::{DISK_PARALLELISM, Partitions, directories};
 use crate::partition::settings::PartitionSettings;
 use crate::slots::Threads;
+use crate::task::memory::{MemoryPlan, StateMemory};
 
 /// A running worker.
 #[derive(Debug)]
@@ -233,6 +234,7 @@ async fn run(
         threads.control(),
     );
     let jobs_directory = config.data_dir.join("jobs");
+    let memory = MemoryPlan::of(config.memory_bytes);
     let services = Services {
         session: session.clone(),
         coordinator: config.coordinator.clone(),
@@ -245,6 +247,8 @@ async fn run(
         urgent: urgent.clone(),
         threads: threads.clone(),
         custom,
+        memory,
+        state_memory: StateMemory::new(memory.state_bytes),
         jobs_directory: jobs_directory.clone(),
     };
     let kept = kept_jobs(&jobs_directory);

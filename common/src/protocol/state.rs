@@ -37,7 +37,7 @@ pub struct QueryState {
     pub limit: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StateEntries {
     pub entries: Vec<StateEntry>,
     /// There are more beyond `limit`.

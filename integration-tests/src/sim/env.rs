@@ -50,6 +50,8 @@ pub struct Env {
     pub network: Network,
     pub checkers: Checkers,
     pub sabotage: Option<Sabotage>,
+    /// How often a task did not have in memory what it needed.
+    pub questions: u64,
     clock: Arc<ManualClock>,
     random: Random,
     queue: BTreeMap<(Tick, u64), Event>,
@@ -65,6 +67,7 @@ impl Env {
             network,
             checkers: Checkers::default(),
             sabotage,
+            questions: 0,
             clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
             random: seeded(seed, 1),
             queue: BTreeMap::new(),

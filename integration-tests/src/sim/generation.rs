@@ -17,22 +17,30 @@ use common::time::Span;
 use tokio::sync::Notify;
 use worker::checkpoint::chunk::TaskChunk;
 use worker::checkpoint::participant::Participant;
-use worker::checkpoint::state_store::{JobStateStore, StateError, StoreOptions, ViewPlace};
+use worker::checkpoint::state_store::{
+    FoldedTask, JobStateStore, StateError, StoreOptions, ViewPlace,
+};
 use worker::exchange::lanes::Lanes;
 use worker::job::assembly::{self, Restored};
 use worker::keyed_state::codec::bigint_key;
+use worker::keyed_state::section::TableId;
 use worker::keyed_state::table::At;
 use worker::link::reports::TaskReports;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
 use worker::sink::transactions::Writer;
 use worker::sink::write_queue::{NextAppend, WriteQueue};
+use worker::task::chain::Question;
 use worker::task::channel_input::ChannelInput;
-use worker::task::machine::{Failure, Input, Progress, TaskMachine};
+use worker::task::failure::Failure;
+use worker::task::machine::{Input, TaskMachine};
+use worker::task::memory::StateMemory;
 use worker::task::message::Barrier;
 use worker::task::messages::Snapshot;
+use worker::task::progress::Progress;
 use worker::task::sink_pump::SinkQueue;
 use worker::task::source_input::SourceInput;
+use worker::task::under_way::UnderWay;
 
 use super::disk::Disk;
 use super::env::Env;
@@ -47,6 +55,7 @@ const RESTORE_MS: u64 = 30;
 const WRITE_MS: u64 = 15;
 const FOLD_MS: u64 = 60;
 const RETRY_EVERY: Span = Span::from_millis(100);
+const LOOK_EVERY: Span = Span::from_millis(200);
 
 /// When a worker folds and writes base files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +63,8 @@ pub struct StoreChoice {
     pub fold_every: usize,
     pub base_after_bytes: u64,
     pub log_bytes: u64,
+    /// Memory for the tables of the tasks; `None`: they are all in memory.
+    pub table_bytes: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -61,6 +72,7 @@ pub struct RunningJob {
     deployment: Arc<Deployment>,
     me: (NodeId, WorkerEpoch),
     choice: StoreChoice,
+    memory: Option<Arc<StateMemory>>,
     local: BTreeSet<TaskId>,
     tasks: BTreeMap<TaskId, RunningTask>,
     participant: Participant<Snapshot>,
@@ -83,6 +95,7 @@ impl RunningJob {
             participant: Participant::new(local.clone()),
             me,
             choice,
+            memory: choice.table_bytes.map(StateMemory::new),
             local,
             tasks: BTreeMap::new(),
             store: None,
@@ -135,7 +148,8 @@ impl RunningJob {
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let opened = self.open_store(disk);
         let restored = opened.and_then(|store| {
-            let restored = assembly::restore(&store, &self.deployment, &self.local, &history)?;
+            let (deployment, local) = (&self.deployment, &self.local);
+            let restored = assembly::restore(&store, deployment, local, custom, &history)?;
             Ok((store, restored))
         });
         match restored {
@@ -159,6 +173,7 @@ impl RunningJob {
             fold_every: self.choice.fold_every,
             base_after_bytes: self.choice.base_after_bytes,
             log_bytes: self.choice.log_bytes,
+            resident_bytes: self.choice.table_bytes.map_or(u64::MAX, |bytes| bytes / 2),
             ..StoreOptions::new(self.deployment.graph.key_groups)
         };
         let name = format!("job-{}", self.job());
@@ -179,14 +194,15 @@ impl RunningJob {
         let Some(at) = self.deployment.restore else {
             return;
         };
-        for (task, tables) in restored {
+        for (task, begins) in restored {
             if task.stage != TALLIES {
                 continue;
             }
             let mut counts = BTreeMap::new();
-            for (id, table) in tables {
+            for (id, table) in &begins.tables {
                 if tally::counts_table(&id.table) {
-                    counts = tally::counts_in(table, At::Live).unwrap_or_default();
+                    let answer = |ask| begins.reader.as_ref()?.answer(id, ask).ok();
+                    counts = tally::counts_in(table, At::Live, answer).unwrap_or_default();
                 }
             }
             self.check_state(env, *task, at, &counts);
@@ -230,14 +246,20 @@ impl RunningJob {
             .iter()
             .map(|task| (*task, Arc::default()))
             .collect();
+        if self.memory.is_some() {
+            let timer = Timer::Look(self.job(), self.generation());
+            who.after(env, LOOK_EVERY, timer);
+        }
         let mut ends = assembly::connect(&self.deployment, &wakes, lanes);
         let deployment = self.deployment.clone();
         let generation = self.generation();
         for (task, wake) in wakes {
             let stage = deployment.graph.stage(task.stage);
-            let tables = restored.remove(&task).unwrap_or_default();
+            let begins = restored.remove(&task).unwrap_or_default();
+            let spills = !assembly::spilling(stage, custom).is_empty();
+            let memory = self.memory.as_ref().filter(|_| spills);
             let outputs = ends.outputs.remove(&task).unwrap_or_default();
-            let assembled = assembly::assemble(&deployment, task, tables, outputs, custom);
+            let assembled = assembly::assemble(&deployment, task, begins.tables, outputs, custom);
             let mut assembled = assembled.expect("the job's plan is sound");
             let (watermark, sealed) = (assembled.watermark, assembled.sealed);
             let verdict =
@@ -307,7 +329,10 @@ impl RunningJob {
                     sink: queue,
                     progress: Progress::restored(deployment.restore, sealed, watermark),
                     restored: deployment.restore,
+                    memory: memory.map(StateMemory::share),
+                    under_way: UnderWay::default(),
                 },
+                reader: begins.reader,
                 wake,
                 source,
                 sink: TallySink::new(end, written, tallies),
@@ -321,6 +346,24 @@ impl RunningJob {
                 self.fail(env, who, task, failure);
             }
         }
+    }
+
+    pub fn answer(&mut self, env: &mut Env, who: Who, task: TaskId, question: &Question) {
+        let Some(running) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        if let Err(failure) = running.answer(question) {
+            self.fail(env, who, task, failure);
+        }
+    }
+
+    /// Lets tasks without memory take a little, and comes again.
+    pub fn look(&mut self, env: &mut Env, who: Who) {
+        for running in self.tasks.values_mut() {
+            running.machine.look(env.now);
+            running.wake.notify_one();
+        }
+        who.after(env, LOOK_EVERY, Timer::Look(self.job(), self.generation()));
     }
 
     /// Schedules a turn of every task that was woken.
@@ -373,12 +416,21 @@ impl RunningJob {
         if task.stage != TALLIES {
             return;
         }
-        let chain = &self.tasks[&task].machine.chain;
-        let tables = chain.operators().flat_map(|(_, _, state)| &state.tables);
+        let running = &self.tasks[&task];
+        let operators = running.machine.chain.operators();
+        let tables = operators.flat_map(|(id, _, state)| {
+            let tables = state.tables.iter();
+            tables.map(move |(name, table)| (id, name, table))
+        });
         let mut counts = BTreeMap::new();
-        for (name, table) in tables {
+        for (operator, name, table) in tables {
             if tally::counts_table(name) {
-                match tally::counts_in(table, At::Completed(completed)) {
+                let id = TableId {
+                    operator: operator.to_owned(),
+                    table: name.clone(),
+                };
+                let answer = |ask| running.read(&id, ask).ok();
+                match tally::counts_in(table, At::Completed(completed), answer) {
                     Some(found) => counts = found,
                     None => return env.break_promise(format!("task {task} forgot {completed}")),
                 }
@@ -545,11 +597,50 @@ impl RunningJob {
         let facts = image.jobs.get(&self.job());
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let Some(store) = &self.store else { return };
-        if let Err(error) = store.fold(completed, &history) {
-            return env.break_promise(format!("{who:?} cannot fold {completed}: {error}"));
+        let mut oldest = Some(completed);
+        for running in self.tasks.values_mut() {
+            oldest = oldest.min(running.machine.complete(completed));
+        }
+        if let Some(oldest) = oldest {
+            let outcome = match env.sabotaged(Sabotage::EvictUnfolded) && env.draw(2) == 0 {
+                true => Ok(self.readers(oldest)),
+                false => store.fold(oldest, &history),
+            };
+            match outcome {
+                Ok(folded) => self.tell_folded(env, who, folded),
+                Err(error) => {
+                    let broken = format!("{who:?} cannot fold {oldest}: {error}");
+                    return env.break_promise(broken);
+                }
+            }
         }
         self.folded = Some(completed);
         self.fold(env, who);
+    }
+
+    /// What tasks read of the view, said to be at a checkpoint.
+    fn readers(&self, at: CheckpointId) -> Vec<FoldedTask> {
+        let readers = self.tasks.iter().filter_map(|(task, running)| {
+            let reader = running.reader.clone()?;
+            let task = *task;
+            Some(FoldedTask { task, at, reader })
+        });
+        readers.collect()
+    }
+
+    fn tell_folded(&mut self, env: &mut Env, who: Who, folded: Vec<FoldedTask>) {
+        for FoldedTask { task, at, reader } in folded {
+            let Some(running) = self.tasks.get_mut(&task) else {
+                continue;
+            };
+            let other = !running.reader.as_ref().is_some_and(|r| r.is_like(&reader));
+            let outcome = running.machine.folded(at, other);
+            running.reader = Some(reader);
+            running.wake.notify_one();
+            if let Err(failure) = outcome {
+                self.fail(env, who, task, failure);
+            }
+        }
     }
 
     // What tasks asked of partitions.

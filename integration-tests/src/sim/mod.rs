@@ -63,6 +63,8 @@ pub struct Summary {
     pub generations: u64,
     pub epochs: u64,
     pub crashes: u64,
+    /// How often a task did not have in memory what it needed.
+    pub questions: u64,
     /// Of all that happened, in order.
     pub fingerprint: u64,
 }
@@ -160,6 +162,7 @@ impl World {
             self.dispatch(event);
         }
         self.summary.virtual_ms = self.env.now.0;
+        self.summary.questions = self.env.questions;
         if let Some(metadata) = self.coordinator.metadata()
             && let Some(row) = metadata.jobs_by_name().next()
         {

@@ -48,6 +48,7 @@ impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let mut random = seeded(seed, 2);
         let random = &mut random;
+        let mut spilling = seeded(seed, 6);
         let click_partitions = from_to(random, 1, 4);
         let rough = below(random, 4) > 0;
         let mut kinds = FaultKinds {
@@ -81,6 +82,7 @@ impl Plan {
                     _ => 1 << 20,
                 },
                 log_bytes: from_to(random, 8 << 10, 256 << 10),
+                table_bytes: coin(&mut spilling).then(|| from_to(&mut spilling, 1, 8 << 10)),
             },
             weather: match rough {
                 true => Weather {
@@ -114,6 +116,7 @@ impl Plan {
             tallies: name("tallies"),
             sources: self.sources,
             operators: self.operators,
+            spills: self.store.table_bytes.is_some(),
         }
     }
 

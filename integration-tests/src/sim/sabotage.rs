@@ -31,10 +31,12 @@ pub enum Sabotage {
     DecideBeforeSync,
     /// A worker brings a checkpoint into its base state before it is complete.
     FoldUncompleted,
+    /// A task is told that the store has more of its state than it has.
+    EvictUnfolded,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 13] = [
+    pub const ALL: [Sabotage; 14] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -48,5 +50,6 @@ impl Sabotage {
         Sabotage::CompleteWithoutOne,
         Sabotage::DecideBeforeSync,
         Sabotage::FoldUncompleted,
+        Sabotage::EvictUnfolded,
     ];
 }

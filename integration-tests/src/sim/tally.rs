@@ -22,9 +22,10 @@ use common::schema::{Column, ColumnType};
 use common::time::{Span, Timestamp};
 use uuid::Uuid;
 use worker::keyed_state::codec::bigint_key;
+use worker::keyed_state::stored::{Answer, Ask, StoredRange, Until};
 use worker::keyed_state::table::{At, Table};
 use worker::operator::custom::CustomOperators;
-use worker::operator::{Operator, OperatorError};
+use worker::operator::{Call, Operator, OperatorError, Wanted};
 use worker::task::context::Context;
 use worker::task::message::Rows;
 
@@ -41,10 +42,14 @@ pub const COUNTED: TopicId = TopicId(Uuid::from_u128(2));
 pub const SOURCES: StageId = StageId(0);
 pub const TALLIES: StageId = StageId(1);
 const OPERATOR: &str = "tally";
+/// The same, told that its state may be larger than memory.
+const SPILLING: &str = "spilling tally";
 /// Key → how many of its clicks were counted.
 const COUNTS: &str = "counts";
 /// Namespace: the window's end. Key → how many.
 const WINDOWS: &str = "windows";
+/// Of a window that closes, read from the store at once.
+const FIRE_BYTES: usize = 100;
 
 /// What goes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +77,7 @@ pub struct Shape {
     pub tallies: TopicName,
     pub sources: u32,
     pub operators: u32,
+    pub spills: bool,
 }
 
 impl Click {
@@ -156,17 +162,28 @@ pub fn tallies_of(rows: &Rows) -> Vec<Tally> {
         .collect()
 }
 
-/// How often each key was counted, by the operator's table.
-pub fn counts_in(table: &Table, at: At) -> Option<BTreeMap<i64, i64>> {
-    let entries = table.entries(at)?.into_iter();
-    Some(
-        entries
-            .map(|(_, _, value)| {
-                let [key, count] = bytes_to_numbers(value);
-                (key, count)
-            })
-            .collect(),
-    )
+/// How often each key was counted, by the operator's table. `answer`: asks the store for what is not in
+/// memory. `None`: that state is no longer kept.
+pub fn counts_in(
+    table: &Table,
+    at: At,
+    mut answer: impl FnMut(Ask) -> Option<Answer>,
+) -> Option<BTreeMap<i64, i64>> {
+    let mut counts = BTreeMap::new();
+    for namespace in table.namespaces_at(at, i64::MIN).ok()? {
+        let range = match table.ask_range(at, [namespace], None, usize::MAX) {
+            Some(ask) => match answer(Ask::Range(ask))? {
+                Answer::Range(range) => range,
+                Answer::Keys(_) => unreachable!("a range was asked for"),
+            },
+            None => StoredRange::default(),
+        };
+        table.for_each_in(at, namespace, None, &range, |_, value| {
+            let [key, count] = bytes_to_numbers(value);
+            counts.insert(key, count);
+        });
+    }
+    Some(counts)
 }
 
 /// The counting table among an operator's tables.
@@ -175,7 +192,10 @@ pub fn counts_table(name: &str) -> bool {
 }
 
 pub fn operators() -> CustomOperators {
-    CustomOperators::default().with(OPERATOR, |_, _| Ok(Box::new(TallyClicks)))
+    CustomOperators::default()
+        .with(OPERATOR, |_, _| Ok(Box::new(TallyClicks::default())))
+        .with(SPILLING, |_, _| Ok(Box::new(TallyClicks::default())))
+        .spilling(SPILLING)
 }
 
 pub fn task_graph(shape: &Shape) -> TaskGraph {
@@ -212,7 +232,10 @@ pub fn task_graph(shape: &Shape) -> TaskGraph {
     let operator = OperatorSpec::Custom(Custom {
         id: OPERATOR.to_owned(),
         inputs: vec!["clicks".to_owned()],
-        name: OPERATOR.to_owned(),
+        name: match shape.spills {
+            true => SPILLING.to_owned(),
+            false => OPERATOR.to_owned(),
+        },
         keys: Vec::new(),
         schema: tallies.clone(),
         config: serde_json::Value::Null,
@@ -276,10 +299,26 @@ pub fn job_graph() -> JobGraph {
     JobGraph::default()
 }
 
-#[derive(Debug)]
-struct TallyClicks;
+#[derive(Debug, Default)]
+struct TallyClicks {
+    /// Of the window that is closing: up to where it has come out.
+    after: Option<Vec<u8>>,
+}
 
 impl Operator for TallyClicks {
+    fn prepare(
+        &mut self,
+        call: Call<'_>,
+        range: Option<StoredRange>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Wanted>, OperatorError> {
+        Ok(match call {
+            Call::Rows(_, rows) => unknown_clicks(rows, context),
+            Call::Watermark(watermark) => self.close(watermark, range, context),
+            Call::Seal => None,
+        })
+    }
+
     fn process(
         &mut self,
         _input: u16,
@@ -313,30 +352,67 @@ impl Operator for TallyClicks {
         context.emit(tally_rows(&tallies));
         Ok(())
     }
+}
 
-    fn watermark(
+impl TallyClicks {
+    /// Lets windows out, as far as is possible without the store.
+    fn close(
         &mut self,
         watermark: Timestamp,
+        mut range: Option<StoredRange>,
         context: &mut Context<'_>,
-    ) -> Result<(), OperatorError> {
-        let windows = context.table(WINDOWS);
-        let closed: Vec<i64> = windows
-            .namespaces()
-            .take_while(|end| *end <= watermark.0)
-            .collect();
-        let mut tallies = Vec::new();
-        for end in closed {
-            windows.for_each(end, |_, value| {
+    ) -> Option<Wanted> {
+        loop {
+            let windows = context.table(WINDOWS);
+            let end = windows.namespaces().next()?;
+            if end > watermark.0 {
+                return None;
+            }
+            let after = self.after.as_deref();
+            let ask = windows.ask_range(At::Live, [end], after, FIRE_BYTES);
+            if let (Some(ask), None) = (ask, &range) {
+                return Some(Wanted {
+                    table: WINDOWS,
+                    ask: Ask::Range(ask),
+                });
+            }
+            let range = range.take().unwrap_or_default();
+            let mut tallies = Vec::new();
+            windows.for_each_in(At::Live, end, after, &range, |_, value| {
                 let [key, count] = bytes_to_numbers(value);
                 tallies.push(Tally::Window { key, end, count });
             });
-            windows.clear_namespace(end);
+            match range.until {
+                Until::Key(last) => self.after = Some(last),
+                Until::End => {
+                    self.after = None;
+                    windows.clear_namespace(end);
+                }
+            }
+            // The table has no order of its own.
+            tallies.sort_unstable();
+            context.emit(tally_rows(&tallies));
         }
-        // The table has no order of its own.
-        tallies.sort_unstable();
-        context.emit(tally_rows(&tallies));
-        Ok(())
     }
+}
+
+/// What of the tables these rows need and memory does not have.
+fn unknown_clicks(rows: &Rows, context: &mut Context<'_>) -> Option<Wanted> {
+    let keys = rows.batch.column(0).as_primitive::<Int64Type>().values();
+    let times = rows.batch.column(2);
+    let times = times.as_primitive::<TimestampMillisecondType>().values();
+    let counts: Vec<_> = keys.iter().map(|key| (0, bigint_key(*key))).collect();
+    let windows = keys.iter().zip(times);
+    let windows = windows.map(|(key, time)| (window_end(*time), bigint_key(*key)));
+    let wanted = [(COUNTS, counts), (WINDOWS, windows.collect())];
+    wanted.into_iter().find_map(|(table, keys)| {
+        let keys = keys.iter().map(|(namespace, key)| (*namespace, &key[..]));
+        let unknown = context.table(table).unknown(keys);
+        (!unknown.is_empty()).then_some(Wanted {
+            table,
+            ask: Ask::Keys(unknown),
+        })
+    })
 }
 
 fn add_one(table: &mut Table, namespace: i64, key: i64) -> i64 {

@@ -13,11 +13,16 @@ use common::protocol::fetch::{FetchBatches, FetchedBatches};
 use common::protocol::produce::{Acks, Append, PartitionAppend};
 use common::time::Span;
 use tokio::sync::Notify;
+use worker::checkpoint::view_reader::{ViewError, ViewReader};
+use worker::keyed_state::section::TableId;
+use worker::keyed_state::stored::{Answer, Ask};
 use worker::metadata_image::MetadataImage;
 use worker::sink::SinkError;
 use worker::sink::transactions::NoTransaction;
 use worker::sink::write_queue::{NextAppend, Refusal, WriteQueue, judge};
 use worker::source::{SourceEvent, SourceRows, SplitState};
+use worker::task::chain::Question;
+use worker::task::failure::Failure;
 use worker::task::machine::TaskMachine;
 use worker::task::message::Barrier;
 use worker::task::sink_pump::{SinkCommand, SinkEnd, SinkEvent};
@@ -35,6 +40,8 @@ const FETCH_WAIT: Span = Span::from_millis(200);
 #[derive(Debug)]
 pub struct RunningTask {
     pub machine: TaskMachine,
+    /// Answers what is not in memory.
+    pub reader: Option<ViewReader>,
     pub wake: Arc<Notify>,
     pub source: Option<ClickSource>,
     pub sink: TallySink,
@@ -56,6 +63,8 @@ pub struct Wanted {
     pub appends: Vec<NextAppend>,
     /// Splits to be fetched from where they are.
     pub fetches: Vec<u32>,
+    /// What the store is to be asked.
+    pub question: Option<Question>,
 }
 
 /// Reads one task's partitions, a fetch of each under way at a time.
@@ -330,16 +339,12 @@ impl TallySink {
 
 impl RunningTask {
     /// Runs source, task and sink once round.
-    pub fn turn(
-        &mut self,
-        env: &mut Env,
-        image: &MetadataImage,
-    ) -> Result<Wanted, worker::task::machine::Failure> {
+    pub fn turn(&mut self, env: &mut Env, image: &MetadataImage) -> Result<Wanted, Failure> {
         self.scheduled = false;
         while let Some(mail) = self.mailbox.pop_front() {
             match mail {
                 Mail::Inject { barrier, drain } => self.machine.inject(barrier, drain)?,
-                Mail::Complete(checkpoint) => self.machine.complete(checkpoint),
+                Mail::Complete(checkpoint) => drop(self.machine.complete(checkpoint)),
             }
         }
         let mut wanted = Wanted::default();
@@ -350,7 +355,21 @@ impl RunningTask {
             self.wake.notify_one();
         }
         wanted.appends = self.sink.advance(env, &self.wake, image);
+        wanted.question = self.machine.question();
         Ok(wanted)
+    }
+
+    /// The store has found what it was asked.
+    pub fn answer(&mut self, question: &Question) -> Result<(), Failure> {
+        let answer = self.read(&question.table, question.ask.clone())?;
+        self.machine.answered(question, answer);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    pub fn read(&self, table: &TableId, ask: Ask) -> Result<Answer, ViewError> {
+        let reader = self.reader.as_ref().ok_or(ViewError::BuiltAnew)?;
+        reader.answer(table, ask)
     }
 }
 

@@ -22,6 +22,7 @@ use worker::link::reports::TaskReports;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
 use worker::sink::write_queue::NextAppend;
+use worker::task::chain::Question;
 
 use super::disk::{Crash, Disk};
 use super::env::{Env, Event, Timer as WorldTimer};
@@ -35,8 +36,9 @@ use super::task::{Wanted, append_request};
 const CALL_DEADLINE: Span = Span::from_secs(3);
 const RETRY_EVERY: Span = Span::from_millis(250);
 const BUNDLE_DEADLINE: Span = Span::from_secs(10);
-/// How long opening a log, and a message within the process, take at most.
+/// How long opening a log, reading from a view, and a message within the process, take at most.
 const OPEN_MS: u64 = 20;
+const READ_MS: u64 = 20;
 pub const MAILBOX_MS: u64 = 2;
 const SLOTS: u32 = 16;
 
@@ -56,6 +58,10 @@ pub enum Timer {
     Stopped(JobId),
     Restored(JobId, Generation),
     Turn(JobId, Generation, TaskId),
+    /// The store answers what a task has asked.
+    Answer(JobId, Generation, TaskId, Question),
+    /// Tasks look around.
+    Look(JobId, Generation),
     Written(JobId, Generation, AckCheckpoint),
     Acknowledge(JobId, Generation, AckCheckpoint),
     Folded(JobId, Generation, CheckpointId),
@@ -288,6 +294,16 @@ impl Life {
                 if let Some(running) = running(&mut self.jobs, job, generation) {
                     let calls = running.turn(env, who, task, &self.image);
                     self.begin(env, job, generation, task, calls);
+                }
+            }
+            Timer::Answer(job, generation, task, question) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    running.answer(env, who, task, &question);
+                }
+            }
+            Timer::Look(job, generation) => {
+                if let Some(running) = running(&mut self.jobs, job, generation) {
+                    running.look(env, who);
                 }
             }
             Timer::Written(job, generation, ack) => {
@@ -663,6 +679,12 @@ impl Life {
         }
         for split in wanted.fetches {
             self.fetch(env, job, generation, task, split);
+        }
+        if let Some(question) = wanted.question {
+            env.questions += 1;
+            let delay = env.some_ms(READ_MS);
+            let timer = Timer::Answer(job, generation, task, question);
+            self.who.after(env, delay, timer);
         }
     }
 

@@ -10,6 +10,7 @@ mod coordinator_damage;
 mod damage;
 mod exactly_once;
 mod expressions;
+mod larger_than_memory;
 mod produce_fetch;
 mod real_data;
 mod rest_errors;

@@ -67,9 +67,10 @@ fn new_worlds_keep_every_promise() {
         total.generations += summary.generations;
         total.epochs += summary.epochs;
         total.crashes += summary.crashes;
+        total.questions += summary.questions;
     }
     assert!(
-        total.epochs > 0 && total.crashes > 0,
+        total.epochs > 0 && total.crashes > 0 && total.questions > 0,
         "nothing was put to the test"
     );
 }

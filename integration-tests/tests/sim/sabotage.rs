@@ -5,7 +5,7 @@ use integration_tests::sim::run;
 use integration_tests::sim::sabotage::Sabotage;
 
 /// Seeds that each mistake may stay unnoticed for.
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 400;
 
 /// `first`: where to begin, for the mistakes that few worlds give an occasion to.
 fn is_found(sabotage: Sabotage, first: u64) {
@@ -48,7 +48,7 @@ fn take_repeated_frames_is_found() {
 
 #[test]
 fn barrier_overtakes_rows_is_found() {
-    is_found(Sabotage::BarrierOvertakesRows, 60);
+    is_found(Sabotage::BarrierOvertakesRows, 50);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn acknowledge_unwritten_is_found() {
 
 #[test]
 fn forget_sealed_before_is_found() {
-    is_found(Sabotage::ForgetSealedBefore, 60);
+    is_found(Sabotage::ForgetSealedBefore, 130);
 }
 
 #[test]
@@ -84,4 +84,9 @@ fn decide_before_sync_is_found() {
 #[test]
 fn fold_uncompleted_is_found() {
     is_found(Sabotage::FoldUncompleted, 1);
+}
+
+#[test]
+fn evict_unfolded_is_found() {
+    is_found(Sabotage::EvictUnfolded, 1);
 }

@@ -40,7 +40,7 @@ pub(super) struct ChunkHeader {
     pub(super) previous: Option<CheckpointId>,
     pub(super) part: u32,
     pub(super) last: bool,
-    tables: Vec<TableSections>,
+    pub(super) tables: Vec<TableSections>,
 }
 
 /// A record that is no chunk, though the log's checksum is right.
@@ -118,19 +118,33 @@ pub(super) fn encode(
     records
 }
 
+/// Before the header stands its length, in so many bytes.
+pub(super) const LENGTH_BYTES: usize = 4;
+
 /// The header of a record, and the bytes it speaks of.
 pub(super) fn decode(payload: &Bytes) -> Result<(ChunkHeader, Bytes), NotAChunk> {
-    let (length, rest) = payload.split_first_chunk::<4>().ok_or(NotAChunk)?;
-    let length = u32::from_le_bytes(*length) as usize;
-    let header = rest.get(..length).ok_or(NotAChunk)?;
-    let header: ChunkHeader = rmp_serde::from_slice(header).map_err(|_| NotAChunk)?;
-    match header.version {
-        VERSION => Ok((header, payload.slice(4 + length..))),
-        _ => Err(NotAChunk),
-    }
+    let length = header_length(payload)?;
+    let header = payload
+        .get(LENGTH_BYTES..)
+        .and_then(|rest| rest.get(..length));
+    let header = ChunkHeader::read(header.ok_or(NotAChunk)?)?;
+    Ok((header, payload.slice(LENGTH_BYTES + length..)))
+}
+
+pub(super) fn header_length(payload: &[u8]) -> Result<usize, NotAChunk> {
+    let (length, _) = payload.split_first_chunk().ok_or(NotAChunk)?;
+    Ok(u32::from_le_bytes(*length) as usize)
 }
 
 impl ChunkHeader {
+    pub(super) fn read(bytes: &[u8]) -> Result<ChunkHeader, NotAChunk> {
+        let header: ChunkHeader = rmp_serde::from_slice(bytes).map_err(|_| NotAChunk)?;
+        match header.version {
+            VERSION => Ok(header),
+            _ => Err(NotAChunk),
+        }
+    }
+
     /// Applies the record's changes to what came before.
     pub(super) fn apply(
         &self,

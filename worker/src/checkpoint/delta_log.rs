@@ -5,15 +5,17 @@
 //! checkpoint. Whether a chunk counts is not written in it: that is a fact of the job's history.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::ids::{CheckpointId, Generation, TaskId};
+use common::seglog::frame::FRAME_HEADER_BYTES;
 use common::seglog::storage::LogStorage;
 use common::seglog::{LogError, Options, Position, Reader, Record, SegLog};
 
-use super::chunk::{self, EncodedRecord, NotAChunk, TaskChunk};
+use super::chunk::{self, ChunkHeader, EncodedRecord, NotAChunk, TaskChunk};
 use crate::keyed_state::overlay::Overlay;
-use crate::keyed_state::section::TableId;
+use crate::keyed_state::section::{Section, TableId};
 
 #[derive(Debug)]
 pub(super) struct DeltaLog {
@@ -48,6 +50,15 @@ impl ChunkRef {
     pub(super) fn position(&self) -> Position {
         *self.records.first().expect("a chunk has a record")
     }
+}
+
+/// Where one record has the changes of one table.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedTable {
+    pub(super) cleared: Vec<i64>,
+    /// By key group, one after the other.
+    pub(super) sections: Vec<(Position, Section)>,
+    record: Position,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -216,6 +227,68 @@ impl DeltaLog {
                 })??;
             let (header, body) = chunk::decode(&record.payload()).map_err(not_a_chunk)?;
             header.apply(&body, changes).map_err(not_a_chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Where a chunk has the changes of each table; reads no more than the headers.
+    pub(super) fn tables_of(
+        &self,
+        chunk: &ChunkRef,
+    ) -> Result<Vec<(TableId, PlacedTable)>, DeltaLogError> {
+        let mut tables = Vec::new();
+        for record in &chunk.records {
+            let not_a_chunk = |source| DeltaLogError::NotAChunk {
+                position: *record,
+                source,
+            };
+            let payload = record.plus(FRAME_HEADER_BYTES as u64);
+            let length = self.reader.read(payload, chunk::LENGTH_BYTES)?;
+            let header_at = payload.plus(length.len() as u64);
+            let length = chunk::header_length(&length).map_err(not_a_chunk)?;
+            let header = self.reader.read(header_at, length)?;
+            let header = ChunkHeader::read(&header).map_err(not_a_chunk)?;
+            let mut at = header_at.plus(length as u64);
+            for table in header.tables {
+                let place = |section: Section| {
+                    let start = at;
+                    at = at.plus(section.bytes);
+                    (start, section)
+                };
+                let placed = PlacedTable {
+                    cleared: table.cleared,
+                    sections: table.sections.into_iter().map(place).collect(),
+                    record: *record,
+                };
+                tables.push((table.table, placed));
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Applies what a record has of a table in some key groups.
+    pub(super) fn apply_sections(
+        &self,
+        placed: &PlacedTable,
+        groups: &RangeInclusive<u16>,
+        changes: &mut Overlay,
+    ) -> Result<(), DeltaLogError> {
+        let wanted = |(_, section): &&(Position, Section)| groups.contains(&section.group.0);
+        let sections: Vec<_> = placed.sections.iter().filter(wanted).collect();
+        let (Some((start, _)), Some((last, section))) = (sections.first(), sections.last()) else {
+            return Ok(());
+        };
+        let bytes = last.plus(section.bytes).since(*start);
+        let bytes = usize::try_from(bytes).expect("a record fits into memory");
+        let bytes = self.reader.read(*start, bytes)?;
+        let mut rest = &bytes[..];
+        for (_, section) in sections {
+            section
+                .apply(&mut rest, changes)
+                .map_err(|_| DeltaLogError::NotAChunk {
+                    position: placed.record,
+                    source: NotAChunk,
+                })?;
         }
         Ok(())
     }

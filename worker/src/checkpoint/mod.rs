@@ -4,7 +4,9 @@
 pub mod participant;
 pub mod chunk;
 mod delta_log;
+mod changes;
 mod fold;
+pub mod view_reader;
 pub mod state_store;
 
 #[cfg(test)]
@@ -13,3 +15,5 @@ mod format_tests;
 mod participant_tests;
 #[cfg(test)]
 mod state_store_tests;
+#[cfg(test)]
+mod spill_tests;

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Base file and the chunks that count are the truth. Every chunk names the one before it, so a gap is
-//! noticed and never read over. The view answers restarts and single keys faster; it is thrown away and
-//! built anew whenever it does not open or is not exactly what was written to it.
+//! noticed and never read over. The view answers restarts and single keys faster, and is all that has, at
+//! hand, what a task does not keep in memory; it is thrown away and built anew whenever it does not open or
+//! is not exactly what was written to it.
 //!
 //! In the order of a task's life: `restore` gives it its tables; `persist` makes what it sealed durable;
 //! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go.
@@ -26,10 +27,12 @@ use common::seglog::storage::LogStorage;
 use common::seglog::{LogError, is_disk_full};
 use common::time::Span;
 
+use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
-use super::fold::{Loaded, TaskView};
-use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
+use super::fold::{InMemory, Loaded, TaskView};
+use super::view_reader::{ViewError, ViewReader, ViewSlot};
+use crate::keyed_state::base_file::{self, BaseFile, BaseFileError, ReadStretch, Since};
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::Table;
@@ -43,6 +46,22 @@ const LOCK_WAIT: Span = Span::from_secs(30);
 /// The tables of one task.
 pub type TaskTables = BTreeMap<TableId, Table>;
 
+/// What a task begins with.
+#[derive(Debug, Default)]
+pub struct RestoredTask {
+    pub tables: TaskTables,
+    /// Answers what the tables of the spilling operators do not have in memory.
+    pub reader: Option<ViewReader>,
+}
+
+/// How far a task's part of the view is.
+#[derive(Clone, Debug)]
+pub struct FoldedTask {
+    pub task: TaskId,
+    pub at: CheckpointId,
+    pub reader: ViewReader,
+}
+
 /// Whether what was sealed under this generation and checkpoint belongs to the job's past;
 /// `None`: it is not decided yet.
 pub type History<'a> = &'a dyn Fn(Generation, CheckpointId) -> Option<bool>;
@@ -54,8 +73,11 @@ pub struct StoreOptions {
     pub key_groups: u16,
     /// Memory for the view's pages.
     pub view_cache_bytes: u64,
-    /// Completed checkpoints that are folded into the view together.
+    /// Memory for what a task's spilling operators read back of their state when it begins.
+    pub resident_bytes: u64,
+    /// Completed checkpoints that are folded into the view together, or fewer if they have so many bytes.
     pub fold_every: usize,
+    pub fold_bytes: u64,
     /// Chunks of a task that are worth a new base file, if they are also more than its last one.
     pub base_after_bytes: u64,
     /// How far the log may grow beyond a chunk that is in no base file.
@@ -68,6 +90,7 @@ pub struct JobStateStore {
     options: StoreOptions,
     log: DeltaLog,
     view: ViewPlace,
+    open_view: ViewSlot,
     /// Sealed, but not durable yet: after a failure they go with the next ones.
     unpersisted: Mutex<Vec<TaskChunk>>,
     folding: Mutex<Folding>,
@@ -83,7 +106,6 @@ pub struct ViewPlace {
 
 #[derive(Default)]
 struct Folding {
-    view: Option<Arc<dyn KvStore>>,
     tasks: BTreeMap<TaskId, Folded>,
 }
 
@@ -103,6 +125,8 @@ pub enum StateError {
     Base(#[from] BaseFileError),
     #[error(transparent)]
     View(#[from] KvError),
+    #[error(transparent)]
+    Reading(ViewError),
     #[error("the state in \"{}\" is still in use", directory.display())]
     InUse { directory: PathBuf },
     #[error("could not use \"{}\"", directory.display())]
@@ -128,7 +152,9 @@ impl StoreOptions {
         StoreOptions {
             key_groups,
             view_cache_bytes: 16 << 20,
+            resident_bytes: 64 << 20,
             fold_every: 8,
+            fold_bytes: 8 << 20,
             base_after_bytes: 4 << 20,
             log_bytes: 128 << 20,
         }
@@ -188,6 +214,7 @@ impl JobStateStore {
             options,
             log: DeltaLog::open(deltas, options.key_groups, options.log_bytes / 8)?,
             view,
+            open_view: ViewSlot::default(),
             unpersisted: Mutex::default(),
             folding: Mutex::new(folding),
             _lock: lock,
@@ -197,6 +224,9 @@ impl JobStateStore {
     /// The state a task begins with: that at a completed checkpoint, or none at all. Every task of a
     /// generation is restored before anything of it is persisted. Blocks.
     ///
+    /// `spilling`: the operators that ask before they read. Of their tables no more is read than there is
+    /// memory for; all others are in memory.
+    ///
     /// `Lost` says that this disk does not have all of it; nothing is ever filled in.
     pub fn restore(
         &self,
@@ -204,18 +234,16 @@ impl JobStateStore {
         task: TaskId,
         at: Option<CheckpointId>,
         history: History<'_>,
-    ) -> Result<TaskTables, StateError> {
+        spilling: &BTreeSet<String>,
+    ) -> Result<RestoredTask, StateError> {
         let mut folding = lock(&self.folding);
         lock(&self.unpersisted).retain(|chunk| chunk.task != task);
-        let tables = match at {
-            Some(at) => self.read(&mut folding, task, at, history)?,
-            None => BTreeMap::new(),
+        let restored = match at {
+            Some(at) => self.read(&mut folding, task, at, history, spilling)?,
+            None => RestoredTask::default(),
         };
         self.log.restart(task, generation, at);
-        let restored = tables
-            .into_iter()
-            .filter_map(|(table, overlay)| Some((table, Table::restored(at?, overlay))));
-        Ok(restored.collect())
+        Ok(restored)
     }
 
     /// Makes everything durable that tasks have sealed, with one sync, and says how many bytes each
@@ -238,8 +266,15 @@ impl JobStateStore {
     }
 
     /// Brings completed checkpoints into view and base files, and lets go of the chunks that are in a base
-    /// file. In the background, one at a time, for the newest completed checkpoint. Blocks.
-    pub fn fold(&self, completed: CheckpointId, history: History<'_>) -> Result<(), StateError> {
+    /// file. In the background, one at a time. Blocks.
+    ///
+    /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
+    /// an older state. Answers how far the view of each task is.
+    pub fn fold(
+        &self,
+        completed: CheckpointId,
+        history: History<'_>,
+    ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = lock(&self.folding);
         let known: BTreeSet<TaskId> = folding
             .tasks
@@ -261,19 +296,32 @@ impl JobStateStore {
             }
             match self.fold_into_view(&mut folding, task, to, &counted) {
                 Ok(()) => {}
-                Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
+                Err(StateError::View(error)) => {
+                    folding.forget_views();
+                    self.give_up_view(error)?;
+                }
                 Err(error) => return Err(error),
             }
         }
+        // A view that lags behind its base file still gets there by chunks: built anew, it would take its
+        // readers with it.
         let needed = |task: TaskId, chunk: &ChunkRef| {
-            let base = folding
-                .tasks
-                .get(&task)
-                .and_then(|folded| folded.base.as_ref());
+            let folded = folding.tasks.get(&task);
+            let base = folded.and_then(|folded| folded.base.as_ref());
+            let view = folded.and_then(|folded| folded.view.as_ref());
             let in_base = base.is_some_and(|base| chunk.checkpoint <= base.checkpoint());
-            !in_base && history(chunk.generation, chunk.checkpoint) != Some(false)
+            let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
+            !(in_base && in_view) && history(chunk.generation, chunk.checkpoint) != Some(false)
         };
-        Ok(self.log.drop_unneeded(&needed)?)
+        self.log.drop_unneeded(&needed)?;
+        let folded = |(task, folded): (&TaskId, &Folded)| {
+            Some(FoldedTask {
+                task: *task,
+                at: folded.view.as_ref()?.at()?,
+                reader: self.open_view.reader(*task),
+            })
+        };
+        Ok(folding.tasks.iter().filter_map(folded).collect())
     }
 
     /// The state of a task at a completed checkpoint, from the view if it is right, else from the truth.
@@ -283,32 +331,107 @@ impl JobStateStore {
         task: TaskId,
         at: CheckpointId,
         history: History<'_>,
-    ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
+        spilling: &BTreeSet<String>,
+    ) -> Result<RestoredTask, StateError> {
         let counted = self.counted(task, at, history);
-        let loaded = match self.load_view(folding, task) {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.give_up_view(folding, error)?;
-                None
+        folding.tasks.entry(task).or_default().view = None;
+        match self.read_view(folding, task, at, &counted, spilling) {
+            Ok(Some(restored)) => return Ok(restored),
+            Ok(None) => {}
+            Err(StateError::View(error) | StateError::Reading(ViewError::Store(error))) => {
+                folding.forget_views();
+                self.give_up_view(error)?;
             }
-        };
-        let folded = folding.tasks.entry(task).or_default();
-        folded.view = None;
-        if let Some(Loaded { view, mut tables }) = loaded
-            && let Some(chunks) = chain(&counted, view.at(), at)
-        {
-            self.apply(chunks, &mut tables)?;
-            folded.view = Some(view);
-            return Ok(tables);
+            Err(error) => return Err(error),
         }
-        let base_at = folded.base.as_ref().map(BaseFile::checkpoint);
+        let base = folding.tasks.entry(task).or_default().base.as_ref();
+        let base_at = base.map(BaseFile::checkpoint);
         let chunks = chain(&counted, base_at, at).ok_or(StateError::Lost { task, at })?;
-        let mut tables = match &folded.base {
+        let mut tables = match base {
             Some(base) => base.read()?,
             None => BTreeMap::new(),
         };
         self.apply(chunks, &mut tables)?;
-        Ok(tables)
+        let restored = tables.into_iter().map(|(id, state)| {
+            let mut table = Table::restored(at, state);
+            if spilling.contains(&id.operator) {
+                table.spill();
+            }
+            (id, table)
+        });
+        Ok(RestoredTask {
+            tables: restored.collect(),
+            reader: None,
+        })
+    }
+
+    /// The state of a task as the view has it, and the few chunks since; `None`: the view is of no use.
+    fn read_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        at: CheckpointId,
+        counted: &[ChunkRef],
+        spilling: &BTreeSet<String>,
+    ) -> Result<Option<RestoredTask>, StateError> {
+        let store = self.view()?;
+        let in_memory = InMemory {
+            spilling,
+            bytes: self.options.resident_bytes,
+        };
+        let mut loaded = TaskView::load(&store, task, in_memory)?
+            .filter(|loaded| chain(counted, loaded.view.at(), at).is_some());
+        let replayed: u64 = loaded
+            .iter()
+            .filter_map(|loaded| chain(counted, loaded.view.at(), at))
+            .flatten()
+            .map(|chunk| chunk.bytes)
+            .sum();
+        let too_much = replayed > self.options.resident_bytes;
+        if (loaded.is_none() || too_much) && !spilling.is_empty() {
+            // All of it in memory may be too much: the view is brought here first, and then read.
+            let folded = folding.tasks.entry(task).or_default();
+            folded.view = loaded.take().map(|loaded| loaded.view);
+            self.bring_view(&store, folded, task, at, counted)?;
+            loaded = TaskView::load(&store, task, in_memory)?;
+        }
+        let Some(Loaded { view, mut tables }) = loaded else {
+            return Ok(None);
+        };
+        let Some(chunks) = chain(counted, view.at(), at) else {
+            return Ok(None);
+        };
+        let mut changes: BTreeMap<TableId, Overlay> = BTreeMap::new();
+        for (id, stored) in &mut tables {
+            if !spilling.contains(&id.operator) {
+                changes.insert(id.clone(), std::mem::take(&mut stored.entries));
+            }
+        }
+        self.apply(chunks, &mut changes)?;
+        let reader = self.open_view.reader(task);
+        let mut restored = TaskTables::new();
+        for id in tables
+            .keys()
+            .chain(changes.keys())
+            .cloned()
+            .collect::<BTreeSet<_>>()
+        {
+            let changes = changes.remove(&id).unwrap_or_default();
+            let table = match spilling.contains(&id.operator) {
+                true => {
+                    let stored = tables.remove(&id).unwrap_or_default();
+                    let mut ask = |ask| reader.answer(&id, ask).map_err(StateError::Reading);
+                    Table::restored_from_store(at, stored, changes, &mut ask)?
+                }
+                false => Table::restored(at, changes),
+            };
+            restored.insert(id, table);
+        }
+        folding.tasks.entry(task).or_default().view = Some(view);
+        Ok(Some(RestoredTask {
+            tables: restored,
+            reader: Some(reader),
+        }))
     }
 
     fn write_base(
@@ -337,10 +460,11 @@ impl JobStateStore {
         if bytes < worth_it && !holds_up_the_log {
             return Ok(());
         }
-        let mut changes = BTreeMap::new();
-        self.apply(chunks, &mut changes)?;
+        let changes = Changes::of(&self.log, chunks)?;
+        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
+        let since = since(&changes, &read);
         let directory = self.directory.join(task.to_string());
-        let base = base_file::write(&directory, to, self.options.key_groups, before, &changes)?;
+        let base = base_file::write(&directory, to, self.options.key_groups, before, &since)?;
         // The former one goes only now that the new one can be relied upon.
         if let Some(before) = folded.base.replace(base) {
             base_file::remove(before.path())?;
@@ -356,12 +480,24 @@ impl JobStateStore {
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
-        let lost = || StateError::Lost { task, at: to };
-        let Loaded { view, mut tables } = self.load_view(folding, task)?.ok_or_else(lost)?;
-        let chunks = chain(counted, view.at(), to).ok_or_else(lost)?;
-        self.apply(chunks, &mut tables)?;
+        let store = self.view()?;
+        let folded = folding.tasks.entry(task).or_default();
+        self.bring_view(&store, folded, task, to, counted)?;
+        let view = folded.view.as_ref().expect("it was just brought there");
+        let to = view.at().expect("it was just brought there");
+        let key_groups = self.options.key_groups;
+        let mut tables = BTreeMap::new();
+        for table in view.tables() {
+            let stretches = view.stretches(table, key_groups)?;
+            let stretches = stretches.ok_or(StateError::Lost { task, at: to })?;
+            tables.insert(table.clone(), (BTreeSet::new(), stretches));
+        }
+        let since = Since {
+            tables,
+            read: &|table, groups| Ok::<_, StateError>(view.read(table, key_groups, groups)?),
+        };
         let directory = self.directory.join(task.to_string());
-        let base = base_file::write(&directory, to, self.options.key_groups, None, &tables)?;
+        let base = base_file::write(&directory, to, key_groups, None, &since)?;
         let folded = folding.tasks.entry(task).or_default();
         if let Some(before) = folded.base.replace(base) {
             base_file::remove(before.path())?;
@@ -376,9 +512,31 @@ impl JobStateStore {
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
-        let store = self.open_view(folding)?;
+        let store = self.view()?;
         let folded = folding.tasks.entry(task).or_default();
-        // An error leaves no view behind: half a fold is not to be built upon.
+        let waiting = folded
+            .view
+            .as_ref()
+            .and_then(|view| chain(counted, view.at(), to));
+        if let Some(chunks) = waiting {
+            let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+            if chunks.len() < self.options.fold_every && bytes < self.options.fold_bytes {
+                return Ok(());
+            }
+        }
+        self.bring_view(&store, folded, task, to, counted)
+    }
+
+    /// Brings the view of a task to a checkpoint; an error leaves none behind: half a fold is not to be
+    /// built upon.
+    fn bring_view(
+        &self,
+        store: &Arc<dyn KvStore>,
+        folded: &mut Folded,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
         if folded
             .view
             .as_ref()
@@ -389,11 +547,7 @@ impl JobStateStore {
         if let Some(mut view) = folded.view.take()
             && let Some(chunks) = chain(counted, view.at(), to)
         {
-            if chunks.len() >= self.options.fold_every {
-                let mut changes = BTreeMap::new();
-                self.apply(chunks, &mut changes)?;
-                view.fold(to, &changes)?;
-            }
+            view.fold(to, &Changes::of(&self.log, chunks)?)?;
             folded.view = Some(view);
             return Ok(());
         }
@@ -401,12 +555,13 @@ impl JobStateStore {
         let to = base.map(BaseFile::checkpoint).max(Some(to)).unwrap_or(to);
         let chunks = chain(counted, base.map(BaseFile::checkpoint), to)
             .ok_or(StateError::Lost { task, at: to })?;
-        let mut changes = BTreeMap::new();
-        self.apply(chunks, &mut changes)?;
-        let mut view = TaskView::begin(&store, task)?;
+        let changes = Changes::of(&self.log, chunks)?;
+        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
+        self.open_view.begin(task);
+        let mut view = TaskView::begin(store, task)?;
         base_file::merge(
             base,
-            &changes,
+            &since(&changes, &read),
             self.options.key_groups,
             &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
         )?;
@@ -415,26 +570,18 @@ impl JobStateStore {
         Ok(())
     }
 
-    fn load_view(&self, folding: &mut Folding, task: TaskId) -> Result<Option<Loaded>, KvError> {
-        let store = self.open_view(folding)?;
-        TaskView::load(&store, task)
-    }
-
-    fn open_view(&self, folding: &mut Folding) -> Result<Arc<dyn KvStore>, KvError> {
-        if let Some(store) = &folding.view {
-            return Ok(Arc::clone(store));
+    fn view(&self) -> Result<Arc<dyn KvStore>, KvError> {
+        if let Some(store) = self.open_view.store() {
+            return Ok(store);
         }
         let store = (self.view.open)()?;
-        folding.view = Some(Arc::clone(&store));
+        self.open_view.set(Arc::clone(&store));
         Ok(store)
     }
 
     /// The view failed: it is closed, and thrown away if it is damaged. The truth is elsewhere.
-    fn give_up_view(&self, folding: &mut Folding, error: KvError) -> Result<(), StateError> {
-        for folded in folding.tasks.values_mut() {
-            folded.view = None;
-        }
-        folding.view = None;
+    fn give_up_view(&self, error: KvError) -> Result<(), StateError> {
+        self.open_view.give_up();
         match error {
             KvError::SyncFailed { .. } => Err(error.into()),
             KvError::Damaged { .. } => {
@@ -467,6 +614,28 @@ impl JobStateStore {
     }
 }
 
+impl Folding {
+    fn forget_views(&mut self) {
+        for folded in self.tasks.values_mut() {
+            folded.view = None;
+        }
+    }
+}
+
+fn since<'a>(
+    changes: &Changes<'_>,
+    read: &'a ReadStretch<'a, StateError>,
+) -> Since<'a, StateError> {
+    let tables = changes.tables().map(|table| {
+        let stretches = changes.stretches(table);
+        (table.clone(), (changes.cleared(table), stretches))
+    });
+    Since {
+        tables: tables.collect(),
+        read,
+    }
+}
+
 impl StateError {
     /// Whether the process has to stop, because what it wrote may not be there.
     pub fn is_fatal(&self) -> bool {
@@ -474,7 +643,8 @@ impl StateError {
             StateError::Log(error) => error.is_fatal(),
             StateError::Base(error) => matches!(error, BaseFileError::SyncFailed { .. }),
             StateError::View(error) => matches!(error, KvError::SyncFailed { .. }),
-            StateError::DamagedLog(_)
+            StateError::Reading(_)
+            | StateError::DamagedLog(_)
             | StateError::InUse { .. }
             | StateError::Directory { .. }
             | StateError::Stale { .. }
@@ -489,6 +659,7 @@ impl StateError {
             StateError::Log(error) => matches!(error, LogError::Corrupt { .. }),
             StateError::Base(error) => matches!(error, BaseFileError::Damaged { .. }),
             StateError::View(_)
+            | StateError::Reading(_)
             | StateError::InUse { .. }
             | StateError::Directory { .. }
             | StateError::Stale { .. } => false,
@@ -504,6 +675,7 @@ impl StateError {
             | StateError::Directory { source, .. } => is_disk_full(source),
             StateError::Base(_)
             | StateError::View(_)
+            | StateError::Reading(_)
             | StateError::DamagedLog(_)
             | StateError::InUse { .. }
             | StateError::Stale { .. }

@@ -1,6 +1,6 @@
 //! State comes back exactly as it was at the checkpoint, whatever happened to process, disk and view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,10 +17,12 @@ use super::state_store::{JobStateStore, StateError, StoreOptions, TaskTables, Vi
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::{At, Table};
 
-const OPTIONS: StoreOptions = StoreOptions {
+pub(super) const OPTIONS: StoreOptions = StoreOptions {
     key_groups: 8,
     view_cache_bytes: 1 << 20,
+    resident_bytes: 1 << 20,
     fold_every: 2,
+    fold_bytes: 1 << 20,
     base_after_bytes: 600,
     log_bytes: 4_000,
 };
@@ -42,6 +44,11 @@ fn table_id(number: u8) -> TableId {
     }
 }
 
+/// No operator's state is larger than memory.
+fn whole() -> BTreeSet<String> {
+    BTreeSet::new()
+}
+
 fn contents(tables: &TaskTables) -> Map {
     let mut map = Map::new();
     for (id, table) in tables {
@@ -54,14 +61,14 @@ fn contents(tables: &TaskTables) -> Map {
 }
 
 /// The disk of a worker, as simulated as can be.
-struct Disk {
+pub(super) struct Disk {
     directory: TempDir,
-    deltas: MemoryStorage,
-    view: MemoryStore,
+    pub(super) deltas: MemoryStorage,
+    pub(super) view: MemoryStore,
 }
 
 impl Disk {
-    fn new() -> Disk {
+    pub(super) fn new() -> Disk {
         Disk {
             directory: tempfile::tempdir().unwrap(),
             deltas: MemoryStorage::new(Arc::new(ManualClock::default())),
@@ -69,7 +76,11 @@ impl Disk {
         }
     }
 
-    fn open(&self) -> JobStateStore {
+    pub(super) fn open(&self) -> JobStateStore {
+        self.open_with(OPTIONS)
+    }
+
+    pub(super) fn open_with(&self, options: StoreOptions) -> JobStateStore {
         let (view, thrown_away) = (self.view.clone(), self.view.clone());
         let place = ViewPlace {
             open: Box::new(move || Ok(Arc::new(view.clone()))),
@@ -79,7 +90,7 @@ impl Disk {
             }),
         };
         let directory = self.directory.path();
-        JobStateStore::assemble(directory, OPTIONS, self.deltas.shared(), place).unwrap()
+        JobStateStore::assemble(directory, options, self.deltas.shared(), place).unwrap()
     }
 
     fn base_files(&self, task: TaskId) -> Vec<PathBuf> {
@@ -145,8 +156,15 @@ impl Job {
         for (index, expected) in (0..).zip(&self.at_completed) {
             let restored = self
                 .store()
-                .restore(self.generation, task(index), self.completed, &history)
-                .unwrap();
+                .restore(
+                    self.generation,
+                    task(index),
+                    self.completed,
+                    &history,
+                    &whole(),
+                )
+                .unwrap()
+                .tables;
             assert_eq!(&contents(&restored), expected, "task {index}");
             tasks.push((restored, expected.clone()));
         }
@@ -221,7 +239,7 @@ impl Job {
 
     fn fold(&self) -> Result<(), StateError> {
         match self.completed {
-            Some(completed) => self.store().fold(completed, &self.history()),
+            Some(completed) => self.store().fold(completed, &self.history()).map(drop),
             None => Ok(()),
         }
     }
@@ -366,9 +384,9 @@ fn damage_to_a_base_file_is_never_read_as_state() {
         damaged[at] ^= 1 << (at % 8);
         std::fs::write(&path, &damaged).unwrap();
         job.reopen();
-        let restored = job
-            .store()
-            .restore(Generation(9), task(0), job.completed, &history);
+        let restored =
+            job.store()
+                .restore(Generation(9), task(0), job.completed, &history, &whole());
         assert!(
             matches!(restored, Err(StateError::Base(_) | StateError::Lost { .. })),
             "byte {at}"
@@ -411,11 +429,13 @@ fn state_that_is_not_all_here_is_lost_and_not_empty() {
     let mut job = job_with_everything();
     let history = job.history();
     let gone = Some(CheckpointId(job.next.0 + 5));
-    let restored = job.store().restore(Generation(9), task(0), gone, &history);
+    let restored = job
+        .store()
+        .restore(Generation(9), task(0), gone, &history, &whole());
     assert!(matches!(restored, Err(StateError::Lost { .. })));
     let restored = job
         .store()
-        .restore(Generation(9), task(7), job.completed, &history);
+        .restore(Generation(9), task(7), job.completed, &history, &whole());
     assert!(matches!(restored, Err(StateError::Lost { .. })));
     for path in job.disk.base_files(task(0)) {
         std::fs::remove_file(path).unwrap();
@@ -424,7 +444,7 @@ fn state_that_is_not_all_here_is_lost_and_not_empty() {
     job.reopen();
     let restored = job
         .store()
-        .restore(Generation(9), task(0), job.completed, &history);
+        .restore(Generation(9), task(0), job.completed, &history, &whole());
     assert!(matches!(restored, Err(StateError::Lost { .. })));
 }
 
@@ -611,8 +631,9 @@ fn sled_job(directory: &Path, rounds: u64) -> (JobStateStore, Map) {
     let store = JobStateStore::open(directory, OPTIONS).unwrap();
     let history = |_, checkpoint| Some(checkpoint <= CheckpointId(rounds));
     let mut tables = store
-        .restore(Generation(1), task(0), None, &history)
-        .unwrap();
+        .restore(Generation(1), task(0), None, &history, &whole())
+        .unwrap()
+        .tables;
     for round in 1..=rounds {
         let checkpoint = CheckpointId(round);
         let table = tables.entry(table_id(0)).or_default();
@@ -664,8 +685,9 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
             let store = JobStateStore::open(directory.path(), OPTIONS).unwrap();
             let at = Some(CheckpointId(ROUNDS));
             let restored = store
-                .restore(Generation(generation), task(0), at, &history)
-                .unwrap();
+                .restore(Generation(generation), task(0), at, &history, &whole())
+                .unwrap()
+                .tables;
             assert_eq!(contents(&restored), expected);
             store.fold(CheckpointId(ROUNDS), &history).unwrap();
         }
@@ -677,7 +699,7 @@ fn a_store_waits_until_the_one_before_it_is_gone() {
     let disk = Arc::new(Disk::new());
     let former = disk.open();
     former
-        .restore(Generation(1), task(0), None, &|_, _| None)
+        .restore(Generation(1), task(0), None, &|_, _| None, &whole())
         .unwrap();
     let next = {
         let disk = Arc::clone(&disk);
@@ -697,7 +719,10 @@ fn a_store_waits_until_the_one_before_it_is_gone() {
     let next = next.join().unwrap();
     let counts = |_, _| Some(true);
     let at = Some(CheckpointId(1));
-    let restored = next.restore(Generation(2), task(0), at, &counts).unwrap();
+    let restored = next
+        .restore(Generation(2), task(0), at, &counts, &whole())
+        .unwrap()
+        .tables;
     assert_eq!(contents(&restored).len(), 1);
 }
 

@@ -41,6 +41,7 @@ use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::Partitions;
 use crate::partition::settings::PartitionSettings;
 use crate::slots::Threads;
+use crate::task::memory::{MemoryPlan, StateMemory};
 
 const ME: NodeId = NodeId(1);
 const PARTITIONS: u32 = 3;
@@ -240,6 +241,8 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             urgent: Arc::default(),
             threads: threads.clone(),
             custom: Arc::new(CustomOperators::default()),
+            memory: MemoryPlan::of(64 << 20),
+            state_memory: StateMemory::new(16 << 20),
             jobs_directory: home.path().join("jobs"),
         };
         let parts = Routes {

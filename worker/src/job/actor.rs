@@ -10,6 +10,7 @@ use actix::{
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
+use common::plan::task_graph::Stage;
 use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, DeclineCheckpoint};
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
@@ -22,18 +23,20 @@ use super::messages::{Barrier, Completed, ReadState, StopJob};
 use super::services::Services;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Participant;
-use crate::checkpoint::state_store::{JobStateStore, StateError, StoreOptions, TaskTables};
+use crate::checkpoint::state_store::{FoldedTask, JobStateStore, RestoredTask, StateError};
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
 use crate::source::{self, SourceContext};
 use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
-use crate::task::machine::{Input, Progress, TaskMachine};
-use crate::task::messages::{Complete, Inject, Query, Sealed, Snapshot, Stop};
+use crate::task::machine::{Input, TaskMachine};
+use crate::task::messages::{Complete, Folded, Inject, Query, Sealed, Snapshot, Stop};
 use crate::task::output::Writer;
+use crate::task::progress::Progress;
 use crate::task::sink_pump::sink_queue;
 use crate::task::source_input::SourceInput;
 use crate::task::task_state::TaskState;
+use crate::task::under_way::UnderWay;
 
 /// Snapshots, completions and questions that may wait at once.
 const MAILBOX: usize = 1024;
@@ -92,12 +95,19 @@ impl JobActor {
         let deployment = self.deployment.clone();
         let image = self.services.image.clone();
         let tasks = self.local.clone();
+        let options = assembly::store_options(
+            &deployment.graph,
+            &tasks,
+            &self.services.custom,
+            &self.services.state_memory,
+            self.services.memory.view_cache_bytes,
+        );
+        let custom = self.services.custom.clone();
         let restoring = tokio::task::spawn_blocking(move || {
-            let options = StoreOptions::new(deployment.graph.key_groups);
             let store = JobStateStore::open(&directory, options)?;
             let facts = image.borrow().jobs.get(&deployment.job).cloned();
             let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-            let restored = assembly::restore(&store, &deployment, &tasks, &history)?;
+            let restored = assembly::restore(&store, &deployment, &tasks, &custom, &history)?;
             Ok::<_, StateError>((store, restored))
         });
         let restored = restoring
@@ -136,7 +146,7 @@ impl JobActor {
                 wake,
                 inputs: ends.inputs.remove(&task).unwrap_or_default(),
                 outputs: ends.outputs.remove(&task).unwrap_or_default(),
-                tables: restored.remove(&task).unwrap_or_default(),
+                begins: restored.remove(&task).unwrap_or_default(),
             };
             match self.start_task(parts, context) {
                 Ok(address) => drop(self.tasks.insert(task, address)),
@@ -159,7 +169,7 @@ impl JobActor {
         let mut assembled = assembly::assemble(
             deployment,
             parts.task,
-            parts.tables,
+            parts.begins.tables,
             parts.outputs,
             &self.services.custom,
         )?;
@@ -194,6 +204,9 @@ impl JobActor {
         };
         let (task, wake, restored) = (parts.task, parts.wake, deployment.restore);
         let (clock, job) = (self.services.clock.clone(), context.address());
+        let reader = parts.begins.reader;
+        let spills = !assembly::spilling(stage, &self.services.custom).is_empty();
+        let memory = spills.then(|| self.services.state_memory.share());
         let thread = self.services.threads.task(deployment.job, task);
         // Sources and sinks are made on the thread they stay on.
         Ok(TaskActor::start_in_arbiter(&thread, move |_| {
@@ -216,6 +229,8 @@ impl JobActor {
                 sink,
                 progress: Progress::restored(restored, assembled.sealed, assembled.watermark),
                 restored,
+                memory,
+                under_way: UnderWay::default(),
             };
             TaskActor {
                 machine,
@@ -223,6 +238,7 @@ impl JobActor {
                 clock,
                 wake,
                 pump: Some(pump),
+                reader,
             }
         }))
     }
@@ -332,6 +348,9 @@ impl JobActor {
     }
 
     /// Folds what was completed into the base, one fold at a time; those that gathered are one.
+    ///
+    /// The view gets no further than the oldest state that a task may still be asked for: what a task does
+    /// not have in memory it reads from there.
     fn fold(&mut self, context: &mut Context<Self>) {
         let (Some(store), Some(completed)) = (self.store.clone(), self.completed) else {
             return;
@@ -342,17 +361,31 @@ impl JobActor {
         self.folding = true;
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
-        let folding = tokio::task::spawn_blocking(move || {
-            let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-            store.fold(completed, &history)
-        });
+        let tasks: Vec<Addr<TaskActor>> = self.tasks.values().cloned().collect();
+        let folding = async move {
+            let mut oldest = Some(completed);
+            for task in tasks {
+                // One that is gone takes its generation with it.
+                oldest = oldest.min(task.send(Complete(completed)).await.ok().flatten());
+            }
+            let Some(oldest) = oldest else {
+                return Ok(Ok(Vec::new()));
+            };
+            let folding = move || {
+                let history =
+                    |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
+                store.fold(oldest, &history)
+            };
+            tokio::task::spawn_blocking(folding).await
+        };
         let folded = folding
             .into_actor(self)
             .map(move |outcome, actor, context| {
                 actor.folding = false;
                 match outcome.expect("folding does not panic") {
-                    Ok(()) => {
+                    Ok(folded) => {
                         actor.folded = Some(completed);
+                        actor.tell_folded(folded);
                         actor.fold(context);
                     }
                     // The deltas stay until a later fold succeeds: nothing is lost, only longer to replay.
@@ -360,6 +393,16 @@ impl JobActor {
                 }
             });
         context.spawn(folded);
+    }
+
+    fn tell_folded(&self, folded: Vec<FoldedTask>) {
+        for FoldedTask { task, at, reader } in folded {
+            if let Some(address) = self.tasks.get(&task) {
+                let checkpoint = at;
+                // A full mailbox hears of the next fold.
+                drop(address.try_send(Folded { checkpoint, reader }));
+            }
+        }
     }
 
     /// Notices tasks that are gone without having said why, and repeats what may not have arrived.
@@ -403,14 +446,14 @@ struct TaskParts {
     inputs: Vec<InputChannel>,
     /// The writers of each outgoing edge.
     outputs: Vec<(usize, Vec<Writer>)>,
-    tables: TaskTables,
+    begins: RestoredTask,
 }
 
 /// What opens a task's source and sink, once it is on its thread.
 struct StartingTask {
     sink: SinkContext,
     source: SourceContext,
-    stage: common::plan::task_graph::Stage,
+    stage: Stage,
     inputs: Vec<InputChannel>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use common::error::Problem;
 use common::ids::{CheckpointId, NodeId, TaskId};
 use common::key_group::KeyGroupRange;
-use common::plan::task_graph::{PlannedSource, TaskGraph};
+use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::TaskSnapshot;
 use common::protocol::task::Deployment;
 use common::time::Timestamp;
@@ -15,7 +15,9 @@ use tokio::sync::Notify;
 use super::wiring::connections;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Persist;
-use crate::checkpoint::state_store::{History, JobStateStore, StateError, TaskTables};
+use crate::checkpoint::state_store::{
+    History, JobStateStore, RestoredTask, StateError, StoreOptions, TaskTables,
+};
 use crate::exchange::lanes::Lanes;
 use crate::operator;
 use crate::operator::custom::CustomOperators;
@@ -25,6 +27,7 @@ use crate::task::channel::channel;
 use crate::task::channel_input::InputChannel;
 use crate::task::context::OperatorState;
 use crate::task::machine::SourceSide;
+use crate::task::memory::StateMemory;
 use crate::task::messages::Snapshot;
 use crate::task::output::{Output, Writer};
 use crate::task::router::Router;
@@ -32,8 +35,12 @@ use crate::task::source_gate::SourceGate;
 use crate::task::source_input::SourceInput;
 use crate::task::task_state::{SINK, TASK, TaskState};
 
+/// A fold that is worth its while, at most and at least: of more, fewer checkpoints are folded together.
+const FOLD_BYTES_MAX: u64 = 8 << 20;
+const FOLD_BYTES_MIN: u64 = 256 << 10;
+
 /// What each task starts from.
-pub type Restored = BTreeMap<TaskId, TaskTables>;
+pub type Restored = BTreeMap<TaskId, RestoredTask>;
 
 /// The ends of the channels of a worker's tasks.
 #[derive(Debug, Default)]
@@ -64,22 +71,51 @@ pub fn local_tasks(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
         .collect()
 }
 
+/// The operators of a stage whose state need not be in memory.
+pub fn spilling(stage: &Stage, custom: &CustomOperators) -> BTreeSet<String> {
+    let planned = stage.operators.iter().map(|planned| &planned.spec);
+    let spilling = planned.filter(|spec| operator::spills(spec, custom));
+    spilling.map(|spec| spec.id().to_owned()).collect()
+}
+
+/// How the job's store works, with the memory that these tasks have. `view_cache_bytes`: for the pages of
+/// its view.
+pub fn store_options(
+    graph: &TaskGraph,
+    tasks: &BTreeSet<TaskId>,
+    custom: &CustomOperators,
+    memory: &StateMemory,
+    view_cache_bytes: u64,
+) -> StoreOptions {
+    let spills = |task: &&TaskId| !spilling(graph.stage(task.stage), custom).is_empty();
+    let share = memory.bytes_for(tasks.iter().filter(spills).count());
+    StoreOptions {
+        view_cache_bytes,
+        resident_bytes: share / 2,
+        fold_bytes: (share / 8).clamp(FOLD_BYTES_MIN, FOLD_BYTES_MAX),
+        ..StoreOptions::new(graph.key_groups)
+    }
+}
+
 /// Brings the tables of these tasks back from disk. Blocks.
 pub fn restore(
     store: &JobStateStore,
     deployment: &Deployment,
     tasks: &BTreeSet<TaskId>,
+    custom: &CustomOperators,
     history: History<'_>,
 ) -> Result<Restored, StateError> {
     let mut restored = Restored::new();
     for task in tasks {
         // A task without state of its own may have run elsewhere before, and needs nothing.
-        let at = match deployment.graph.stage(task.stage).has_state() {
+        let stage = deployment.graph.stage(task.stage);
+        let at = match stage.has_state() {
             true => deployment.restore,
             false => None,
         };
-        let tables = store.restore(deployment.generation, *task, at, history)?;
-        restored.insert(*task, tables);
+        let spilling = spilling(stage, custom);
+        let begins = store.restore(deployment.generation, *task, at, history, &spilling)?;
+        restored.insert(*task, begins);
     }
     Ok(restored)
 }
@@ -155,7 +191,11 @@ pub fn assemble(
     for planned in &stage.operators {
         let id = planned.spec.id();
         let built = operator::build(planned, custom)?;
-        operators.push((id.to_owned(), built, own(id)));
+        let state = OperatorState {
+            spills: operator::spills(&planned.spec, custom),
+            ..own(id)
+        };
+        operators.push((id.to_owned(), built, state));
     }
     let key_range = KeyGroupRange::of_task(task.index, key_groups, stage.parallelism);
     let mut routed = Vec::new();
@@ -232,7 +272,7 @@ mod tests {
     use common::ids::StageId;
     use common::plan::connector::{BlackholeSink, SinkSpec};
     use common::plan::edge::ChangelogMode;
-    use common::plan::task_graph::{PlannedSink, Stage};
+    use common::plan::task_graph::PlannedSink;
 
     use super::*;
 

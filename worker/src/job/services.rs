@@ -14,6 +14,7 @@ use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
 use crate::operator::custom::CustomOperators;
 use crate::slots::Threads;
+use crate::task::memory::{MemoryPlan, StateMemory};
 
 #[derive(Clone, Debug)]
 pub struct Services {
@@ -29,6 +30,9 @@ pub struct Services {
     pub urgent: Arc<Notify>,
     pub threads: Arc<Threads>,
     pub custom: Arc<CustomOperators>,
+    /// What their tables may use.
+    pub memory: MemoryPlan,
+    pub state_memory: Arc<StateMemory>,
     /// Where jobs keep their state.
     pub jobs_directory: PathBuf,
 }

@@ -10,8 +10,10 @@
 //! place before it is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +23,7 @@ use common::seglog::fs::{create_directory, sync_directory};
 use serde::{Deserialize, Serialize};
 
 use super::overlay::{Change, Overlay};
-use super::section::{Section, SectionEntry, SectionWriter, TableId, TableSections};
+use super::section::{Section, SectionWriter, TableId, TableSections};
 
 const MAGIC: &[u8; 8] = b"MSBASE01";
 /// Footer length, its checksum, magic.
@@ -63,6 +65,25 @@ struct Footer {
     checkpoint: CheckpointId,
     key_groups: u16,
     tables: Vec<TableSections>,
+}
+
+/// What changed since a base, which is read in stretches of key groups.
+pub struct Since<'a, E> {
+    /// The tables that changed: their namespaces that were emptied, and the stretches, in order, which are
+    /// all key groups together.
+    pub tables: BTreeMap<TableId, (BTreeSet<i64>, Vec<RangeInclusive<u16>>)>,
+    pub read: &'a ReadStretch<'a, E>,
+}
+
+/// Reads what changed in a table in a stretch of key groups.
+pub type ReadStretch<'a, E> = dyn Fn(&TableId, &RangeInclusive<u16>) -> Result<Overlay, E> + 'a;
+
+impl<E> fmt::Debug for Since<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Since")
+            .field("tables", &self.tables)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The base files of a task's directory, the newest first. What a crash left half written is removed.
@@ -135,17 +156,17 @@ pub fn set_aside(directory: &Path) -> Result<PathBuf, BaseFileError> {
 }
 
 /// Writes the base file that `base` and the changes since make; the newest state of every key.
-pub fn write(
+pub fn write<E: From<BaseFileError>>(
     directory: &Path,
     checkpoint: CheckpointId,
     key_groups: u16,
     base: Option<&BaseFile>,
-    changes: &BTreeMap<TableId, Overlay>,
-) -> Result<BaseFile, BaseFileError> {
+    since: &Since<'_, E>,
+) -> Result<BaseFile, E> {
     create_directory(directory).map_err(failed("create", directory))?;
     let path = directory.join(format!("base-{:020}.bin", checkpoint.0));
     let beside = path.with_extension("tmp");
-    let written = write_beside(&beside, checkpoint, key_groups, base, changes);
+    let written = write_beside(&beside, checkpoint, key_groups, base, since);
     if let Err(error) = written {
         // Room for others, if that is what is missing; what stays is removed at the next start.
         fs::remove_file(&beside).ok();
@@ -156,23 +177,23 @@ pub fn write(
         path: directory.to_owned(),
         source,
     })?;
-    BaseFile::open(&path)
+    Ok(BaseFile::open(&path)?)
 }
 
-fn write_beside(
+fn write_beside<E: From<BaseFileError>>(
     beside: &Path,
     checkpoint: CheckpointId,
     key_groups: u16,
     base: Option<&BaseFile>,
-    changes: &BTreeMap<TableId, Overlay>,
-) -> Result<(), BaseFileError> {
+    since: &Since<'_, E>,
+) -> Result<(), E> {
     let failed = |source| failed("write", beside)(source);
     let file = File::create(beside).map_err(failed)?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
     out.write_all(MAGIC).map_err(failed)?;
     let mut tables: Vec<TableSections> = Vec::new();
     let (mut writer, mut buffer) = (SectionWriter::default(), Vec::new());
-    merge(base, changes, key_groups, &mut |table, change| {
+    merge(base, since, key_groups, &mut |table, change| {
         if tables.last().is_none_or(|last| last.table != *table) {
             end_table(&mut tables, &mut writer);
             tables.push(TableSections {
@@ -183,7 +204,7 @@ fn write_beside(
         }
         buffer.clear();
         writer.push(&mut buffer, change);
-        out.write_all(&buffer).map_err(failed)
+        Ok(out.write_all(&buffer).map_err(failed)?)
     })?;
     end_table(&mut tables, &mut writer);
     let footer = Footer {
@@ -201,10 +222,12 @@ fn write_beside(
     let file = out
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(|source| BaseFileError::SyncFailed {
-        path: beside.to_owned(),
-        source,
-    })
+    file.sync_all()
+        .map_err(|source| BaseFileError::SyncFailed {
+            path: beside.to_owned(),
+            source,
+        })?;
+    Ok(())
 }
 
 fn end_table(tables: &mut [TableSections], writer: &mut SectionWriter) {
@@ -271,12 +294,11 @@ impl BaseFile {
             overlay.put(change.namespace, change.key, value);
             Ok::<(), BaseFileError>(())
         };
-        merge(
-            Some(self),
-            &BTreeMap::new(),
-            self.footer.key_groups,
-            &mut read,
-        )?;
+        let nothing = Since {
+            tables: BTreeMap::new(),
+            read: &|_, _| Ok(Overlay::default()),
+        };
+        merge(Some(self), &nothing, self.footer.key_groups, &mut read)?;
         Ok(tables)
     }
 
@@ -306,54 +328,56 @@ impl BaseFile {
 }
 
 /// Visits every entry that a base and the changes since make, by table, key group, namespace and key.
-/// Holds one section of the base at a time.
+/// Holds one section of the base and one stretch of the changes at a time.
 pub fn merge<E: From<BaseFileError>>(
     base: Option<&BaseFile>,
-    changes: &BTreeMap<TableId, Overlay>,
+    since: &Since<'_, E>,
     key_groups: u16,
     visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let in_base = base
         .iter()
         .flat_map(|base| base.footer.tables.iter().map(|t| &t.table));
-    let tables: BTreeSet<&TableId> = in_base.chain(changes.keys()).collect();
+    let tables: BTreeSet<&TableId> = in_base.chain(since.tables.keys()).collect();
+    let unchanged = (BTreeSet::new(), vec![0..=u16::MAX]);
     for table in tables {
-        let overlay = changes.get(table);
-        let cleared: BTreeSet<i64> = overlay.iter().flat_map(|o| o.cleared()).collect();
-        let newer = overlay.map_or_else(Vec::new, |overlay| overlay.sorted(key_groups));
-        let mut newer = newer.chunk_by(|a, b| a.group == b.group).peekable();
+        let changed = since.tables.get(table);
+        let (cleared, stretches) = changed.unwrap_or(&unchanged);
         let sections = base.map(|base| base.sections(table)).unwrap_or_default();
-        for (group, (at, section)) in sections {
-            while let Some(changes) = newer.next_if(|changes| changes[0].group < group) {
+        for stretch in stretches {
+            let overlay = match changed {
+                Some(_) => (since.read)(table, stretch)?,
+                None => Overlay::default(),
+            };
+            let newer = overlay.sorted(key_groups);
+            let mut newer = newer.chunk_by(|a, b| a.group == b.group).peekable();
+            let groups = KeyGroup(*stretch.start())..=KeyGroup(*stretch.end());
+            for (group, (at, section)) in sections.range(groups) {
+                while let Some(changes) = newer.next_if(|changes| changes[0].group < *group) {
+                    merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
+                }
+                let changes = newer
+                    .next_if(|changes| changes[0].group == *group)
+                    .unwrap_or_default();
+                let base = base.expect("it has a section");
+                let bytes = base.section_bytes(*at, *section)?;
+                let older = section
+                    .entries(&bytes)
+                    .map_err(|_| BaseFileError::Damaged {
+                        path: base.path.clone(),
+                    })?
+                    .filter(|entry| !cleared.contains(&entry.namespace))
+                    .map(|entry| Change {
+                        group: *group,
+                        namespace: entry.namespace,
+                        key: entry.key,
+                        value: entry.value,
+                    });
+                merge_section(older, changes, &mut |change| visit(table, change))?;
+            }
+            for changes in newer {
                 merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
             }
-            let changes = newer
-                .next_if(|changes| changes[0].group == group)
-                .unwrap_or_default();
-            let base = base.expect("it has a section");
-            let bytes = base.section_bytes(at, section)?;
-            let older = section
-                .entries(&bytes)
-                .map_err(|_| BaseFileError::Damaged {
-                    path: base.path.clone(),
-                })?
-                .filter(|entry| !cleared.contains(&entry.namespace))
-                .map(
-                    |SectionEntry {
-                         namespace,
-                         key,
-                         value,
-                     }| Change {
-                        group,
-                        namespace,
-                        key,
-                        value,
-                    },
-                );
-            merge_section(older, changes, &mut |change| visit(table, change))?;
-        }
-        for changes in newer {
-            merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
         }
     }
     Ok(())

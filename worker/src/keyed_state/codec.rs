@@ -148,6 +148,11 @@ impl EncodedKeys {
         self.bounds.push(self.bytes.len());
     }
 
+    /// Bytes of memory they take.
+    pub fn footprint(&self) -> usize {
+        self.bytes.capacity() + self.bounds.capacity() * size_of::<usize>()
+    }
+
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bounds.clear();

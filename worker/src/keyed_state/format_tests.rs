@@ -1,10 +1,10 @@
 //! The bytes of a base file, pinned: who changes them decides to leave the state of every job behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::CheckpointId;
 
-use super::base_file;
+use super::base_file::{self, BaseFileError, Since};
 use super::overlay::Overlay;
 use super::section::TableId;
 
@@ -19,8 +19,11 @@ fn a_base_file_has_these_bytes() {
         operator: "count".to_owned(),
         table: "groups".to_owned(),
     };
-    let changes = BTreeMap::from([(table, overlay)]);
-    let written = base_file::write(directory.path(), CheckpointId(300), 1, None, &changes);
+    let since = Since {
+        tables: BTreeMap::from([(table, (BTreeSet::new(), vec![0..=u16::MAX]))]),
+        read: &|_, _| Ok::<_, BaseFileError>(overlay.clone()),
+    };
+    let written = base_file::write(directory.path(), CheckpointId(300), 1, None, &since);
     let path = written.unwrap().path().to_owned();
     assert!(path.ends_with("base-00000000000000000300.bin"));
     let bytes = std::fs::read(path).unwrap();

@@ -5,6 +5,7 @@ pub mod codec;
 pub mod row_codec;
 mod space;
 pub mod overlay;
+pub mod stored;
 mod base;
 pub mod table;
 pub mod section;
@@ -18,3 +19,5 @@ mod codec_tests;
 mod row_codec_tests;
 #[cfg(test)]
 mod table_tests;
+#[cfg(test)]
+pub(crate) mod spill_tests;

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use common::key_group::{KeyGroup, hash_key, key_group};
 
-use super::space::{Known, Space};
+use super::space::{Known, Space, Stamp};
 
 /// Changes of a table: values, deletions, and namespaces that were emptied before those. As a delta it is
 /// what a checkpoint makes durable; over older layers it hides what they say.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
     spaces: BTreeMap<i64, Space>,
+    /// What its entries are stamped with.
+    stamp: Stamp,
 }
 
 /// One change of a delta.
@@ -24,6 +26,30 @@ pub struct Change<'a> {
 }
 
 impl Overlay {
+    pub(super) fn stamped(stamp: Stamp) -> Overlay {
+        Overlay {
+            stamp,
+            ..Overlay::default()
+        }
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Says that all of it was written at this time.
+    pub(super) fn restamp(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+        self.spaces
+            .values_mut()
+            .for_each(|space| space.restamp(stamp));
+    }
+
+    /// Bytes of memory it takes.
+    pub(super) fn footprint(&self) -> u64 {
+        self.spaces.values().map(Space::footprint).sum()
+    }
+
     pub fn put(&mut self, namespace: i64, key: &[u8], value: &[u8]) {
         self.set(namespace, hash_key(key), key, Some(value));
     }
@@ -74,20 +100,6 @@ impl Overlay {
         changes
     }
 
-    /// Adds what changed after this.
-    pub fn absorb(&mut self, newer: &Overlay) {
-        for (namespace, newer) in &newer.spaces {
-            if newer.cleared {
-                self.spaces.insert(*namespace, newer.clone());
-                continue;
-            }
-            let space = self.spaces.entry(*namespace).or_default();
-            for (key, value) in newer.iter() {
-                space.set(hash_key(key), key, value);
-            }
-        }
-    }
-
     pub(super) fn get(&self, namespace: i64, hash: u64, key: &[u8]) -> Known<'_> {
         match self.spaces.get(&namespace) {
             Some(space) => space.get(hash, key),
@@ -97,7 +109,7 @@ impl Overlay {
 
     pub(super) fn set(&mut self, namespace: i64, hash: u64, key: &[u8], value: Option<&[u8]>) {
         let space = self.spaces.entry(namespace).or_default();
-        space.set(hash, key, value);
+        space.set(hash, key, value, self.stamp);
     }
 
     /// As if the key had never been written here.

@@ -103,24 +103,31 @@ impl Section {
     }
 }
 
+impl Section {
+    /// Applies its changes to an overlay; `bytes` begins with the section's, and is left after them.
+    pub fn apply(&self, bytes: &mut &[u8], overlay: &mut Overlay) -> Result<(), DamagedSection> {
+        let len = usize::try_from(self.bytes).map_err(|_| DamagedSection)?;
+        let (own, rest) = bytes.split_at_checked(len).ok_or(DamagedSection)?;
+        *bytes = rest;
+        for entry in self.entries(own)? {
+            match entry.value {
+                Some(value) => overlay.put(entry.namespace, entry.key, value),
+                None => overlay.delete(entry.namespace, entry.key),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl TableSections {
     /// Applies these changes to an overlay; `bytes` begins with the table's, and is left after them.
     pub fn apply(&self, bytes: &mut &[u8], overlay: &mut Overlay) -> Result<(), DamagedSection> {
         for namespace in &self.cleared {
             overlay.clear_namespace(*namespace);
         }
-        for section in &self.sections {
-            let len = usize::try_from(section.bytes).map_err(|_| DamagedSection)?;
-            let (own, rest) = bytes.split_at_checked(len).ok_or(DamagedSection)?;
-            *bytes = rest;
-            for entry in section.entries(own)? {
-                match entry.value {
-                    Some(value) => overlay.put(entry.namespace, entry.key, value),
-                    None => overlay.delete(entry.namespace, entry.key),
-                }
-            }
-        }
-        Ok(())
+        self.sections
+            .iter()
+            .try_for_each(|section| section.apply(bytes, overlay))
     }
 }
 

@@ -12,6 +12,11 @@
 //!
 //! Sealing moves a pointer. Completing a checkpoint merges into the base what was sealed up to the one
 //! completed before it: the newest completed checkpoint stays readable, and is what a rollback returns to.
+//!
+//! A table that spills need not fit into memory. A store is told of every completed checkpoint (`folded`),
+//! and what the base has in common with it may be forgotten (`evict`). Before such an entry is read or
+//! written its owner asks whether it is here (`is_known`), gets it from the store, and gives it back
+//! (`load`). Reads answer at once or not at all: whoever has not asked is stopped.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -21,9 +26,10 @@ use common::key_group::hash_key;
 
 use super::base::Base;
 pub use super::overlay::Overlay;
-use super::space::{Known, Space};
+use super::space::{Known, Space, Stamp};
+use super::stored::{Answer, Ask, AskRange, StoredRange};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     base: Base,
     /// The checkpoint the base is the state of; `None`: of none, it is empty.
@@ -34,6 +40,17 @@ pub struct Table {
     completed: Option<CheckpointId>,
     /// What there is in all layers together, by namespace; none is empty.
     live: BTreeMap<i64, Size>,
+    /// What each checkpoint's changes are stamped with, as long as the store does not have them.
+    unfolded: Vec<(CheckpointId, Stamp)>,
+}
+
+/// What a store was found to have of a table.
+#[derive(Debug, Default)]
+pub struct StoredTable {
+    /// Part of it, for as much as there is memory for.
+    pub entries: Overlay,
+    /// Bytes of keys and values, and entries, of each namespace; all of them.
+    pub sizes: BTreeMap<i64, (u64, u64)>,
 }
 
 /// Which state a reader wants.
@@ -46,6 +63,9 @@ pub enum At {
 
 /// An entry: namespace, key, value.
 pub type Entry<'a> = (i64, &'a [u8], &'a [u8]);
+
+/// An entry of a namespace.
+pub type KeyValue<'a> = (&'a [u8], &'a [u8]);
 
 /// The state at this checkpoint is no longer kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,36 +81,133 @@ struct Size {
     entries: u64,
 }
 
+/// The first stamp of a table; what was read from a store has a smaller one.
+const FIRST: Stamp = 1;
+
+impl Default for Table {
+    fn default() -> Table {
+        Table {
+            base: Base::default(),
+            base_at: None,
+            sealed: Vec::new(),
+            active: Overlay::stamped(FIRST),
+            completed: None,
+            live: BTreeMap::new(),
+            unfolded: Vec::new(),
+        }
+    }
+}
+
 impl Table {
     /// The table whose state at a completed checkpoint is what these changes of an empty one make.
     pub fn restored(at: CheckpointId, state: Overlay) -> Table {
-        let mut table = Table {
-            base: Base::new(state),
-            base_at: Some(at),
-            completed: Some(at),
-            ..Table::default()
-        };
+        let mut table = Table::at(at);
+        table.take_base(at, state);
         table.count();
         table
     }
 
+    /// The table whose state at a completed checkpoint is what a store has and what changed since then. The
+    /// store answers what is not in memory.
+    pub fn restored_from_store<E>(
+        at: CheckpointId,
+        stored: StoredTable,
+        changes: Overlay,
+        ask: &mut dyn FnMut(Ask) -> Result<Answer, E>,
+    ) -> Result<Table, E> {
+        let mut table = Table::at(at);
+        table.spill();
+        let mut spaces = stored.entries.into_spaces();
+        for (namespace, (bytes, entries)) in stored.sizes {
+            let space = spaces.remove(&namespace).unwrap_or_default();
+            let missing = as_u64(space.len()) < entries;
+            table.base.restore(namespace, space, missing);
+            table.live.insert(namespace, Size { bytes, entries });
+        }
+        // What is overwritten has to be known for the sizes.
+        let mut missing = Vec::new();
+        for (namespace, changed) in changes.spaces() {
+            if !changed.cleared {
+                let keys = changed.iter().map(|(key, _)| key);
+                missing.extend(table.unknown(keys.map(|key| (namespace, key))));
+            }
+        }
+        if !missing.is_empty() {
+            table.load(ask(Ask::Keys(missing))?);
+        }
+        for (namespace, changed) in changes.spaces() {
+            if changed.cleared {
+                table.live.remove(&namespace);
+            }
+            for (key, value) in changed.iter() {
+                let before = match changed.cleared {
+                    true => None,
+                    false => table.get(namespace, key).map(<[u8]>::len),
+                };
+                table.account(namespace, key, before, value.map(<[u8]>::len));
+            }
+        }
+        table.take_base(at, changes);
+        Ok(table)
+    }
+
+    fn at(at: CheckpointId) -> Table {
+        Table {
+            base_at: Some(at),
+            completed: Some(at),
+            ..Table::default()
+        }
+    }
+
+    /// Applies changes that led to the state at the checkpoint it begins with.
+    fn take_base(&mut self, at: CheckpointId, mut changes: Overlay) {
+        changes.restamp(FIRST);
+        self.base.merge(Arc::new(changes));
+        self.unfolded.push((at, FIRST));
+        self.active = Overlay::stamped(FIRST + 1);
+    }
+
+    /// From now on a store is told of every completed checkpoint, and the table may let go of what it has.
+    pub fn spill(&mut self) {
+        self.base.spill();
+    }
+
     pub fn get(&self, namespace: i64, key: &[u8]) -> Option<&[u8]> {
-        let hash = hash_key(key);
-        match self.active.get(namespace, hash, key) {
-            Known::Value(value) => Some(value),
-            Known::Deleted => None,
-            Known::Nothing => self.get_below(usize::MAX, namespace, hash, key),
+        value_of(self.look(At::Live, namespace, hash_key(key), key))
+    }
+
+    /// Whether a key can be read and written without asking the store.
+    pub fn is_known(&self, namespace: i64, key: &[u8]) -> bool {
+        self.look(At::Live, namespace, hash_key(key), key) != Known::Stored
+    }
+
+    /// Which of these keys the store has to be asked for.
+    pub fn unknown<'k>(
+        &self,
+        keys: impl IntoIterator<Item = (i64, &'k [u8])>,
+    ) -> Vec<(i64, Vec<u8>)> {
+        let unknown = keys
+            .into_iter()
+            .filter(|(namespace, key)| !self.is_known(*namespace, key));
+        unknown
+            .map(|(namespace, key)| (namespace, key.to_vec()))
+            .collect()
+    }
+
+    /// What the store answered, for the next calls; it stays until something is evicted.
+    pub fn load(&mut self, answer: Answer) {
+        let Answer::Keys(keys) = answer else {
+            panic!("a range is read as it comes");
+        };
+        for (namespace, key, value) in keys {
+            let hash = hash_key(&key);
+            self.base.load(namespace, hash, &key, value.as_deref());
         }
     }
 
     pub fn put(&mut self, namespace: i64, key: &[u8], value: &[u8]) {
         let hash = hash_key(key);
-        let before = match self.active.get(namespace, hash, key) {
-            Known::Value(value) => Some(value),
-            Known::Deleted => None,
-            Known::Nothing => self.get_below(usize::MAX, namespace, hash, key),
-        };
-        let before = before.map(<[u8]>::len);
+        let before = value_of(self.look(At::Live, namespace, hash, key)).map(<[u8]>::len);
         self.account(namespace, key, before, Some(value.len()));
         self.active.set(namespace, hash, key, Some(value));
     }
@@ -103,16 +220,16 @@ impl Table {
             .space(namespace)
             .is_some_and(|space| space.cleared);
         let below = match emptied {
-            true => None,
+            true => Known::Nothing,
             false => self.get_below(usize::MAX, namespace, hash, key),
         };
         let before = match noted {
-            Known::Value(value) => Some(value.len()),
-            Known::Deleted => None,
-            Known::Nothing => below.map(<[u8]>::len),
+            Known::Nothing | Known::Stored => value_of(below),
+            noted => value_of(noted),
         };
+        let before = before.map(<[u8]>::len);
         // What no older layer has needs no tombstone.
-        let needs_tombstone = below.is_some();
+        let needs_tombstone = matches!(below, Known::Value(_) | Known::Stored);
         self.account(namespace, key, before, None);
         match needs_tombstone {
             true => self.active.set(namespace, hash, key, None),
@@ -127,7 +244,7 @@ impl Table {
             .sealed
             .iter()
             .any(|(_, overlay)| overlay.space(namespace).is_some());
-        match sealed || self.base.space(namespace).is_some() {
+        match sealed || self.base.has(namespace) {
             true => self.active.clear_namespace(namespace),
             false => self.active.forget_namespace(namespace),
         }
@@ -138,9 +255,76 @@ impl Table {
         self.live.keys().copied()
     }
 
+    /// Whether a namespace has entries.
+    pub fn has_namespace(&self, namespace: i64) -> bool {
+        self.live.contains_key(&namespace)
+    }
+
     /// The entries of a namespace, each once, in no particular order.
     pub fn for_each(&self, namespace: i64, visit: impl FnMut(&[u8], &[u8])) {
+        assert!(
+            self.is_whole(At::Live, namespace),
+            "the store was not asked for namespace {namespace}"
+        );
         visit_visible(&self.spaces(At::Live, namespace), visit);
+    }
+
+    /// Whether all entries of a namespace are in memory.
+    pub fn is_whole(&self, at: At, namespace: i64) -> bool {
+        let emptied = self.spaces(at, namespace).iter().any(|space| space.cleared);
+        emptied || !self.base.is_stored(namespace)
+    }
+
+    /// What to ask the store for, to go over these namespaces together in the order of their keys;
+    /// `None`: they are all in memory.
+    pub fn ask_range(
+        &self,
+        at: At,
+        namespaces: impl IntoIterator<Item = i64>,
+        after: Option<&[u8]>,
+        bytes: usize,
+    ) -> Option<AskRange> {
+        let stored = namespaces
+            .into_iter()
+            .filter(|namespace| !self.is_whole(at, *namespace));
+        let namespaces: Vec<i64> = stored.collect();
+        (!namespaces.is_empty()).then(|| AskRange {
+            namespaces,
+            after: after.map(<[u8]>::to_vec),
+            bytes,
+        })
+    }
+
+    /// Visits the entries of a namespace whose keys are in the range the store answered, after `after`, in
+    /// no particular order. The answer is of this moment: nothing was evicted since it was asked for.
+    pub fn for_each_in<'t>(
+        &'t self,
+        at: At,
+        namespace: i64,
+        after: Option<&[u8]>,
+        range: &'t StoredRange,
+        mut visit: impl FnMut(&'t [u8], &'t [u8]),
+    ) {
+        let wanted =
+            |key: &[u8]| after.is_none_or(|after| key > after) && range.until.includes(key);
+        visit_visible(&self.spaces(at, namespace), |key, value| {
+            if wanted(key) {
+                visit(key, value);
+            }
+        });
+        if self.is_whole(at, namespace) {
+            return;
+        }
+        let of_namespace = (namespace, Vec::new())..;
+        for ((_, key), value) in range
+            .entries
+            .range(of_namespace)
+            .take_while(|((of, _), _)| *of == namespace)
+        {
+            if wanted(key) && self.look(at, namespace, hash_key(key), key) == Known::Stored {
+                visit(key, value);
+            }
+        }
     }
 
     /// Bytes of keys and values, and entries, as they are now.
@@ -153,20 +337,29 @@ impl Table {
     /// One value, as it is or was.
     pub fn get_at(&self, at: At, namespace: i64, key: &[u8]) -> Result<Option<&[u8]>, EpochGone> {
         self.check(at)?;
-        Ok(match at {
-            At::Live => self.get(namespace, key),
-            At::Completed(_) => {
-                self.get_below(self.sealed_up_to(at), namespace, hash_key(key), key)
-            }
-        })
+        Ok(value_of(self.look(at, namespace, hash_key(key), key)))
     }
 
-    /// All entries, as they are or were, by namespace and key. `None`: that state is no longer kept.
+    /// What to ask the store for before `get_at`; `None`: nothing.
+    pub fn ask_key(&self, at: At, namespace: i64, key: &[u8]) -> Option<Ask> {
+        let known = self.look(at, namespace, hash_key(key), key);
+        (known == Known::Stored).then(|| Ask::Keys(vec![(namespace, key.to_vec())]))
+    }
+
+    /// The namespaces that a state may have entries of, from this one.
+    pub fn namespaces_at(&self, at: At, from: i64) -> Result<Vec<i64>, EpochGone> {
+        self.check(at)?;
+        Ok(self.all_namespaces(at).range(from..).copied().collect())
+    }
+
+    /// All entries, as they are or were, by namespace and key, of a table that is in memory. `None`: that
+    /// state is no longer kept.
     pub fn entries(&self, at: At) -> Option<Vec<Entry<'_>>> {
         self.check(at).ok()?;
         let mut entries = Vec::new();
         for namespace in self.all_namespaces(at) {
             let first = entries.len();
+            assert!(self.is_whole(at, namespace), "the table is in memory");
             visit_visible(&self.spaces(at, namespace), |key, value| {
                 entries.push((namespace, key, value));
             });
@@ -175,36 +368,26 @@ impl Table {
         Some(entries)
     }
 
-    /// At most `limit` entries, as they are or were, by namespace and key, from after the one given.
-    pub fn page(
-        &self,
+    /// At most `limit` entries of a namespace as they are or were, by key, from after the one given. What is
+    /// not in memory is in the range the store answered.
+    pub fn page<'t>(
+        &'t self,
         at: At,
-        after: Option<(i64, &[u8])>,
+        namespace: i64,
+        after: Option<&[u8]>,
+        range: &'t StoredRange,
         limit: usize,
-    ) -> Result<Vec<Entry<'_>>, EpochGone> {
+    ) -> Result<Vec<KeyValue<'t>>, EpochGone> {
         self.check(at)?;
-        let mut page = Vec::new();
-        let first = after.map_or(i64::MIN, |(namespace, _)| namespace);
-        for namespace in self.all_namespaces(at).range(first..) {
-            let left = limit - page.len();
-            if left == 0 {
-                break;
+        // The smallest keys: the greatest of those kept makes room for a smaller one.
+        let mut kept = BinaryHeap::new();
+        self.for_each_in(at, namespace, after, range, |key, value| {
+            kept.push((key, value));
+            if kept.len() > limit {
+                kept.pop();
             }
-            // The smallest keys: the greatest of those kept makes room for a smaller one.
-            let mut kept = BinaryHeap::new();
-            visit_visible(&self.spaces(at, *namespace), |key, value| {
-                if after.is_some_and(|after| (*namespace, key) <= after) {
-                    return;
-                }
-                kept.push((key, value));
-                if kept.len() > left {
-                    kept.pop();
-                }
-            });
-            let kept = kept.into_sorted_vec().into_iter();
-            page.extend(kept.map(|(key, value)| (*namespace, key, value)));
-        }
-        Ok(page)
+        });
+        Ok(kept.into_sorted_vec())
     }
 
     /// Ends a checkpoint's time: what was written since the last one is its delta.
@@ -219,8 +402,15 @@ impl Table {
             "checkpoint {checkpoint} is sealed after {last:?}"
         );
         if !self.active.is_empty() {
-            let overlay = std::mem::take(&mut self.active);
+            let stamp = self.active.stamp();
+            let next = stamp
+                .checked_add(1)
+                .expect("a generation has fewer than 2^32 checkpoints");
+            let overlay = std::mem::replace(&mut self.active, Overlay::stamped(next));
             self.sealed.push((checkpoint, Arc::new(overlay)));
+            if self.base.spills() {
+                self.unfolded.push((checkpoint, stamp));
+            }
         }
     }
 
@@ -252,11 +442,56 @@ impl Table {
         }
     }
 
+    /// The store has everything up to this checkpoint, and nothing that was sealed after it. It is one whose
+    /// state the base is at least. Answers whether that is news.
+    pub fn folded(&mut self, checkpoint: CheckpointId) -> bool {
+        let known = self
+            .unfolded
+            .partition_point(|(sealed, _)| *sealed <= checkpoint);
+        let Some((sealed, stamp)) = self.unfolded.drain(..known).next_back() else {
+            return false;
+        };
+        assert!(
+            Some(sealed) <= self.base_at,
+            "checkpoint {sealed} was folded while {:?} may still be read",
+            self.base_at
+        );
+        self.base.folded(stamp);
+        true
+    }
+
+    /// The first checkpoint with changes that the store does not have.
+    pub fn first_unfolded(&self) -> Option<CheckpointId> {
+        self.unfolded.first().map(|(sealed, _)| *sealed)
+    }
+
+    /// Gives back about so many bytes of memory, as far as the store has what is in them.
+    pub fn evict(&mut self, bytes: u64) {
+        self.base.evict(bytes);
+    }
+
+    /// Whether it has let go of anything that it would have to read back.
+    pub fn needs_store(&self) -> bool {
+        self.base.any_stored()
+    }
+
+    /// Grows whenever something was let go: what the store answered before may be outdated.
+    pub fn evictions(&self) -> u64 {
+        self.base.evictions()
+    }
+
+    /// Bytes of memory it takes.
+    pub fn footprint(&self) -> u64 {
+        let sealed = self.sealed.iter().map(|(_, overlay)| overlay.footprint());
+        self.base.footprint() + sealed.sum::<u64>() + self.active.footprint()
+    }
+
     /// Back to the state at a checkpoint: everything written since is gone.
     pub fn rollback(&mut self, checkpoint: CheckpointId) -> Result<(), EpochGone> {
         let at = At::Completed(checkpoint);
         self.check(at)?;
-        self.active = Overlay::default();
+        assert!(!self.base.any_stored(), "it is all in memory");
+        self.active = Overlay::stamped(self.active.stamp());
         self.sealed.truncate(self.sealed_up_to(at));
         self.completed = self.completed.min(Some(checkpoint));
         self.live.clear();
@@ -283,21 +518,28 @@ impl Table {
         }
     }
 
+    /// What a state says of a key: never `Nothing` but for no value.
+    fn look(&self, at: At, namespace: i64, hash: u64, key: &[u8]) -> Known<'_> {
+        if at == At::Live {
+            match self.active.get(namespace, hash, key) {
+                Known::Nothing => {}
+                known => return known,
+            }
+        }
+        self.get_below(self.sealed_up_to(at), namespace, hash, key)
+    }
+
     /// Looks below the first `count` sealed overlays' newest.
-    fn get_below(&self, count: usize, namespace: i64, hash: u64, key: &[u8]) -> Option<&[u8]> {
+    fn get_below(&self, count: usize, namespace: i64, hash: u64, key: &[u8]) -> Known<'_> {
         let count = count.min(self.sealed.len());
         let sealed = self.sealed[..count].iter().rev();
         for known in sealed.map(|(_, overlay)| overlay.get(namespace, hash, key)) {
             match known {
-                Known::Value(value) => return Some(value),
-                Known::Deleted => return None,
                 Known::Nothing => {}
+                known => return known,
             }
         }
-        match self.base.get(namespace, hash, key) {
-            Known::Value(value) => Some(value),
-            Known::Deleted | Known::Nothing => None,
-        }
+        self.base.get(namespace, hash, key)
     }
 
     /// What each layer has of a namespace, newest first, down to where it was emptied.
@@ -328,8 +570,8 @@ impl Table {
         let overlays = sealed.map(|(_, overlay)| &**overlay).chain(active);
         overlays
             .flat_map(Overlay::spaces)
-            .chain(self.base.spaces())
             .map(|(namespace, _)| namespace)
+            .chain(self.base.namespaces())
             .collect()
     }
 
@@ -363,6 +605,14 @@ impl Table {
                 self.live.insert(namespace, size);
             }
         }
+    }
+}
+
+fn value_of(known: Known<'_>) -> Option<&[u8]> {
+    match known {
+        Known::Value(value) => Some(value),
+        Known::Deleted | Known::Nothing => None,
+        Known::Stored => panic!("a key was used that the store was not asked for"),
     }
 }
 

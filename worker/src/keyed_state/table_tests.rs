@@ -8,6 +8,7 @@ use common::key_group::key_group;
 use proptest::prelude::*;
 
 use super::overlay::Overlay;
+use super::stored::StoredRange;
 use super::table::{At, EpochGone, Table};
 
 type Map = BTreeMap<(i64, Vec<u8>), Vec<u8>>;
@@ -276,15 +277,28 @@ proptest! {
             }
         }
         let mut paged = Vec::new();
-        loop {
-            let after = paged.last().map(|(namespace, key, _): &(i64, &[u8], &[u8])| (*namespace, *key));
-            let page = table.page(At::Live, after, limit).unwrap();
-            prop_assert!(page.len() <= limit);
-            if page.is_empty() {
-                break;
+        for namespace in table.namespaces_at(At::Live, i64::MIN).unwrap() {
+            let mut after: Option<&[u8]> = None;
+            loop {
+                let nothing = StoredRange::default();
+                let page: Vec<(Vec<u8>, Vec<u8>)> = table
+                    .page(At::Live, namespace, after, &nothing, limit)
+                    .unwrap()
+                    .into_iter()
+                    .map(|(key, value)| (key.to_vec(), value.to_vec()))
+                    .collect();
+                prop_assert!(page.len() <= limit);
+                if page.is_empty() {
+                    break;
+                }
+                paged.extend(page.into_iter().map(|(key, value)| (namespace, key, value)));
+                after = paged.last().map(|(_, key, _)| key.as_slice());
             }
-            paged.extend(page);
         }
-        prop_assert_eq!(Some(paged), table.entries(At::Live));
+        let all: Vec<_> = contents(&table, At::Live)
+            .into_iter()
+            .map(|((namespace, key), value)| (namespace, key, value))
+            .collect();
+        prop_assert_eq!(paged, all);
     }
 }

@@ -23,9 +23,10 @@ use super::give_up::{batch, broken, evaluate, give_up};
 use super::groups::Groups;
 use super::key::Keys;
 use super::retraction::RetractableCalls;
-use super::{Operator, OperatorError};
+use super::{Call, Operator, OperatorError, Wanted, wanted};
 use crate::keyed_state::codec::EncodedKeys;
 use crate::keyed_state::row_codec::{EncodedRows, RowCodec};
+use crate::keyed_state::stored::StoredRange;
 use crate::keyed_state::table::Table;
 use crate::task::context::Context;
 use crate::task::dead_letter::Reason;
@@ -217,6 +218,28 @@ const BEFORE: usize = 0;
 const NOW: usize = 1;
 
 impl Operator for AggregateRows {
+    fn prepare(
+        &mut self,
+        call: Call<'_>,
+        _range: Option<StoredRange>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Wanted>, OperatorError> {
+        let (Call::Rows(_, rows), true) = (call, context.table(TABLE).needs_store()) else {
+            return Ok(None);
+        };
+        // Rows that fail are given up later; that their keys are read too does no harm.
+        let keys = self.keys.expressions().iter();
+        let keys = keys
+            .map(|key| Ok(key.evaluate(&rows.batch)?.values))
+            .collect::<Result<Vec<_>, OperatorError>>()?;
+        let mut groups = Groups::new(self.keys.codec().clone());
+        groups.number(&keys, &vec![NAMESPACE; rows.len()], &mut Vec::new());
+        let mut keys = EncodedKeys::default();
+        groups.encoded_keys(&mut keys);
+        let keys = keys.iter().map(|key| (NAMESPACE, key));
+        Ok(wanted(TABLE, context.table(TABLE).unknown(keys)))
+    }
+
     fn process(
         &mut self,
         _input: u16,

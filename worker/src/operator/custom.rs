@@ -1,6 +1,6 @@
 //! Operators a worker was built with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
@@ -17,6 +17,7 @@ pub type Constructor =
 #[derive(Clone, Default)]
 pub struct CustomOperators {
     constructors: BTreeMap<String, Constructor>,
+    spilling: BTreeSet<String>,
 }
 
 impl CustomOperators {
@@ -30,8 +31,22 @@ impl CustomOperators {
         + Sync
         + 'static,
     ) -> CustomOperators {
-        self.constructors.insert(name.into(), Arc::new(constructor));
+        let name = name.into();
+        self.spilling.remove(&name);
+        self.constructors.insert(name, Arc::new(constructor));
         self
+    }
+
+    /// Says of an operator that it asks for all it reads (`Operator::prepare`): its state may be larger than
+    /// memory.
+    #[must_use]
+    pub fn spilling(mut self, name: impl Into<String>) -> CustomOperators {
+        self.spilling.insert(name.into());
+        self
+    }
+
+    pub(super) fn spills(&self, name: &str) -> bool {
+        self.spilling.contains(name)
     }
 
     /// Their names, which the worker announces when it registers.

@@ -3,6 +3,9 @@
 //! An operator is synchronous: nothing awaits between two changes of its state, so a barrier can never
 //! fall inside one. It keeps what must survive in its tables; what it holds elsewhere between two
 //! barriers it writes there in `seal`, and rebuilds from there in `restore`.
+//!
+//! Some operators can do with tables that are mostly on disk (`spills`). Before each call they say in
+//! `prepare` what they are going to read, and get it; the call itself finds everything in memory.
 
 pub mod expression;
 pub mod filter;
@@ -35,6 +38,8 @@ mod row_operator_tests;
 #[cfg(test)]
 mod changelog_tests;
 #[cfg(test)]
+mod spill_tests;
+#[cfg(test)]
 mod window_aggregate_tests;
 
 use common::error::{ErrorCode, Problem};
@@ -44,11 +49,39 @@ use common::protocol::state::StateEntry;
 use common::schema::Column;
 use common::time::{Span, Timestamp};
 
+use self::custom::CustomOperators;
+use crate::keyed_state::stored::{Ask, StoredRange};
 use crate::task::context::Context;
 use crate::task::message::Rows;
 
+/// What is about to be called.
+#[derive(Clone, Copy, Debug)]
+pub enum Call<'a> {
+    Rows(u16, &'a Rows),
+    Watermark(Timestamp),
+    Seal,
+}
+
+/// What an operator has to know of one of its tables before it can go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub table: &'static str,
+    pub ask: Ask,
+}
+
 /// One instance of an operator, in one task.
 pub trait Operator: Send + std::fmt::Debug {
+    /// Called before `process`, `watermark` and `seal`, and again with each answer until it asks for nothing
+    /// more. Keys it asked for are in the table then; a range is given to it here. May emit.
+    fn prepare(
+        &mut self,
+        _call: Call<'_>,
+        _range: Option<StoredRange>,
+        _context: &mut Context<'_>,
+    ) -> Result<Option<Wanted>, OperatorError> {
+        Ok(None)
+    }
+
     /// Takes rows that arrived at the numbered input.
     fn process(
         &mut self,
@@ -113,7 +146,7 @@ pub struct OperatorError {
 /// Makes the instance of a planned operator that runs in one task.
 pub fn build(
     planned: &PlannedOperator,
-    custom: &custom::CustomOperators,
+    custom: &CustomOperators,
 ) -> Result<Box<dyn Operator>, Problem> {
     Ok(match &planned.spec {
         OperatorSpec::Filter(spec) => Box::new(filter::FilterRows::new(spec, planned)?),
@@ -125,6 +158,26 @@ pub fn build(
         OperatorSpec::Aggregate(spec) => Box::new(aggregate::AggregateRows::new(spec, planned)?),
         OperatorSpec::Custom(spec) => custom.build(spec, planned)?,
     })
+}
+
+/// Whether an operator asks before it reads its tables, so that they may be larger than memory.
+pub fn spills(spec: &OperatorSpec, custom: &CustomOperators) -> bool {
+    match spec {
+        OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) => true,
+        OperatorSpec::Custom(spec) => custom.spills(&spec.name),
+        _ => false,
+    }
+}
+
+/// These keys of a table, if there are any.
+fn wanted(table: &'static str, keys: Vec<(i64, Vec<u8>)>) -> Option<Wanted> {
+    match keys.is_empty() {
+        true => None,
+        false => {
+            let ask = Ask::Keys(keys);
+            Some(Wanted { table, ask })
+        }
+    }
 }
 
 /// The columns of an operator that has one input.

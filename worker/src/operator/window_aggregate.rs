@@ -28,10 +28,11 @@ use super::expression::Expressions;
 use super::give_up::{batch, broken, evaluate, give_up};
 use super::groups::Groups;
 use super::key::Keys;
-use super::{Operator, OperatorError};
+use super::{Call, Operator, OperatorError, Wanted, wanted};
 use crate::keyed_state::codec::EncodedKeys;
 use crate::keyed_state::row_codec::EncodedRows;
-use crate::keyed_state::table::Table;
+use crate::keyed_state::stored::{Ask, StoredRange, Until};
+use crate::keyed_state::table::{At, Table};
 use crate::task::context::Context;
 use crate::task::dead_letter::Reason;
 use crate::task::message::{Rows, kind};
@@ -44,6 +45,9 @@ const TABLE: &str = "slices";
 const MAX_GROUPS: usize = 1 << 16;
 /// The same if every batch visits every group.
 const MAX_VISITED_GROUPS: usize = 1 << 11;
+
+/// Of a window's entries on disk so many bytes are read at once.
+const FIRE_BYTES: usize = 4 << 20;
 
 /// The operator `window_aggregate`.
 #[derive(Debug)]
@@ -61,15 +65,25 @@ pub struct WindowAggregateRows {
     accumulators: Accumulators,
     max_groups: usize,
 
+    /// A window's result is coming out.
+    firing: Option<Firing>,
     /// The slices that hold something, by their starts.
     filled: BTreeSet<i64>,
-    /// Windows that start before this have closed.
+    /// Windows that start before this close, and those that start before the other have come out.
     first_open: i64,
+    closed: i64,
     watermark: Timestamp,
 
     /// Filled anew for every batch.
     slice_of_row: Vec<i64>,
     group_of_row: Vec<usize>,
+}
+
+/// How far the result of the first window that has closed has come out.
+#[derive(Debug, Default)]
+struct Firing {
+    /// The last key; `None`: none yet.
+    after: Option<Vec<u8>>,
 }
 
 impl WindowAggregateRows {
@@ -106,12 +120,14 @@ impl WindowAggregateRows {
                 false => MAX_GROUPS,
             },
             first_open: slices.first_open(Timestamp::MIN),
+            closed: slices.first_open(Timestamp::MIN),
             watermark: Timestamp::MIN,
             slices,
             allowed_lateness: spec.allowed_lateness,
             keys,
             calls,
             output: to_arrow_schema(&planned.output),
+            firing: None,
             filled: BTreeSet::new(),
             slice_of_row: Vec::new(),
             group_of_row: Vec::new(),
@@ -257,13 +273,83 @@ impl WindowAggregateRows {
         Some(self.slices.first_window_with(slice).max(start))
     }
 
-    /// Emits a window's result.
-    fn fire(&self, start: i64, context: &mut Context<'_>) -> Result<(), OperatorError> {
+    /// What has to be known before the groups can be merged into the table.
+    fn unknown_groups(&self, table: &Table) -> Option<Wanted> {
+        if self.groups.len() == 0 || !table.needs_store() {
+            return None;
+        }
+        let mut keys = EncodedKeys::default();
+        self.groups.encoded_keys(&mut keys);
+        let namespaces = self.groups.namespaces().iter().copied();
+        wanted(TABLE, table.unknown(namespaces.zip(keys.iter())))
+    }
+
+    /// Lets the results of all windows out that have closed, as far as is possible without the store.
+    fn close(
+        &mut self,
+        watermark: Timestamp,
+        mut range: Option<StoredRange>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Wanted>, OperatorError> {
+        self.advance(watermark);
+        while let Some(start) = self.filled_window_from(self.closed)
+            && start < self.first_open
+        {
+            if self.firing.is_none() {
+                if let Some(wanted) = self.unknown_groups(context.table(TABLE)) {
+                    return Ok(Some(wanted));
+                }
+                self.merge_into(context.table(TABLE))?;
+                self.firing = Some(Firing::default());
+            }
+            let firing = self.firing.as_ref();
+            let after = firing.and_then(|firing| firing.after.as_deref());
+            let slices = self
+                .filled
+                .range(start..start + self.slices.size())
+                .copied();
+            let ask = context
+                .table(TABLE)
+                .ask_range(At::Live, slices, after, FIRE_BYTES);
+            if let (Some(ask), None) = (ask, &range) {
+                let ask = Ask::Range(ask);
+                return Ok(Some(Wanted { table: TABLE, ask }));
+            }
+            let range = range.take().unwrap_or_default();
+            self.fire(start, after, &range, context)?;
+            if let Until::Key(last) = range.until {
+                self.firing = Some(Firing { after: Some(last) });
+                continue;
+            }
+            self.firing = None;
+            self.closed = start + self.slices.slide();
+            // No later window needs the slices before the next start.
+            while let Some(slice) = self.filled.first().copied()
+                && slice < self.closed
+            {
+                self.filled.remove(&slice);
+                context.table(TABLE).clear_namespace(slice);
+            }
+        }
+        self.closed = self.first_open;
+        Ok(None)
+    }
+
+    /// Emits a window's result, of the keys after `after` and in the range.
+    fn fire(
+        &self,
+        start: i64,
+        after: Option<&[u8]>,
+        range: &StoredRange,
+        context: &mut Context<'_>,
+    ) -> Result<(), OperatorError> {
         let end = start + self.slices.size();
         let table = context.table(TABLE);
         let mut entries = Entries::default();
         for slice in self.filled.range(start..end) {
-            table.for_each(*slice, |key, value| entries.push(key, value));
+            table.for_each_in(At::Live, *slice, after, range, |key, value| {
+                entries.push(key, value);
+            });
         }
         for run in entries.in_key_order(MAX_ROWS_PER_MESSAGE) {
             let mut accumulators = Accumulators::new(&self.calls)?;
@@ -294,12 +380,28 @@ impl WindowAggregateRows {
 }
 
 impl Operator for WindowAggregateRows {
+    fn prepare(
+        &mut self,
+        call: Call<'_>,
+        range: Option<StoredRange>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Wanted>, OperatorError> {
+        match call {
+            Call::Rows(..) if self.groups.len() < self.max_groups => Ok(None),
+            Call::Rows(..) | Call::Seal => Ok(self.unknown_groups(context.table(TABLE))),
+            Call::Watermark(watermark) => self.close(watermark, range, context),
+        }
+    }
+
     fn process(
         &mut self,
         _input: u16,
         rows: Rows,
         context: &mut Context<'_>,
     ) -> Result<(), OperatorError> {
+        if self.groups.len() >= self.max_groups {
+            self.merge_into(context.table(TABLE))?;
+        }
         if let Some(kinds) = &rows.kinds
             && kinds.values().iter().any(|change| *change != kind::INSERT)
         {
@@ -321,11 +423,7 @@ impl Operator for WindowAggregateRows {
         }
         self.filled.extend(&self.groups.namespaces()[before..]);
         self.accumulators
-            .update(arguments, &self.group_of_row, self.groups.len())?;
-        if self.groups.len() >= self.max_groups {
-            self.merge_into(context.table(TABLE))?;
-        }
-        Ok(())
+            .update(arguments, &self.group_of_row, self.groups.len())
     }
 
     fn watermark(
@@ -333,21 +431,10 @@ impl Operator for WindowAggregateRows {
         watermark: Timestamp,
         context: &mut Context<'_>,
     ) -> Result<(), OperatorError> {
-        let mut from = self.first_open;
-        self.advance(watermark);
-        while let Some(start) = self.filled_window_from(from)
-            && start < self.first_open
-        {
-            self.merge_into(context.table(TABLE))?;
-            self.fire(start, context)?;
-            from = start + self.slices.slide();
-            // No later window needs the slices before the next start.
-            while let Some(slice) = self.filled.first().copied().filter(|slice| *slice < from) {
-                self.filled.remove(&slice);
-                context.table(TABLE).clear_namespace(slice);
-            }
+        match self.close(watermark, None, context)? {
+            None => Ok(()),
+            Some(wanted) => panic!("{wanted:?} was not asked for"),
         }
-        Ok(())
     }
 
     /// A window comes out the allowed lateness after its end: to whoever places it by its end, it would be
@@ -362,6 +449,7 @@ impl Operator for WindowAggregateRows {
 
     fn restore(&mut self, context: &mut Context<'_>) -> Result<(), OperatorError> {
         self.advance(context.watermark());
+        self.closed = self.first_open;
         self.filled = context.table(TABLE).namespaces().collect();
         Ok(())
     }

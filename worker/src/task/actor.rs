@@ -6,22 +6,33 @@ use std::fmt;
 use std::sync::Arc;
 
 use actix::dev::SendError;
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, StreamHandler, WrapFuture};
-use common::error::Problem;
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseActFuture,
+    StreamHandler, WrapFuture,
+};
+use common::error::{ErrorCode, Problem};
+use common::ids::CheckpointId;
 use common::protocol::state::StateEntries;
 use common::protocol::task::TaskState as Standing;
-use common::time::{Clock, Span};
+use common::time::{Clock, Span, Tick};
 use tokio::sync::Notify;
 
-use super::machine::{Failure, TaskMachine};
-use super::messages::{Complete, Inject, Query, Stop};
+use super::chain::Question;
+use super::failure::Failure;
+use super::machine::TaskMachine;
+use super::messages::{Complete, Folded, Inject, Query, Stop};
+use super::query::{Reading, Step};
 use super::sink_pump::SinkPump;
+use crate::checkpoint::view_reader::{ViewError, ViewReader};
 use crate::job::actor::JobActor;
+use crate::keyed_state::stored::Answer;
 
 /// Barriers, completions and questions that may wait at once.
 const MAILBOX: usize = 256;
 /// How often the numbers shown to people are gathered.
 const LOOK_EVERY: Span = Span::from_millis(200);
+/// A reading of the state holds back what checkpoints would let go, but no longer than this.
+const READ_DEADLINE: Span = Span::from_secs(10);
 
 pub struct TaskActor {
     pub machine: TaskMachine,
@@ -30,6 +41,8 @@ pub struct TaskActor {
     pub wake: Arc<Notify>,
     /// Started with the actor.
     pub pump: Option<SinkPump>,
+    /// Answers what is not in memory.
+    pub reader: Option<ViewReader>,
 }
 
 /// A wake-up.
@@ -58,6 +71,7 @@ impl Actor for TaskActor {
             Some((Look, ()))
         });
         context.add_stream(look);
+        self.ask(context);
         self.end_on_failure(outcome, context);
         self.wake.notify_one();
     }
@@ -71,9 +85,9 @@ impl StreamHandler<Woken> for TaskActor {
 
 impl StreamHandler<Look> for TaskActor {
     fn handle(&mut self, _: Look, context: &mut Context<Self>) {
+        self.machine.look(self.clock.tick());
         // A wake-up that went astray costs no more than this.
         self.turn(context);
-        self.machine.measure(self.clock.tick());
     }
 }
 
@@ -82,25 +96,46 @@ impl Handler<Inject> for TaskActor {
 
     fn handle(&mut self, Inject { barrier, drain }: Inject, context: &mut Context<Self>) {
         let outcome = self.machine.inject(barrier, drain);
+        self.ask(context);
         self.end_on_failure(outcome, context);
     }
 }
 
 impl Handler<Complete> for TaskActor {
-    type Result = ();
+    type Result = Option<CheckpointId>;
 
-    fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) {
-        self.machine.complete(checkpoint);
+    fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) -> Self::Result {
+        let oldest = self.machine.complete(checkpoint);
         // A source that waited for it reads on.
         self.wake.notify_one();
+        oldest
+    }
+}
+
+impl Handler<Folded> for TaskActor {
+    type Result = ();
+
+    fn handle(&mut self, folded: Folded, context: &mut Context<Self>) {
+        let Folded { checkpoint, reader } = folded;
+        let other = !self.reader.as_ref().is_some_and(|r| r.is_like(&reader));
+        let outcome = self.machine.folded(checkpoint, other);
+        self.reader = Some(reader);
+        self.wake.notify_one();
+        self.end_on_failure(outcome, context);
     }
 }
 
 impl Handler<Query> for TaskActor {
-    type Result = Result<StateEntries, Problem>;
+    type Result = ResponseActFuture<Self, Result<StateEntries, Problem>>;
 
     fn handle(&mut self, Query(query): Query, _: &mut Context<Self>) -> Self::Result {
-        self.machine.query(&query)
+        match self.machine.begin_reading(query) {
+            Ok(reading) => {
+                let until = self.clock.tick().plus(READ_DEADLINE);
+                self.read_on(reading, None, until)
+            }
+            Err(problem) => Box::pin(actix::fut::ready(Err(problem))),
+        }
     }
 }
 
@@ -119,7 +154,71 @@ impl TaskActor {
             self.wake.notify_one();
         }
         self.deliver();
+        self.ask(context);
         self.end_on_failure(outcome.map(drop), context);
+    }
+
+    /// Has the machine's question answered on a thread that may wait for the disk. The inputs wait
+    /// meanwhile, and barriers behind them.
+    fn ask(&mut self, context: &mut Context<Self>) {
+        let Some(question) = self.machine.question() else {
+            return;
+        };
+        let reader = self.reader.clone();
+        let asked = question.clone();
+        let answering = tokio::task::spawn_blocking(move || read(reader, asked));
+        let answered = answering
+            .into_actor(self)
+            .map(move |answer, actor, context| {
+                match answer.expect("reading the view does not panic") {
+                    Ok(answer) => {
+                        actor.machine.answered(&question, answer);
+                        actor.turn(context);
+                    }
+                    Err(error) => actor.end_on_failure(Err(error.into()), context),
+                }
+            });
+        context.spawn(answered);
+    }
+
+    /// Answers a reader of the state, with as many looks into the view as it takes, until a time.
+    fn read_on(
+        &mut self,
+        mut reading: Reading,
+        answer: Option<Answer>,
+        until: Tick,
+    ) -> ResponseActFuture<Self, Result<StateEntries, Problem>> {
+        let outcome = match self.machine.read_on(&mut reading, answer) {
+            Ok(Step::Ask(_)) if self.clock.tick() > until => {
+                let detail = format!("the state could not be read within {READ_DEADLINE}");
+                Err(Problem::new(ErrorCode::Timeout, detail)
+                    .hint("Ask for a single key, or for fewer entries with \"limit\"."))
+            }
+            Ok(Step::Ask(question)) => {
+                let reader = self.reader.clone();
+                let answering = tokio::task::spawn_blocking(move || read(reader, question));
+                let answered =
+                    answering.into_actor(self).then(move |answer, actor, _| {
+                        match answer.expect("reading the view does not panic") {
+                            Ok(answer) => actor.read_on(reading, Some(answer), until),
+                            Err(error) => {
+                                actor.machine.end_reading(&reading);
+                                let problem = Problem::new(
+                                    ErrorCode::StaleGeneration,
+                                    error.to_string(),
+                                )
+                                .hint("Ask again; a new generation takes over within moments.");
+                                Box::pin(actix::fut::ready(Err(problem)))
+                            }
+                        }
+                    });
+                return Box::pin(answered);
+            }
+            Ok(Step::Done(entries)) => Ok(entries),
+            Err(problem) => Err(problem),
+        };
+        self.machine.end_reading(&reading);
+        Box::pin(actix::fut::ready(outcome))
     }
 
     /// Gives the job the snapshots it has not taken yet, in order.
@@ -145,6 +244,12 @@ impl TaskActor {
             context.stop();
         }
     }
+}
+
+/// Answers a question from the view. Blocks.
+fn read(reader: Option<ViewReader>, question: Question) -> Result<Answer, ViewError> {
+    let reader = reader.ok_or(ViewError::BuiltAnew)?;
+    reader.answer(&question.table, question.ask)
 }
 
 impl fmt::Debug for TaskActor {

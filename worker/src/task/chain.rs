@@ -1,7 +1,8 @@
 //! The operators of one task, one after another: rows, watermarks and barriers run through all of them.
 //!
-//! What one operator emits is the next one's input at once, in the same turn, so nothing waits between
-//! them and a barrier never finds rows half way.
+//! What one operator emits is the next one's input at once, so nothing waits between them and a barrier
+//! never finds rows half way. An operator may have to know first what a store has of its state: the chain
+//! stands still until it is answered.
 
 use common::ids::CheckpointId;
 use common::key_group::KeyGroupRange;
@@ -10,7 +11,10 @@ use common::time::{Span, Timestamp};
 use super::context::{Context, OperatorState, Outputs};
 use super::dead_letter::DeadLetter;
 use super::message::Rows;
-use crate::operator::{Operator, OperatorError};
+use crate::keyed_state::section::TableId;
+use crate::keyed_state::stored::{Answer, Ask, StoredRange};
+use crate::keyed_state::table::Table;
+use crate::operator::{Call, Operator, OperatorError, Wanted};
 
 /// A chain and the state of its operators.
 #[derive(Debug)]
@@ -21,6 +25,58 @@ pub struct Chain {
     delay: Span,
     key_range: KeyGroupRange,
     key_groups: u16,
+    /// What is still to be done of the work at hand; the next thing is the last.
+    todo: Vec<Todo>,
+    /// What an operator cannot do before its question is answered.
+    asking: Option<Todo>,
+    /// What is true once nothing is left to be done.
+    finally: Finally,
+    output: ChainOutput,
+}
+
+/// What the chain is given to do.
+#[derive(Debug)]
+pub enum Work {
+    /// Lets every operator rebuild what it keeps outside its tables.
+    Restore,
+    /// Rows that arrived at the numbered input of the first operator.
+    Rows(u16, Rows),
+    Watermark(Timestamp),
+    /// Puts everything into the tables and seals them. What this emits belongs before the barrier.
+    Seal(CheckpointId),
+}
+
+/// How far the work has come.
+#[derive(Debug)]
+pub enum Progress {
+    Done(ChainOutput),
+    /// It goes on when this is answered. What has come out until then may be sent on.
+    Asks(ChainOutput, Question),
+}
+
+/// What is asked of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub table: TableId,
+    pub ask: Ask,
+}
+
+#[derive(Debug, Default)]
+enum Finally {
+    #[default]
+    Nothing,
+    Watermark(Timestamp),
+    Seal(CheckpointId),
+}
+
+/// An event for one operator of the chain, or for who is behind it.
+#[derive(Debug)]
+struct Todo {
+    index: usize,
+    event: Event,
+    /// What the operator has to know first, and a range it was answered.
+    wanted: Option<Wanted>,
+    range: Option<StoredRange>,
 }
 
 #[derive(Debug)]
@@ -41,6 +97,7 @@ pub struct ChainOutput {
 }
 
 /// What happens to an operator; decides which of its methods is called.
+#[derive(Clone, Debug)]
 enum Event {
     Rows(u16, Rows),
     Watermark(Timestamp),
@@ -73,44 +130,93 @@ impl Chain {
             delay,
             key_range,
             key_groups,
+            todo: Vec::new(),
+            asking: None,
+            finally: Finally::Nothing,
+            output: ChainOutput::default(),
         }
     }
 
-    /// Lets every operator rebuild what it keeps outside its tables.
-    pub fn restore(&mut self) -> Result<ChainOutput, OperatorError> {
-        self.through_all(|| Event::Restore)
+    /// Gives it something to do, once it is done with what was before.
+    pub fn begin(&mut self, work: Work) {
+        assert!(
+            self.todo.is_empty() && self.asking.is_none(),
+            "a chain does one thing after the other"
+        );
+        match work {
+            Work::Restore => self.for_each(Event::Restore),
+            Work::Rows(input, rows) => self.todo.push(Todo::new(0, Event::Rows(input, rows))),
+            Work::Watermark(watermark) => {
+                assert!(watermark >= self.watermark, "a merged watermark fell");
+                self.for_each(Event::Watermark(watermark));
+                self.finally = Finally::Watermark(watermark);
+            }
+            Work::Seal(checkpoint) => {
+                self.for_each(Event::Seal);
+                self.finally = Finally::Seal(checkpoint);
+            }
+        }
     }
 
-    /// Rows that arrived at the numbered input of the first operator.
-    pub fn rows(&mut self, input: u16, rows: Rows) -> Result<ChainOutput, OperatorError> {
-        let mut output = ChainOutput::default();
-        self.run(0, Event::Rows(input, rows), &mut output)?;
-        Ok(output)
+    /// Works until everything is done, or an operator has to ask.
+    pub fn run(&mut self) -> Result<Progress, OperatorError> {
+        while let Some(mut todo) = self.todo.pop() {
+            if let Some(Wanted { table, ask }) = todo.wanted.take() {
+                let table = TableId {
+                    operator: self.links[todo.index].id.clone(),
+                    table: table.to_owned(),
+                };
+                self.asking = Some(todo);
+                let output = std::mem::take(&mut self.output);
+                return Ok(Progress::Asks(output, Question { table, ask }));
+            }
+            self.step(todo)?;
+        }
+        match std::mem::take(&mut self.finally) {
+            Finally::Nothing => {}
+            Finally::Watermark(watermark) => self.watermark = watermark,
+            Finally::Seal(checkpoint) => {
+                let states = self.links.iter_mut().map(|link| &mut link.state);
+                for table in states.flat_map(|state| state.tables.values_mut()) {
+                    table.seal(checkpoint);
+                }
+            }
+        }
+        Ok(Progress::Done(std::mem::take(&mut self.output)))
     }
 
-    pub fn watermark(&mut self, watermark: Timestamp) -> Result<ChainOutput, OperatorError> {
-        assert!(watermark >= self.watermark, "a merged watermark fell");
-        let output = self.through_all(|| Event::Watermark(watermark))?;
-        self.watermark = watermark;
-        Ok(output)
+    /// Takes the answer to its question; `run` goes on with it.
+    pub fn answer(&mut self, question: &Question, answer: Answer) {
+        let mut todo = self.asking.take().expect("it asked");
+        match answer {
+            Answer::Range(range) => todo.range = Some(range),
+            keys @ Answer::Keys(_) => {
+                let tables = &mut self.links[todo.index].state.tables;
+                let table = tables.get_mut(&question.table.table);
+                table.expect("it asked of it").load(keys);
+            }
+        }
+        self.todo.push(todo);
+    }
+
+    /// Whether everything it was given to do is done.
+    pub fn is_idle(&self) -> bool {
+        self.todo.is_empty() && self.asking.is_none()
+    }
+
+    /// All of some work at once, of operators that have everything in memory.
+    #[cfg(test)]
+    pub(super) fn run_all(&mut self, work: Work) -> Result<ChainOutput, OperatorError> {
+        self.begin(work);
+        match self.run()? {
+            Progress::Done(output) => Ok(output),
+            Progress::Asks(_, question) => panic!("{question:?} is not in memory"),
+        }
     }
 
     /// What the watermark of the chain's output is when that of its input is this.
     pub fn output_watermark(&self, watermark: Timestamp) -> Timestamp {
         delayed(watermark, self.delay)
-    }
-
-    /// Puts everything into the tables and seals them. What this emits belongs before the barrier.
-    pub fn seal(&mut self, checkpoint: CheckpointId) -> Result<ChainOutput, OperatorError> {
-        let output = self.through_all(|| Event::Seal)?;
-        for table in self
-            .links
-            .iter_mut()
-            .flat_map(|link| link.state.tables.values_mut())
-        {
-            table.seal(checkpoint);
-        }
-        Ok(output)
     }
 
     /// The operators with their ids and tables, in order.
@@ -120,31 +226,34 @@ impl Chain {
             .map(|link| (link.id.as_str(), &*link.operator, &link.state))
     }
 
-    pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &mut OperatorState)> {
-        self.links
-            .iter_mut()
-            .map(|link| (link.id.as_str(), &mut link.state))
+    pub fn tables_mut(&mut self) -> impl Iterator<Item = &mut Table> {
+        let states = self.links.iter_mut().map(|link| &mut link.state);
+        states.flat_map(|state| state.tables.values_mut())
+    }
+
+    /// Bytes of memory that the tables take.
+    pub fn footprint(&self) -> u64 {
+        let states = self.links.iter().map(|link| &link.state);
+        let tables = states.flat_map(|state| state.tables.values());
+        tables.map(Table::footprint).sum()
     }
 
     /// The same event for every operator in order; what one emits passes those behind it first.
-    fn through_all(&mut self, event: impl Fn() -> Event) -> Result<ChainOutput, OperatorError> {
-        let mut output = ChainOutput::default();
-        for index in 0..self.links.len() {
-            self.run(index, event(), &mut output)?;
+    fn for_each(&mut self, event: Event) {
+        for (index, link) in self.links.iter().enumerate().rev() {
+            let event = match &event {
+                Event::Watermark(watermark) => Event::Watermark(delayed(*watermark, link.delay)),
+                other => other.clone(),
+            };
+            self.todo.push(Todo::new(index, event));
         }
-        Ok(output)
     }
 
-    /// Gives an event to the operator at `index`, and what it emits to those behind it.
-    fn run(
-        &mut self,
-        index: usize,
-        event: Event,
-        output: &mut ChainOutput,
-    ) -> Result<(), OperatorError> {
-        let Some(link) = self.links.get_mut(index) else {
-            if let Event::Rows(_, rows) = event {
-                output.rows.push(rows);
+    /// Gives an event to an operator, and what it emits to those behind it.
+    fn step(&mut self, mut todo: Todo) -> Result<(), OperatorError> {
+        let Some(link) = self.links.get_mut(todo.index) else {
+            if let Event::Rows(_, rows) = todo.event {
+                self.output.rows.push(rows);
             }
             return Ok(());
         };
@@ -156,21 +265,47 @@ impl Chain {
             self.key_range,
             self.key_groups,
         );
-        match event {
-            Event::Rows(input, rows) => link.operator.process(input, rows, &mut context)?,
-            Event::Watermark(watermark) => {
-                let watermark = delayed(watermark, link.delay);
-                link.operator.watermark(watermark, &mut context)?;
+        let call = match &todo.event {
+            Event::Rows(input, rows) => Some(Call::Rows(*input, rows)),
+            Event::Watermark(watermark) => Some(Call::Watermark(*watermark)),
+            Event::Seal => Some(Call::Seal),
+            Event::Restore => None,
+        };
+        let range = todo.range.take();
+        let index = todo.index;
+        let wanted = match call {
+            Some(call) => link.operator.prepare(call, range, &mut context)?,
+            None => None,
+        };
+        match wanted {
+            Some(wanted) => {
+                todo.wanted = Some(wanted);
+                self.todo.push(todo);
             }
-            Event::Seal => link.operator.seal(&mut context)?,
-            Event::Restore => link.operator.restore(&mut context)?,
+            None => match todo.event {
+                Event::Rows(input, rows) => link.operator.process(input, rows, &mut context)?,
+                Event::Watermark(watermark) => link.operator.watermark(watermark, &mut context)?,
+                Event::Seal => link.operator.seal(&mut context)?,
+                Event::Restore => link.operator.restore(&mut context)?,
+            },
         }
-        output.dead_letters.append(&mut emitted.dead_letters);
-        output.late_rows += emitted.late_rows;
-        for rows in emitted.rows {
-            self.run(index + 1, Event::Rows(0, rows), output)?;
+        self.output.dead_letters.append(&mut emitted.dead_letters);
+        self.output.late_rows += emitted.late_rows;
+        for rows in emitted.rows.into_iter().rev() {
+            self.todo.push(Todo::new(index + 1, Event::Rows(0, rows)));
         }
         Ok(())
+    }
+}
+
+impl Todo {
+    fn new(index: usize, event: Event) -> Todo {
+        Todo {
+            index,
+            event,
+            wanted: None,
+            range: None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use common::plan::task_graph::PlannedOperator;
 use common::schema::{Column, ColumnType, to_arrow_schema};
 use common::time::Timestamp;
 
-use super::chain::Chain;
+use super::chain::{Chain, Work};
 use super::context::OperatorState;
 use super::message::Rows;
 use crate::operator::build;
@@ -65,12 +65,14 @@ fn windows_of_windows_that_wait_for_late_rows_lose_none() {
     let times: ArrayRef = Arc::new(TimestampMillisecondArray::from(vec![3, 12]));
     let schema = to_arrow_schema(&first.inputs[0]);
     let batch = RecordBatch::try_new(schema, vec![times]).unwrap();
-    chain.rows(0, Rows::inserts(batch)).unwrap();
+    chain.run_all(Work::Rows(0, Rows::inserts(batch))).unwrap();
     // The window [0, 10) comes out at 15, and belongs to the second one's [10, 20): that closes 25 after
     // what its own input can still give, which is 5 behind.
     let mut given = Vec::new();
     for watermark in [14, 15, 25, 29, 30, 40] {
-        let output = chain.watermark(Timestamp(watermark)).unwrap();
+        let output = chain
+            .run_all(Work::Watermark(Timestamp(watermark)))
+            .unwrap();
         assert_eq!(output.late_rows, 0, "at {watermark}");
         let counts = output
             .rows

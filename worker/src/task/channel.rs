@@ -40,6 +40,7 @@ struct Shared {
 struct Queue {
     messages: VecDeque<(Message, usize)>,
     bytes: usize,
+    barriers: usize,
 }
 
 /// A channel whose ends wake these.
@@ -75,6 +76,7 @@ impl ChannelWriter {
             return;
         }
         let mut queue = self.0.lock();
+        queue.barriers += usize::from(message.is_barrier());
         queue.messages.push_back((message, bytes));
         queue.bytes += bytes;
         drop(queue);
@@ -97,6 +99,7 @@ impl ChannelReader {
         let mut queue = self.0.lock();
         let (message, bytes) = queue.messages.pop_front()?;
         queue.bytes -= bytes;
+        queue.barriers -= usize::from(message.is_barrier());
         drop(queue);
         self.0
             .consumed_bytes
@@ -107,6 +110,11 @@ impl ChannelReader {
 
     pub fn is_empty(&self) -> bool {
         self.0.lock().messages.is_empty()
+    }
+
+    /// Whether a barrier is behind what is there to be read.
+    pub fn has_barrier(&self) -> bool {
+        self.0.lock().barriers > 0
     }
 }
 
@@ -146,6 +154,22 @@ mod tests {
         assert!(!writer.has_room());
         assert!(reader.pop().is_some());
         assert!(writer.has_room());
+    }
+
+    #[test]
+    fn a_barrier_is_seen_until_it_is_read() {
+        let (writer, reader) = channel(Arc::default(), Arc::default());
+        writer.push(Message::Signal(Signal::Idle));
+        assert!(!reader.has_barrier());
+        writer.push(Message::Signal(Signal::Barrier(Barrier {
+            checkpoint: CheckpointId(1),
+            stop: false,
+        })));
+        for _ in 0..2 {
+            assert!(reader.has_barrier());
+            reader.pop();
+        }
+        assert!(!reader.has_barrier());
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl ChannelInput {
         None
     }
 
+    /// Whether a barrier is waiting in some channel, or has come out of one and not of the others.
+    pub fn has_barrier(&self) -> bool {
+        self.gate.is_aligning() || self.channels.iter().any(|c| c.reader.has_barrier())
+    }
+
     pub fn watermark(&self) -> Timestamp {
         self.gate.watermark()
     }

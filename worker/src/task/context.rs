@@ -13,6 +13,8 @@ use crate::keyed_state::table::Table;
 #[derive(Debug, Default)]
 pub struct OperatorState {
     pub tables: BTreeMap<String, Table>,
+    /// Whether the operator asks before it reads: then its tables need not be in memory.
+    pub spills: bool,
 }
 
 /// What an operator gave during one call.
@@ -68,7 +70,11 @@ impl<'a> Context<'a> {
     /// The operator's own table of this name; empty before its first use.
     pub fn table(&mut self, name: &str) -> &mut Table {
         if !self.state.tables.contains_key(name) {
-            self.state.tables.insert(name.to_owned(), Table::default());
+            let mut table = Table::default();
+            if self.state.spills {
+                table.spill();
+            }
+            self.state.tables.insert(name.to_owned(), table);
         }
         self.state
             .tables

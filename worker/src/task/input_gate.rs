@@ -55,6 +55,11 @@ impl InputGate {
         !self.channels[channel].blocked
     }
 
+    /// Whether a barrier has come from some channel and not yet from all.
+    pub fn is_aligning(&self) -> bool {
+        self.aligning.is_some()
+    }
+
     pub fn watermark(&self) -> Timestamp {
         self.watermark
     }

@@ -5,33 +5,38 @@
 //! so that the tasks of one thread take turns. Nothing is taken while an output is full: pressure reaches
 //! the source, and the log keeps what is not read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::error::Problem;
 use common::ids::{CheckpointId, TaskId};
 use common::limits::MAX_ROWS_PER_MESSAGE;
-use common::protocol::state::{QueryState, StateEntries};
-use common::protocol::task::{TaskMetrics, TaskState as Standing};
+use common::protocol::state::{Consistency, QueryState};
+use common::protocol::task::TaskState as Standing;
 use common::time::{Tick, Timestamp};
 
-use super::chain::{Chain, ChainOutput};
+use super::chain::{self, Chain, ChainOutput, Question};
 use super::channel_input::{Arrival, ChannelInput};
 use super::dead_letter::DeadLetter;
 use super::event_time;
+use super::failure::Failure;
+use super::memory::{MemoryShare, Pressure};
 use super::message::{Barrier, Rows, Signal};
 use super::messages::{Sealed, Snapshot};
 use super::output::Output;
-use super::query;
+use super::progress::Progress;
+use super::query::{self, Reading};
 use super::sink_pump::{SinkCommand, SinkEvent, SinkQueue};
 use super::source_gate::SourceGate;
 use super::source_input::SourceInput;
 use super::task_state::{TaskState, deltas_of};
+use super::under_way::{Asking, Doing, UnderWay, Work};
+use crate::keyed_state::stored::Answer;
+use crate::keyed_state::table::At;
 use crate::link::reports::TaskStatus;
-use crate::operator::OperatorError;
 use crate::sink::SinkError;
 use crate::source::watermark::Watermarks;
-use crate::source::{SourceError, SourceEvent, SourceRows};
+use crate::source::{SourceEvent, SourceRows};
 
 /// Messages a task works on before it lets the other tasks of its thread have their turn.
 const MESSAGES_PER_TURN: usize = 4;
@@ -68,64 +73,9 @@ pub struct TaskMachine {
     pub progress: Progress,
     /// The checkpoint its state is of; `None`: it starts from nothing.
     pub restored: Option<CheckpointId>,
-}
-
-/// Where the task is, and what it has done.
-#[derive(Debug)]
-pub struct Progress {
-    watermark: Timestamp,
-    /// No barrier up to this one is of interest any more.
-    sealed: CheckpointId,
-    /// A stop barrier has passed: a source reads no further. Only more such barriers follow.
-    stopped: bool,
-    /// The source has ended, and everything it gave has been sent on.
-    exhausted: bool,
-    /// Sealed, and waiting for the sink to be prepared.
-    sealing: VecDeque<CheckpointId>,
-    /// Snapshots the job has not taken yet, in order: none may be lost, because each holds changes that
-    /// no later one repeats.
-    handing_over: VecDeque<Sealed>,
-    /// The checkpoint whose completion arrived last.
-    completed: Option<CheckpointId>,
-    metrics: TaskMetrics,
-    meter: Meter,
-}
-
-/// How the time since the last look was spent.
-#[derive(Clone, Copy, Debug, Default)]
-struct Meter {
-    since: Tick,
-    turns: u64,
-    busy_turns: u64,
-    blocked_turns: u64,
-}
-
-/// Why a task ends by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    pub reason: String,
-    /// The same would happen again.
-    pub fatal: bool,
-}
-
-impl Progress {
-    pub fn restored(
-        restored: Option<CheckpointId>,
-        sealed: CheckpointId,
-        watermark: Timestamp,
-    ) -> Progress {
-        Progress {
-            watermark,
-            sealed,
-            stopped: false,
-            exhausted: false,
-            sealing: VecDeque::new(),
-            handing_over: VecDeque::new(),
-            completed: restored,
-            metrics: TaskMetrics::default(),
-            meter: Meter::default(),
-        }
-    }
+    /// What it may use, if its state need not be in memory.
+    pub memory: Option<MemoryShare>,
+    pub under_way: UnderWay,
 }
 
 impl TaskMachine {
@@ -135,10 +85,8 @@ impl TaskMachine {
             // A former life may have ended between a checkpoint's completion and its commit.
             self.commit(checkpoint);
         }
-        let output = self.chain.restore()?;
-        self.dispatch(output)?;
-        self.status.set_state(Standing::Running);
-        Ok(())
+        self.under_way.put(Work::Restore);
+        self.work()
     }
 
     /// Works until nothing is there, an output is full, or others should have their turn; true: there
@@ -148,17 +96,32 @@ impl TaskMachine {
         self.sink_events()?;
         self.progress.meter.turns += 1;
         for _ in 0..MESSAGES_PER_TURN {
-            if !self.has_room() {
-                // Whoever makes room wakes this task.
+            if !self.has_room() || self.under_way.is_asking() {
+                // Whoever makes room, or answers, wakes this task.
                 self.progress.meter.blocked_turns += 1;
                 return Ok(false);
             }
-            if !self.step()? {
-                return Ok(false);
+            if self.under_way.is_empty() {
+                self.relieve();
+                if !self.take()? {
+                    return Ok(false);
+                }
             }
+            self.work()?;
             self.progress.meter.busy_turns += 1;
         }
         Ok(true)
+    }
+
+    /// What the store has to be asked before the task goes on; each question once.
+    pub fn question(&mut self) -> Option<Question> {
+        self.under_way.question()
+    }
+
+    /// The answer to its question. The next turn goes on with it.
+    pub fn answered(&mut self, question: &Question, answer: Answer) {
+        self.under_way.answered();
+        self.chain.answer(question, answer);
     }
 
     /// The coordinator has the source cut its rows here; with `drain`, as if it ended here. Repeated until
@@ -166,34 +129,56 @@ impl TaskMachine {
     pub fn inject(&mut self, barrier: Barrier, drain: bool) -> Result<(), Failure> {
         // Also after a stop barrier: the last checkpoint is taken again until one completes.
         if barrier.checkpoint > self.progress.sealed {
+            // Behind what was taken before it.
             if drain {
-                self.end_of_time()?;
+                self.under_way.put(Work::EndOfTime);
             }
-            self.barrier(barrier)?;
+            self.under_way.put(Work::Signal(Signal::Barrier(barrier)));
+            self.work()?;
         }
         Ok(())
     }
 
-    /// The checkpoint is a fact: everything up to it counts.
-    pub fn complete(&mut self, checkpoint: CheckpointId) {
-        if self
-            .progress
-            .completed
-            .is_some_and(|completed| checkpoint <= completed)
-        {
-            return;
+    /// The checkpoint is a fact: everything up to it counts. The oldest checkpoint whose state the task may
+    /// still be asked for.
+    pub fn complete(&mut self, checkpoint: CheckpointId) -> Option<CheckpointId> {
+        if self.progress.complete(checkpoint) {
+            if let Input::Source(source) = &mut self.input {
+                source.gate.completed(checkpoint);
+            }
+            self.state.complete(checkpoint);
+            self.commit(checkpoint);
+            self.let_tables_know();
         }
-        self.progress.completed = Some(checkpoint);
-        if let Input::Source(source) = &mut self.input {
-            source.gate.completed(checkpoint);
-        }
-        for (_, state) in self.chain.states_mut() {
-            for table in state.tables.values_mut() {
+        self.progress.oldest()
+    }
+
+    fn let_tables_know(&mut self) {
+        while let Some(checkpoint) = self.progress.let_tables_know() {
+            for table in self.chain.tables_mut() {
                 table.complete(checkpoint);
             }
         }
-        self.state.complete(checkpoint);
-        self.commit(checkpoint);
+    }
+
+    /// The store has everything up to this checkpoint, so memory need not. `other`: it is not the store that
+    /// answered until now.
+    pub fn folded(&mut self, checkpoint: CheckpointId, other: bool) -> Result<(), Failure> {
+        if other && self.chain.tables_mut().any(|table| table.needs_store()) {
+            return Err(Failure {
+                reason: "the store its state was read from is gone".to_owned(),
+                fatal: false,
+            });
+        }
+        let mut news = false;
+        for table in self.chain.tables_mut() {
+            news |= table.folded(checkpoint);
+        }
+        if let (Some(memory), true) = (&mut self.memory, news) {
+            memory.retry();
+        }
+        self.relieve();
+        Ok(())
     }
 
     /// The next snapshot for the job to make durable.
@@ -206,13 +191,36 @@ impl TaskMachine {
         self.progress.handing_over.push_front(sealed);
     }
 
-    pub fn query(&self, query: &QueryState) -> Result<StateEntries, Problem> {
-        let watermark = self.progress.watermark;
-        query::answer(
-            query,
-            &self.chain,
-            (watermark > Timestamp::MIN).then_some(watermark),
-        )
+    /// Begins to read the state of one of its operators. Until `end_reading`, completed checkpoints do not
+    /// replace the state that is read.
+    pub fn begin_reading(&mut self, query: QueryState) -> Result<Reading, Problem> {
+        let watermark = match (query.consistency, query.checkpoint) {
+            (Consistency::Completed, Some(at)) => self.state.watermark_at(at),
+            _ => self.progress.watermark,
+        };
+        let watermark = (watermark > Timestamp::MIN).then_some(watermark);
+        let reading = Reading::begin(query, &self.chain, watermark)?;
+        if let At::Completed(checkpoint) = reading.at() {
+            self.progress.reading_began(checkpoint);
+        }
+        Ok(reading)
+    }
+
+    /// Reads on, as far as is possible without the store.
+    pub fn read_on(
+        &self,
+        reading: &mut Reading,
+        answer: Option<Answer>,
+    ) -> Result<query::Step, Problem> {
+        reading.step(&self.chain, answer)
+    }
+
+    /// Nobody goes on with a reading that began.
+    pub fn end_reading(&mut self, reading: &Reading) {
+        if let At::Completed(checkpoint) = reading.at() {
+            self.progress.reading_ended(checkpoint);
+            self.let_tables_know();
+        }
     }
 
     /// The event time its rows have reached.
@@ -220,22 +228,25 @@ impl TaskMachine {
         self.progress.watermark
     }
 
-    /// Gathers the numbers shown to people.
-    pub fn measure(&mut self, now: Tick) {
-        let meter = std::mem::take(&mut self.progress.meter);
-        self.progress.meter.since = now;
-        let metrics = &mut self.progress.metrics;
-        metrics.watermark =
+    /// Looks around: gathers the numbers shown to people, and lets in a little where there is no memory.
+    pub fn look(&mut self, now: Tick) {
+        self.progress.metrics.watermark =
             (self.progress.watermark > Timestamp::MIN).then_some(self.progress.watermark);
+        let metrics = &mut self.progress.metrics;
         (metrics.state_bytes, metrics.state_keys) = self
             .chain
             .operators()
             .flat_map(|(_, _, state)| state.tables.values())
             .map(|table| table.size())
             .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
-        metrics.blocked_permille = permille(meter.blocked_turns, meter.turns);
-        metrics.busy_permille = permille(meter.busy_turns, meter.turns * MESSAGES_PER_TURN as u64);
-        self.status.set_metrics(*metrics);
+        metrics.state_memory_bytes = self.chain.footprint();
+        self.progress.measure(now, MESSAGES_PER_TURN as u64);
+        self.status.set_metrics(self.progress.metrics);
+        if let Some(memory) = &self.memory {
+            self.under_way.allow(memory.trickle());
+            let wanted = memory.is_crowded() && !self.awaits_fold();
+            self.status.want_checkpoint(wanted);
+        }
     }
 
     fn commit(&mut self, checkpoint: CheckpointId) {
@@ -248,8 +259,14 @@ impl TaskMachine {
         self.sink.has_room() && self.outputs.iter().all(Output::has_room)
     }
 
-    /// Takes one thing from the inputs. False: there was none.
-    fn step(&mut self) -> Result<bool, Failure> {
+    /// Takes one thing from the inputs. False: there was none, or there is no memory for it.
+    fn take(&mut self) -> Result<bool, Failure> {
+        let crowded = self.memory.as_ref().is_some_and(MemoryShare::is_crowded);
+        if crowded && !self.may_take_crowded() {
+            self.progress.meter.blocked_turns += 1;
+            return Ok(false);
+        }
+        let before = self.progress.metrics.bytes_in;
         match &mut self.input {
             Input::Source(_) if self.progress.stopped => return Ok(false),
             Input::Source(source) if source.gate.is_closed() => return Ok(false),
@@ -257,21 +274,48 @@ impl TaskMachine {
                 let Some(event) = source.reader.take() else {
                     return Ok(false);
                 };
-                self.source_event(event?)?;
+                self.source_event(event?);
             }
             Input::Channels(channels) => match channels.take() {
                 None => return Ok(false),
                 Some(Arrival::Rows(input, rows)) => {
                     self.progress.metrics.bytes_in += rows.batch.get_array_memory_size() as u64;
-                    self.rows(input, rows)?;
+                    self.under_way.put(Work::Rows(input, rows));
                 }
-                Some(Arrival::Signal(signal)) => self.signal(signal)?,
+                Some(Arrival::Signal(signal)) => self.under_way.put(Work::Signal(signal)),
             },
+        }
+        if crowded {
+            let bytes = self.progress.metrics.bytes_in - before;
+            self.under_way.took_crowded(bytes);
         }
         Ok(true)
     }
 
-    fn source_event(&mut self, event: SourceEvent) -> Result<(), Failure> {
+    /// Folds give memory back. While none is to come, checkpoints lead to the next one, so what is in front
+    /// of a barrier is taken at once. Other things trickle, lest nothing moves when a barrier is held up
+    /// further back, or a fold fails.
+    fn may_take_crowded(&self) -> bool {
+        let barrier_is_near = match &self.input {
+            Input::Source(_) => false,
+            Input::Channels(channels) => channels.has_barrier(),
+        };
+        (barrier_is_near && !self.awaits_fold()) || self.under_way.may_trickle()
+    }
+
+    /// Whether the store is about to get something that is in memory only.
+    fn awaits_fold(&self) -> bool {
+        let states = self.chain.operators().map(|(_, _, state)| state);
+        let mut tables = states.flat_map(|state| state.tables.values());
+        let oldest = self.progress.oldest();
+        tables.any(|table| {
+            table
+                .first_unfolded()
+                .is_some_and(|first| Some(first) <= oldest)
+        })
+    }
+
+    fn source_event(&mut self, event: SourceEvent) {
         let Input::Source(source) = &mut self.input else {
             unreachable!("only a source gives source events");
         };
@@ -286,19 +330,18 @@ impl TaskMachine {
                     lag,
                     ..
                 } = read;
-                // Said before the rows, so that nobody downstream still leaves this task out.
                 let column = source.time_column.map(|column| rows.batch.column(column));
                 let latest = column.and_then(|column| event_time::latest(column));
-                let woke = watermarks.rows(&split, latest);
+                // Said before the rows, so that nobody downstream still leaves this task out.
+                if let Some(signal) = watermarks.rows(&split, latest) {
+                    self.under_way.put(Work::Signal(signal));
+                }
+                if !rows.is_empty() {
+                    self.under_way.put(Work::Rows(0, rows));
+                }
                 self.progress.metrics.bytes_in += bytes;
                 self.progress.metrics.lag_records = lag;
                 self.dead_letters(dead_letters, 0);
-                if let Some(signal) = woke {
-                    self.signal(signal)?;
-                }
-                if !rows.is_empty() {
-                    self.rows(0, rows)?;
-                }
             }
             SourceEvent::CaughtUp { split, at } => {
                 self.progress.metrics.lag_records = 0;
@@ -314,19 +357,53 @@ impl TaskMachine {
                 self.progress.exhausted = true;
             }
         }
-        self.advance_time()?;
+        self.under_way.put(Work::AdvanceTime);
         if self.progress.exhausted {
-            self.status.set_state(Standing::Exhausted);
+            self.under_way.put(Work::Exhausted);
+        }
+    }
+
+    /// Works on what was taken, until it is finished or the chain has to ask.
+    fn work(&mut self) -> Result<(), Failure> {
+        while !self.under_way.is_asking() {
+            if let Some(doing) = self.under_way.doing {
+                match self.chain.run()? {
+                    chain::Progress::Done(output) => {
+                        self.under_way.doing = None;
+                        self.dispatch(output)?;
+                        self.finish(doing)?;
+                    }
+                    chain::Progress::Asks(output, question) => {
+                        self.dispatch(output)?;
+                        self.under_way.asking = Asking::Wanted(question);
+                    }
+                }
+                continue;
+            }
+            match self.under_way.next() {
+                None => return Ok(()),
+                Some(Work::Restore) => self.begin(Doing::Restore, chain::Work::Restore),
+                Some(Work::Rows(input, rows)) => {
+                    self.progress.metrics.rows_in += rows.len() as u64;
+                    self.begin(Doing::Rows, chain::Work::Rows(input, rows));
+                }
+                Some(Work::Signal(signal)) => self.signal(signal)?,
+                Some(Work::AdvanceTime) => self.advance_time()?,
+                Some(Work::EndOfTime) => {
+                    if let Input::Source(source) = &mut self.input {
+                        source.watermarks.exhausted();
+                    }
+                    self.advance_time()?;
+                }
+                Some(Work::Exhausted) => self.status.set_state(Standing::Exhausted),
+            }
         }
         Ok(())
     }
 
-    /// The source reads no further, as if it ended here.
-    fn end_of_time(&mut self) -> Result<(), Failure> {
-        if let Input::Source(source) = &mut self.input {
-            source.watermarks.exhausted();
-        }
-        self.advance_time()
+    fn begin(&mut self, doing: Doing, work: chain::Work) {
+        self.under_way.doing = Some(doing);
+        self.chain.begin(work);
     }
 
     /// What the source's splits together say about time, if it is news.
@@ -338,31 +415,41 @@ impl TaskMachine {
         signal.map_or(Ok(()), |signal| self.signal(signal))
     }
 
-    fn rows(&mut self, input: u16, rows: Rows) -> Result<(), Failure> {
-        self.progress.metrics.rows_in += rows.len() as u64;
-        let output = self.chain.rows(input, rows)?;
-        self.dispatch(output)
-    }
-
     fn signal(&mut self, signal: Signal) -> Result<(), Failure> {
         match signal {
-            Signal::Barrier(barrier) => self.barrier(barrier),
+            // It was injected again while it waited here.
+            Signal::Barrier(barrier) if barrier.checkpoint <= self.progress.sealed => {}
+            Signal::Barrier(barrier) => {
+                let seal = chain::Work::Seal(barrier.checkpoint);
+                self.begin(Doing::Barrier(barrier), seal);
+            }
             Signal::Watermark(watermark) => {
                 self.progress.watermark = watermark;
-                let output = self.chain.watermark(watermark)?;
-                self.dispatch(output)?;
-                let watermark = self.chain.output_watermark(watermark);
-                self.forward(Signal::Watermark(watermark))
+                let work = chain::Work::Watermark(watermark);
+                self.begin(Doing::Watermark(watermark), work);
             }
-            Signal::Idle | Signal::Active => self.forward(signal),
+            Signal::Idle | Signal::Active => self.forward(signal)?,
         }
+        Ok(())
     }
 
-    /// Seals everything before the barrier and passes it on. The task goes on at once; the sink tells
+    /// The chain is done with it.
+    fn finish(&mut self, doing: Doing) -> Result<(), Failure> {
+        match doing {
+            Doing::Restore => self.status.set_state(Standing::Running),
+            Doing::Rows => {}
+            Doing::Watermark(watermark) => {
+                let watermark = self.chain.output_watermark(watermark);
+                self.forward(Signal::Watermark(watermark))?;
+            }
+            Doing::Barrier(barrier) => self.sealed(barrier)?,
+        }
+        Ok(())
+    }
+
+    /// Everything before the barrier is sealed: passes it on. The task goes on at once; the sink tells
     /// later that it is prepared.
-    fn barrier(&mut self, barrier: Barrier) -> Result<(), Failure> {
-        let output = self.chain.seal(barrier.checkpoint)?;
-        self.dispatch(output)?;
+    fn sealed(&mut self, barrier: Barrier) -> Result<(), Failure> {
         self.forward(Signal::Barrier(barrier))?;
         if let Input::Source(source) = &mut self.input {
             self.state
@@ -375,6 +462,24 @@ impl TaskMachine {
         self.progress.stopped |= barrier.stop;
         self.progress.sealing.push_back(barrier.checkpoint);
         Ok(())
+    }
+
+    /// Gives memory back while nothing relies on what was read.
+    fn relieve(&mut self) {
+        let Some(memory) = &mut self.memory else {
+            return;
+        };
+        if !self.chain.is_idle() {
+            return;
+        }
+        if let Pressure::Evict(mut bytes) = memory.judge(self.chain.footprint()) {
+            for table in self.chain.tables_mut() {
+                let before = table.footprint();
+                table.evict(bytes);
+                bytes = bytes.saturating_sub(before.saturating_sub(table.footprint()));
+            }
+            memory.evicted(self.chain.footprint());
+        }
     }
 
     fn dispatch(&mut self, output: ChainOutput) -> Result<(), Failure> {
@@ -476,36 +581,4 @@ fn cut(rows: Rows) -> impl Iterator<Item = Rows> {
         }
         rows.slice(start, MAX_ROWS_PER_MESSAGE.min(total - start))
     })
-}
-
-fn permille(part: u64, whole: u64) -> u16 {
-    u16::try_from((part * 1000).checked_div(whole).unwrap_or(0).min(1000)).expect("at most 1000")
-}
-
-impl From<OperatorError> for Failure {
-    fn from(error: OperatorError) -> Failure {
-        Failure {
-            reason: error.reason,
-            fatal: error.fatal,
-        }
-    }
-}
-
-impl From<SourceError> for Failure {
-    fn from(error: SourceError) -> Failure {
-        let fatal = matches!(error, SourceError::Fatal(_));
-        Failure {
-            reason: error.to_string(),
-            fatal,
-        }
-    }
-}
-
-impl From<arrow::error::ArrowError> for Failure {
-    fn from(error: arrow::error::ArrowError) -> Failure {
-        Failure {
-            reason: format!("rows cannot be sent on: {error}"),
-            fatal: true,
-        }
-    }
 }

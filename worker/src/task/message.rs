@@ -44,6 +44,12 @@ pub enum Message {
     Signal(Signal),
 }
 
+impl Message {
+    pub fn is_barrier(&self) -> bool {
+        matches!(self, Message::Signal(Signal::Barrier(_)))
+    }
+}
+
 /// What a channel says besides rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {

@@ -9,6 +9,7 @@ use common::ids::{CheckpointId, TaskId};
 use common::protocol::state::{QueryState, StateEntries};
 
 use super::message::Barrier;
+use crate::checkpoint::view_reader::ViewReader;
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
 
@@ -24,11 +25,23 @@ impl Message for Inject {
     type Result = ();
 }
 
-/// The checkpoint is a fact: everything up to it counts.
+/// The checkpoint is a fact: everything up to it counts. Answers the oldest checkpoint whose state the task
+/// may still be asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Complete(pub CheckpointId);
 
 impl Message for Complete {
+    type Result = Option<CheckpointId>;
+}
+
+/// The view on disk has everything up to this checkpoint, so memory need not.
+#[derive(Clone, Debug)]
+pub struct Folded {
+    pub checkpoint: CheckpointId,
+    pub reader: ViewReader,
+}
+
+impl Message for Folded {
     type Result = ();
 }
 

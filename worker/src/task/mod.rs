@@ -15,8 +15,12 @@ pub mod context;
 pub mod chain;
 pub mod event_time;
 pub mod task_state;
+pub mod memory;
 pub mod query;
 pub mod messages;
+pub mod failure;
+pub mod progress;
+pub mod under_way;
 pub mod machine;
 pub mod actor;
 

@@ -46,6 +46,16 @@ impl TaskState {
         stored.map_or(Timestamp::MIN, Timestamp)
     }
 
+    /// What it had passed on before this checkpoint, as long as that is kept.
+    pub fn watermark_at(&self, checkpoint: CheckpointId) -> Timestamp {
+        let table = self.task.tables.get(TIME);
+        let stored = table.and_then(|table| {
+            let at = At::Completed(checkpoint);
+            table.get_at(at, 0, b"watermark").ok().flatten()
+        });
+        stored.map(decode).map_or(Timestamp::MIN, Timestamp)
+    }
+
     /// The splits of its source, if it ever read any.
     pub fn splits(&mut self) -> Vec<SplitState> {
         let mut splits = Vec::new();
@@ -221,6 +231,8 @@ mod tests {
         );
         assert_eq!(state.clocks(), [(Arc::from("0"), Timestamp(12))]);
         assert_eq!(state.positions(CheckpointId(1)), [split(10)]);
+        let at = |checkpoint| state.watermark_at(CheckpointId(checkpoint));
+        assert_eq!((at(1), at(2)), (Timestamp(5), Timestamp(7)));
     }
 
     #[test]

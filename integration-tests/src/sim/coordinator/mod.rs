@@ -563,6 +563,11 @@ impl Reign {
                     .collect(),
             };
             self.job_event(env, job, event);
+            let mut reports = heartbeat.tasks.iter().filter(|report| report.job == job);
+            if let Some(report) = reports.find(|report| report.wants_checkpoint) {
+                let generation = report.generation;
+                self.checkpoint_event(env, job, CheckpointEvent::Wanted { generation });
+            }
         }
     }
 
