@@ -199,6 +199,11 @@ impl Accumulators {
         Ok(())
     }
 
+    /// Bytes of memory they take, about.
+    pub(super) fn footprint(&self) -> usize {
+        self.each.iter().map(|accumulator| accumulator.size()).sum()
+    }
+
     /// What is held for every group.
     pub(super) fn into_states(mut self) -> Result<Vec<ArrayRef>, OperatorError> {
         let mut states = Vec::new();

@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use hashbrown::hash_table::Entry;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::keyed_state::codec::{EncodedKeys, KeyCodec};
+use crate::keyed_state::codec::{CorruptKey, EncodedKeys, KeyCodec};
 
 /// The groups of some batches.
 #[derive(Debug)]
@@ -92,6 +92,86 @@ impl Groups {
             }
             Keys::Bytes(own) => keys.clone_from(&own.keys),
         }
+    }
+
+    /// These groups, which are `groups`, in the order of their keys, and within a key in their own.
+    pub(super) fn sort_by_key(&self, groups: &mut [usize]) {
+        match &self.keys {
+            // A null sorts before every value, as its bytes do.
+            Keys::Bigint(own) => {
+                let mut keyed: Vec<(Option<i64>, usize)> = groups
+                    .iter()
+                    .map(|group| (own.values[*group], *group))
+                    .collect();
+                keyed.sort_unstable();
+                for (place, (_, group)) in groups.iter_mut().zip(keyed) {
+                    *place = group;
+                }
+            }
+            Keys::Bytes(own) => {
+                groups
+                    .sort_unstable_by(|a, b| own.keys.key(*a).cmp(own.keys.key(*b)).then(a.cmp(b)));
+            }
+        }
+    }
+
+    /// The keys of these groups as columns.
+    pub(super) fn key_columns(&self, groups: &[usize]) -> Result<Vec<ArrayRef>, CorruptKey> {
+        match &self.keys {
+            Keys::Bigint(own) => {
+                let values: Int64Array = groups.iter().map(|group| own.values[*group]).collect();
+                Ok(vec![Arc::new(values)])
+            }
+            Keys::Bytes(own) => self.codec.decode(groups.iter().map(|g| own.keys.key(*g))),
+        }
+    }
+
+    /// Forgets all groups but these, which are numbered anew in this order.
+    pub(super) fn keep_only(&mut self, groups: &[usize]) {
+        let namespaces: Vec<i64> = groups.iter().map(|group| self.namespaces[*group]).collect();
+        match &mut self.keys {
+            Keys::Bigint(own) => {
+                let kept: Vec<Option<i64>> = groups.iter().map(|g| own.values[*g]).collect();
+                self.clear();
+                let Keys::Bigint(own) = &mut self.keys else {
+                    unreachable!("they are still numbers");
+                };
+                let (hasher, numbered) = (&self.hasher, &mut self.namespaces);
+                for (value, namespace) in kept.into_iter().zip(namespaces) {
+                    match value {
+                        Some(value) => own.number(value, namespace, hasher, numbered),
+                        None => own.number_null(namespace, numbered),
+                    };
+                }
+            }
+            Keys::Bytes(own) => {
+                let mut kept = EncodedKeys::default();
+                groups
+                    .iter()
+                    .for_each(|group| kept.push(own.keys.key(*group)));
+                own.batch = kept;
+                self.clear();
+                let Keys::Bytes(own) = &mut self.keys else {
+                    unreachable!("they are still bytes");
+                };
+                let (hasher, numbered) = (&self.hasher, &mut self.namespaces);
+                for (row, namespace) in namespaces.into_iter().enumerate() {
+                    own.number(row, namespace, hasher, numbered);
+                }
+            }
+        }
+    }
+
+    /// Bytes of memory it takes, about.
+    pub(super) fn footprint(&self) -> usize {
+        let namespaces = self.namespaces.capacity() * size_of::<i64>();
+        namespaces
+            + match &self.keys {
+                Keys::Bigint(own) => {
+                    own.table.allocation_size() + own.values.capacity() * size_of::<Option<i64>>()
+                }
+                Keys::Bytes(own) => own.table.allocation_size() + own.keys.footprint(),
+            }
     }
 
     /// Forgets all groups, and keeps the memory for the next ones.
@@ -270,6 +350,31 @@ mod tests {
                     codec.encode(&columns(vec![row.0]), 1, &mut one);
                     prop_assert_eq!(keys.key(*group), one.key(0));
                     prop_assert_eq!(groups.namespaces()[*group], row.1);
+                }
+                let mut sorted: Vec<usize> = (0..groups.len()).collect();
+                groups.sort_by_key(&mut sorted);
+                prop_assert!(sorted.is_sorted_by_key(|group| (keys.key(*group), *group)));
+                let decoded = groups.key_columns(&sorted).unwrap();
+                codec.encode(&decoded, sorted.len(), &mut one);
+                for (row, group) in sorted.iter().enumerate() {
+                    prop_assert_eq!(one.key(row), keys.key(*group));
+                }
+                let kept: Vec<usize> = sorted.iter().copied().filter(|group| group % 3 == 0).collect();
+                let namespaces: Vec<i64> = kept.iter().map(|g| groups.namespaces()[*g]).collect();
+                groups.keep_only(&kept);
+                prop_assert_eq!(groups.namespaces(), &namespaces);
+                groups.encoded_keys(&mut one);
+                for (number, group) in kept.iter().enumerate() {
+                    prop_assert_eq!(one.key(number), keys.key(*group));
+                }
+                // What was kept is found again under its new number.
+                let again: Vec<(Option<i64>, i64)> = batches.iter().flatten().copied().collect();
+                let (again_keys, again_namespaces): (Vec<_>, Vec<_>) = again.into_iter().unzip();
+                groups.number(&columns(again_keys), &again_namespaces, &mut of_batch);
+                for (number, group) in of_batch.iter().zip(&numbered) {
+                    if let Some(place) = kept.iter().position(|kept| kept == group) {
+                        prop_assert_eq!(*number, place);
+                    }
                 }
                 groups.clear();
                 groups.number(&columns(vec![Some(9)]), &[7], &mut of_batch);

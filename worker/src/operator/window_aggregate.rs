@@ -1,16 +1,19 @@
 //! Aggregates per key and window of event time.
 //!
 //! Each row is aggregated once, in the slice of time it falls in. What arrived since the last barrier is
-//! held in accumulators; at a barrier, and before a window closes, it is merged into the table, where
-//! every slice has an entry per key. When the watermark passes the end of a window and the allowed
+//! held in accumulators; at a barrier it is merged into the table, where every slice has an entry per key.
+//! A window that is one slice, and has come since the last barrier, comes out of the accumulators and never
+//! sees the table; for others what is held is merged first. When the watermark passes the end of a window and the allowed
 //! lateness, its slices are merged and their result comes out, once, in the order of the keys. A row is
 //! late if all its windows have closed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, TimestampMillisecondArray};
-use arrow::compute::{cast, filter};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, TimestampMillisecondArray, UInt32Array,
+};
+use arrow::compute::{cast, filter, take};
 use arrow::datatypes::{
     DataType, SchemaRef, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
     TimestampNanosecondType,
@@ -29,7 +32,7 @@ use super::give_up::{batch, broken, evaluate, give_up};
 use super::groups::Groups;
 use super::key::Keys;
 use super::{Call, Operator, OperatorError, Wanted, wanted};
-use crate::keyed_state::codec::EncodedKeys;
+use crate::keyed_state::codec::{CorruptKey, EncodedKeys};
 use crate::keyed_state::row_codec::EncodedRows;
 use crate::keyed_state::stored::{Ask, StoredRange, Until};
 use crate::keyed_state::table::{At, Table};
@@ -41,8 +44,10 @@ use crate::window::slices::{Slice, Slices};
 /// Namespace: a slice's start. Key: the keys. Value: the aggregates' states.
 const TABLE: &str = "slices";
 
-/// Groups held outside the table at most: their accumulators stay in the processor's cache.
-const MAX_GROUPS: usize = 1 << 16;
+/// Groups held outside the table at most.
+const MAX_GROUPS: usize = 1 << 18;
+/// Bytes held outside the table at most: about what stays in the processor's cache.
+const MAX_HELD_BYTES: usize = 16 << 20;
 /// The same if every batch visits every group.
 const MAX_VISITED_GROUPS: usize = 1 << 11;
 
@@ -263,6 +268,74 @@ impl WindowAggregateRows {
         Ok(())
     }
 
+    /// Whether what is held should go into the table before more is added.
+    fn is_full(&self) -> bool {
+        self.groups.len() >= self.max_groups
+            || self.groups.footprint() + self.accumulators.footprint() >= MAX_HELD_BYTES
+    }
+
+    /// Emits the result of a window that is one slice, of which the table has nothing.
+    fn fire_held(&mut self, start: i64, context: &mut Context<'_>) -> Result<(), OperatorError> {
+        let fresh = Accumulators::new(&self.calls)?;
+        let states = std::mem::replace(&mut self.accumulators, fresh).into_states()?;
+        let namespaces = self.groups.namespaces();
+        let (mut fired, others): (Vec<usize>, Vec<usize>) =
+            (0..self.groups.len()).partition(|group| namespaces[*group] == start);
+        self.groups.sort_by_key(&mut fired);
+        for run in fired.chunks(MAX_ROWS_PER_MESSAGE) {
+            let results = self.merged(&states, run)?.into_results()?;
+            let keys = self.groups.key_columns(run).map_err(unreadable_key)?;
+            self.emit(start, keys, results, run.len(), context)?;
+        }
+        if !others.is_empty() {
+            self.accumulators = self.merged(&states, &others)?;
+        }
+        self.groups.keep_only(&others);
+        Ok(())
+    }
+
+    /// Accumulators over some groups, in this order.
+    fn merged(&self, states: &[ArrayRef], groups: &[usize]) -> Result<Accumulators, OperatorError> {
+        let places = UInt32Array::from_iter_values(
+            groups
+                .iter()
+                .map(|group| u32::try_from(*group).expect("there are fewer groups")),
+        );
+        let states = states
+            .iter()
+            .map(|state| take(state, &places, None))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(broken)?;
+        let numbers: Vec<usize> = (0..groups.len()).collect();
+        let mut accumulators = Accumulators::new(&self.calls)?;
+        accumulators.merge(&states, &numbers, groups.len())?;
+        Ok(accumulators)
+    }
+
+    /// Emits rows of a window's result.
+    fn emit(
+        &self,
+        start: i64,
+        keys: Vec<ArrayRef>,
+        results: Vec<ArrayRef>,
+        rows: usize,
+        context: &mut Context<'_>,
+    ) -> Result<(), OperatorError> {
+        let mut columns = keys;
+        for bound in [start, start + self.slices.size()] {
+            let bound = TimestampMillisecondArray::from_value(bound, rows);
+            columns.push(Arc::new(bound));
+        }
+        columns.extend(results);
+        for (column, field) in columns.iter_mut().zip(self.output.fields()) {
+            if column.data_type() != field.data_type() {
+                *column = cast(column, field.data_type()).map_err(broken)?;
+            }
+        }
+        context.emit(Rows::inserts(batch(&self.output, columns, rows)?));
+        Ok(())
+    }
+
     /// The start of the first window from `start` that holds something.
     fn filled_window_from(&self, start: i64) -> Option<i64> {
         let slice = *self.filled.range(start..).next()?;
@@ -295,6 +368,13 @@ impl WindowAggregateRows {
         while let Some(start) = self.filled_window_from(self.closed)
             && start < self.first_open
         {
+            let is_one_slice = self.slices.size() == self.slices.slide();
+            if is_one_slice && !context.table(TABLE).has_namespace(start) {
+                self.fire_held(start, context)?;
+                self.filled.remove(&start);
+                self.closed = start + self.slices.slide();
+                continue;
+            }
             if self.firing.is_none() {
                 if let Some(wanted) = self.unknown_groups(context.table(TABLE)) {
                     return Ok(Some(wanted));
@@ -357,23 +437,12 @@ impl WindowAggregateRows {
                 .calls
                 .decode(run.entries.iter().map(|entry| entries.values.row(*entry)))?;
             accumulators.merge(&states, &run.group_of_entry, run.groups())?;
-            let mut columns = self.keys.decode(run.first_of_group.iter().map(|entry| {
+            let keys = self.keys.decode(run.first_of_group.iter().map(|entry| {
                 let entry = run.entries[*entry];
                 entries.keys.key(entry)
             }))?;
-            for bound in [start, end] {
-                columns.push(Arc::new(TimestampMillisecondArray::from_value(
-                    bound,
-                    run.groups(),
-                )));
-            }
-            columns.extend(accumulators.into_results()?);
-            for (column, field) in columns.iter_mut().zip(self.output.fields()) {
-                if column.data_type() != field.data_type() {
-                    *column = cast(column, field.data_type()).map_err(broken)?;
-                }
-            }
-            context.emit(Rows::inserts(batch(&self.output, columns, run.groups())?));
+            let results = accumulators.into_results()?;
+            self.emit(start, keys, results, run.groups(), context)?;
         }
         Ok(())
     }
@@ -387,7 +456,7 @@ impl Operator for WindowAggregateRows {
         context: &mut Context<'_>,
     ) -> Result<Option<Wanted>, OperatorError> {
         match call {
-            Call::Rows(..) if self.groups.len() < self.max_groups => Ok(None),
+            Call::Rows(..) if !self.is_full() => Ok(None),
             Call::Rows(..) | Call::Seal => Ok(self.unknown_groups(context.table(TABLE))),
             Call::Watermark(watermark) => self.close(watermark, range, context),
         }
@@ -399,7 +468,7 @@ impl Operator for WindowAggregateRows {
         rows: Rows,
         context: &mut Context<'_>,
     ) -> Result<(), OperatorError> {
-        if self.groups.len() >= self.max_groups {
+        if self.is_full() {
             self.merge_into(context.table(TABLE))?;
         }
         if let Some(kinds) = &rows.kinds
@@ -583,6 +652,13 @@ fn milliseconds(column: &ArrayRef) -> TimestampMillisecondArray {
         _ => column
             .as_primitive::<TimestampNanosecondType>()
             .unary(|time| time.div_euclid(1_000_000)),
+    }
+}
+
+fn unreadable_key(error: CorruptKey) -> OperatorError {
+    OperatorError {
+        reason: format!("a key that was just held: {error}"),
+        fatal: true,
     }
 }
 
