@@ -69,6 +69,9 @@ impl HttpServer {
                     let server = actix_web::HttpServer::new(app)
                         .workers(threads)
                         .keep_alive(std::time::Duration::from_secs(KEEP_ALIVE_SECONDS))
+                        // A client may open a connection and then use another that became free: the new
+                        // one waits in its pool like those that were used.
+                        .client_request_timeout(std::time::Duration::from_secs(KEEP_ALIVE_SECONDS))
                         .shutdown_timeout(drain.0.div_ceil(1000))
                         .disable_signals()
                         .listen(listener);

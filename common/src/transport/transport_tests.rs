@@ -1,6 +1,7 @@
 //! Calls and forwarded requests over real sockets, from several runtimes at once.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use actix_web::HttpResponse;
@@ -353,6 +354,25 @@ fn every_mistake_in_a_request_is_answered_with_a_problem_document() {
         assert_eq!(problem["status"], status, "{method} {target}");
         assert_eq!(problem["type"], "about:blank");
     }
+}
+
+/// After five seconds it was answered with a 408, which its client took for the answer to its first request.
+#[test]
+fn a_connection_that_was_opened_ahead_of_its_first_request_is_served() {
+    let server = start(&Gate::default());
+    let mut connection = TcpStream::connect(server.address()).unwrap();
+    let read_timeout = |connection: &TcpStream, seconds| {
+        let timeout = std::time::Duration::from_secs(seconds);
+        connection.set_read_timeout(Some(timeout)).unwrap();
+    };
+    read_timeout(&connection, 6);
+    let mut answer = [0; 12];
+    connection.read(&mut answer).unwrap_err();
+    read_timeout(&connection, DEADLINE.0);
+    let request = b"POST /v1/echo HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nhi";
+    connection.write_all(request).unwrap();
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 201");
 }
 
 #[test]
