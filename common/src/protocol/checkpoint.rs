@@ -63,6 +63,29 @@ pub struct TaskSnapshot {
     pub state_bytes: u64,
     /// For sources: split → the position after the last row before the barrier.
     pub positions: BTreeMap<String, i64>,
+    #[serde(default)]
+    pub counts: TaskCounts,
+}
+
+/// What a task has done before a barrier, since its generation began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TaskCounts {
+    pub rows_in: u64,
+    pub rows_out: u64,
+    pub dead_letters: u64,
+    pub late_rows: u64,
+}
+
+impl TaskCounts {
+    #[must_use]
+    pub fn plus(self, other: TaskCounts) -> TaskCounts {
+        TaskCounts {
+            rows_in: self.rows_in + other.rows_in,
+            rows_out: self.rows_out + other.rows_out,
+            dead_letters: self.dead_letters + other.dead_letters,
+            late_rows: self.late_rows + other.late_rows,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

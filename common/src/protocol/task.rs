@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::TaskCounts;
 use crate::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
 use crate::plan::task_graph::TaskGraph;
 use crate::time::{Span, Timestamp};
@@ -101,4 +102,15 @@ pub struct TaskMetrics {
     /// Of the last second, in thousandths: working, and waiting for room in an output.
     pub busy_permille: u16,
     pub blocked_permille: u16,
+}
+
+impl TaskMetrics {
+    pub fn counts(&self) -> TaskCounts {
+        TaskCounts {
+            rows_in: self.rows_in,
+            rows_out: self.rows_out,
+            dead_letters: self.dead_letters,
+            late_rows: self.late_rows,
+        }
+    }
 }

@@ -1,10 +1,10 @@
 //! What became of a job's last checkpoints: those in progress, and for people those that failed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use common::ids::{CheckpointId, Generation};
+use common::ids::{CheckpointId, Generation, TaskId};
 use common::limits::CHECKPOINT_HISTORY;
-use common::protocol::checkpoint::{CheckpointKind, TaskSnapshot};
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts, TaskSnapshot};
 use common::time::Tick;
 
 use crate::metadata::checkpoints::Positions;
@@ -29,6 +29,8 @@ pub struct Record {
     pub state_bytes: u64,
     /// Of source tasks, as far as they have acknowledged it; given away with the completion.
     pub positions: Positions,
+    /// What each task had done, likewise.
+    pub counts: BTreeMap<TaskId, TaskCounts>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +69,7 @@ impl History {
         record.acknowledged += 1;
         record.delta_bytes += snapshot.delta_bytes;
         record.state_bytes += snapshot.state_bytes;
+        record.counts.insert(snapshot.task, snapshot.counts);
         if !snapshot.positions.is_empty() {
             record
                 .positions
@@ -80,6 +83,7 @@ impl History {
         };
         record.ended = Some(now);
         record.positions = Positions::new();
+        record.counts = BTreeMap::new();
         record.outcome = outcome;
     }
 

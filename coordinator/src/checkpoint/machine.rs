@@ -481,6 +481,7 @@ impl CheckpointMachine {
             kind: open.kind,
             holders: run.team.worker_of.clone(),
             positions: seen.positions.clone(),
+            counts: seen.counts.clone(),
             duration: now.since(open.triggered),
             delta_bytes: seen.delta_bytes,
             state_bytes: seen.state_bytes,
@@ -551,6 +552,7 @@ impl CheckpointMachine {
             delta_bytes: 0,
             state_bytes: 0,
             positions: BTreeMap::new(),
+            counts: BTreeMap::new(),
         });
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{CheckpointId, Generation, NodeId, StageId, TaskId, WorkerEpoch};
 use common::limits::CHECKPOINT_RESERVATION;
-use common::protocol::checkpoint::{CheckpointKind, TaskSnapshot};
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts, TaskSnapshot};
 use common::time::{Span, Tick};
 use proptest::prelude::*;
 
@@ -46,6 +46,10 @@ fn snapshot(task: TaskId) -> TaskSnapshot {
         positions: match task.stage {
             StageId(0) => [(format!("split-{}", task.index), 7)].into(),
             _ => BTreeMap::new(),
+        },
+        counts: TaskCounts {
+            rows_in: 5 + u64::from(task.index),
+            ..TaskCounts::default()
         },
     }
 }
@@ -198,6 +202,9 @@ fn a_checkpoint_is_injected_acknowledged_proposed_and_completed() {
     assert_eq!(proven.duration, Span(20));
     assert_eq!((proven.delta_bytes, proven.state_bytes), (30, 300));
     assert_eq!(proven.positions.len(), 2);
+    let rows_in = |(task, counts): (&TaskId, &TaskCounts)| (*task, counts.rows_in);
+    let counted: Vec<_> = proven.counts.iter().map(rows_in).collect();
+    assert_eq!(counted, [(task(0, 0), 5), (task(0, 1), 6), (task(1, 0), 5)]);
     assert_eq!(proven.positions[&task(0, 1)]["split-1"], 7);
     assert!(world.completed.is_empty());
     world.settle(true);

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use common::ids::{CheckpointId, Generation, JobId, NodeId, TaskId};
-use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::time::Span;
 
 use crate::metadata::command::{Command, EpochCompleted};
@@ -25,6 +25,8 @@ pub struct Proven {
     pub holders: BTreeMap<TaskId, NodeId>,
     /// Of source tasks: split → the position after the last row before the barrier.
     pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
+    /// What each task has done before the barrier, since its generation began.
+    pub counts: BTreeMap<TaskId, TaskCounts>,
     /// From the first barrier to the last acknowledgement.
     pub duration: Span,
     pub delta_bytes: u64,
@@ -55,6 +57,7 @@ impl CommitPermit {
             kind: proven.kind,
             holders: proven.holders,
             positions: proven.positions,
+            counts: proven.counts,
             duration: proven.duration,
             delta_bytes: proven.delta_bytes,
             state_bytes: proven.state_bytes,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, StorageId, TaskId};
 use common::protocol::checkpoint::{
-    AckCheckpoint, CheckpointKind, InjectBarrier, Injected, TaskSnapshot,
+    AckCheckpoint, CheckpointKind, InjectBarrier, Injected, TaskCounts, TaskSnapshot,
 };
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
@@ -331,6 +331,7 @@ async fn confirm(shared: Arc<Shared>, barrier: InjectBarrier) -> Result<Injected
                 true => [(task.index.to_string(), 42)].into(),
                 false => BTreeMap::new(),
             },
+            counts: TaskCounts::default(),
         });
         if life.acknowledges && barrier.kind.is_last() {
             life.finished = Some(barrier.generation);

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use common::ids::{Generation, TaskId};
 use common::plan::JobGraph;
 use common::plan::task_graph::{Stage, TaskGraph};
-use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::JobState;
 use common::protocol::task::TaskState;
 use common::time::Timestamp;
@@ -48,11 +48,11 @@ pub struct JobDescription {
     pub graph: JobGraph,
     /// The chains of operators that share a task.
     pub stages: Vec<StageDescription>,
-    /// Into the job: over all its sources.
+    /// Into the job since it began: over all its sources. What is done again after a failure counts once.
     pub rows_in: u64,
     pub rows_in_per_second: f64,
     pub bytes_in_per_second: f64,
-    /// Out of the job: over all stages nothing follows.
+    /// Out of the job, likewise: over all stages nothing follows.
     pub rows_out: u64,
     pub rows_out_per_second: f64,
     /// Event time up to which everything has come out; absent: nothing has been said about it yet.
@@ -93,6 +93,7 @@ pub struct TaskDescription {
     pub state: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Since the job began.
     pub rows_in: u64,
     pub rows_out: u64,
     pub rows_in_per_second: f64,
@@ -161,6 +162,7 @@ impl JobDescription {
         let ends = |stage: &&Stage| row.graph.outputs_of(stage.id).next().is_none();
         let into = tasks.rates_of(row.graph.stages.iter().filter(sources));
         let out = tasks.rates_of(row.graph.stages.iter().filter(ends));
+        let all = tasks.counts_of(row.graph.stages.iter());
         let sum = |what: fn(&ObservedTask) -> u64| -> u64 { tasks.all().map(what).sum() };
         JobDescription {
             summary: JobSummary::of(row),
@@ -173,21 +175,21 @@ impl JobDescription {
                 .iter()
                 .map(|stage| tasks.describe(stage))
                 .collect(),
-            rows_in: tasks.sum_of(row.graph.stages.iter().filter(sources), |task| {
-                task.metrics.rows_in
-            }),
+            rows_in: tasks
+                .counts_of(row.graph.stages.iter().filter(sources))
+                .rows_in,
             rows_in_per_second: into.rows_in,
             bytes_in_per_second: into.bytes_in,
-            rows_out: tasks.sum_of(row.graph.stages.iter().filter(ends), |task| {
-                task.metrics.rows_out
-            }),
+            rows_out: tasks
+                .counts_of(row.graph.stages.iter().filter(ends))
+                .rows_out,
             rows_out_per_second: out.rows_out,
             watermark: tasks
                 .watermark_of(row.graph.stages.iter().filter(ends))
                 .map(describe_time),
             lag_records: sum(|task| task.metrics.lag_records),
-            dead_letters: sum(|task| task.metrics.dead_letters),
-            late_rows: sum(|task| task.metrics.late_rows),
+            dead_letters: all.dead_letters,
+            late_rows: all.late_rows,
             state_bytes: sum(|task| task.metrics.state_bytes),
             last_checkpoint: row.checkpoints.back().map(CheckpointSummary::of),
             restarts: row
@@ -237,7 +239,7 @@ struct Tasks<'a> {
     generation: Generation,
     worker_of: BTreeMap<TaskId, u32>,
     observed: &'a Observed,
-    graph: &'a TaskGraph,
+    row: &'a JobRow,
 }
 
 impl<'a> Tasks<'a> {
@@ -255,7 +257,7 @@ impl<'a> Tasks<'a> {
                 .map(|assignment| (assignment.task, assignment.worker.0))
                 .collect(),
             observed,
-            graph: &row.graph,
+            row,
         }
     }
 
@@ -269,7 +271,7 @@ impl<'a> Tasks<'a> {
     }
 
     fn all(&self) -> impl Iterator<Item = &ObservedTask> {
-        self.graph.tasks().filter_map(|task| self.get(task))
+        self.row.graph.tasks().filter_map(|task| self.get(task))
     }
 
     fn rates_of<'s>(&self, stages: impl Iterator<Item = &'s Stage>) -> Rates {
@@ -280,13 +282,25 @@ impl<'a> Tasks<'a> {
         total
     }
 
-    fn sum_of<'s>(
-        &self,
-        stages: impl Iterator<Item = &'s Stage>,
-        what: impl Fn(&ObservedTask) -> u64,
-    ) -> u64 {
+    fn counts_of<'s>(&self, stages: impl Iterator<Item = &'s Stage>) -> TaskCounts {
         let tasks = stages.flat_map(|stage| self.of_stage(stage));
-        tasks.filter_map(|task| self.get(task)).map(what).sum()
+        tasks.fold(TaskCounts::default(), |sum, task| {
+            sum.plus(self.counts(task))
+        })
+    }
+
+    /// What a task has done since the job began.
+    fn counts(&self, task: TaskId) -> TaskCounts {
+        let of =
+            |counts: &BTreeMap<TaskId, TaskCounts>| counts.get(&task).copied().unwrap_or_default();
+        match self.get(task) {
+            // Before the generation that was heard of ended, its counts were not in the base yet.
+            Some(observed) if self.generation == self.row.generation => {
+                of(&self.row.counts_before).plus(observed.metrics.counts())
+            }
+            // Nothing runs, or nothing has been heard of it.
+            Some(_) | None => of(&self.row.counts),
+        }
     }
 
     /// The slowest task's; none if one has none.
@@ -321,6 +335,7 @@ impl<'a> Tasks<'a> {
 
     fn describe_task(&self, task: TaskId) -> TaskDescription {
         let observed = self.get(task);
+        let counts = self.counts(task);
         let metrics = observed.map(|task| task.metrics).unwrap_or_default();
         let rates = observed.map(|task| task.rates).unwrap_or_default();
         TaskDescription {
@@ -334,8 +349,8 @@ impl<'a> Tasks<'a> {
                 | TaskState::Exhausted
                 | TaskState::Finished => None,
             }),
-            rows_in: metrics.rows_in,
-            rows_out: metrics.rows_out,
+            rows_in: counts.rows_in,
+            rows_out: counts.rows_out,
             rows_in_per_second: rates.rows_in,
             rows_out_per_second: rates.rows_out,
             lag_records: metrics.lag_records,

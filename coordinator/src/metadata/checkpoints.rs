@@ -76,6 +76,11 @@ impl ClusterMetadata {
                 return Err(Rejection::WrongTasks { job: completed.job });
             }
             row.completed = Some(checkpoint);
+            let counts = completed.counts.iter().map(|(task, counts)| {
+                let before = row.counts_before.get(task).copied().unwrap_or_default();
+                (*task, before.plus(*counts))
+            });
+            row.counts = counts.collect();
             row.holders.clone_from(&completed.holders);
             row.checkpoints.push_back(CompletedCheckpoint {
                 checkpoint,

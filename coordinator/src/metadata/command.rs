@@ -16,7 +16,7 @@ use common::ids::{
 };
 use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
-use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::task::TaskAssignment;
 use common::protocol::topic::TopicConfig;
@@ -152,6 +152,9 @@ pub struct EpochCompleted {
     pub holders: BTreeMap<TaskId, NodeId>,
     /// Of source tasks: split → the position after the last row before the barrier.
     pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
+    /// What each task has done before the barrier, since its generation began.
+    #[serde(default)]
+    pub counts: BTreeMap<TaskId, TaskCounts>,
     /// From the first barrier to the last acknowledgement.
     pub duration: Span,
     pub delta_bytes: u64,

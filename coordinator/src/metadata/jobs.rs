@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use common::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
 use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
+use common::protocol::checkpoint::TaskCounts;
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::metadata::JobImage;
 use common::protocol::task::{Deployment, TaskAssignment};
@@ -67,6 +68,12 @@ pub struct JobRow {
     pub finals: BTreeMap<Generation, Option<CheckpointId>>,
     /// The latest completed checkpoints, the last one last.
     pub checkpoints: VecDeque<CompletedCheckpoint>,
+    /// What each task had done up to the last completed checkpoint, since the job began, and up to the one
+    /// that this generation began with.
+    #[serde(default)]
+    pub counts: BTreeMap<TaskId, TaskCounts>,
+    #[serde(default)]
+    pub counts_before: BTreeMap<TaskId, TaskCounts>,
     /// The latest failures, the last one last.
     pub failures: VecDeque<GenerationFailed>,
     /// Deleted: kept only for the transactions that partitions may not have decided yet.
@@ -112,6 +119,7 @@ impl JobRow {
             }
         }
         self.finals.insert(self.generation, self.completed);
+        self.counts_before.clone_from(&self.counts);
         self.generation = self.generation.next();
         self.deployment = None;
         self.halting = false;
@@ -211,6 +219,8 @@ impl ClusterMetadata {
                 reserved: CheckpointId(0),
                 finals: BTreeMap::new(),
                 checkpoints: VecDeque::new(),
+                counts: BTreeMap::new(),
+                counts_before: BTreeMap::new(),
                 failures: VecDeque::new(),
                 deleted: false,
                 created_at: at,

@@ -13,7 +13,7 @@ use common::ids::{
 };
 use common::limits::POSITIONS_HISTORY;
 use common::plan::task_graph::{Stage, TaskGraph};
-use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
 use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
 use common::protocol::task::{Deployment, TaskAssignment};
@@ -199,6 +199,14 @@ fn start_generation(
     }
 }
 
+fn counts(rows_in: u64, late_rows: u64) -> TaskCounts {
+    TaskCounts {
+        rows_in,
+        late_rows,
+        ..TaskCounts::default()
+    }
+}
+
 fn complete(job: JobId, generation: Generation, checkpoint: u64, worker: NodeId) -> Command {
     Command::EpochCompleted(EpochCompleted {
         job,
@@ -207,6 +215,9 @@ fn complete(job: JobId, generation: Generation, checkpoint: u64, worker: NodeId)
         kind: CheckpointKind::Periodic,
         holders: [0, 1].map(|index| (task(index), worker)).into(),
         positions: BTreeMap::new(),
+        counts: [0, 1]
+            .map(|index| (task(index), counts(checkpoint, u64::from(index))))
+            .into(),
         duration: Span(10),
         delta_bytes: 1,
         state_bytes: 2,
@@ -220,6 +231,35 @@ fn end(job: JobId, generation: Generation, state: JobState, failure: Option<&str
         state,
         reason: "because".to_owned(),
         failure: failure.map(str::to_owned),
+    }
+}
+
+#[test]
+fn what_tasks_have_done_adds_up_over_generations_and_only_as_far_as_it_counts() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let job = history.job("counts");
+    let mut next = 1;
+    for total in [counts(10, 1), counts(20, 2), counts(30, 3)] {
+        let generation = history.start(job, worker);
+        let reserve = Command::ReserveEpochs { job, generation };
+        history.command(reserve).unwrap();
+        // Of what each counts since its generation began, only the last one counts.
+        for rows_in in [4, 10] {
+            let Command::EpochCompleted(mut completed) = complete(job, generation, next, worker)
+            else {
+                unreachable!("that is what it is");
+            };
+            completed.counts = [(task(1), counts(rows_in, 1))].into();
+            history.command(Command::EpochCompleted(completed)).unwrap();
+            next += 1;
+        }
+        let row = history.metadata.job(job).unwrap();
+        assert_eq!(row.counts[&task(1)], total);
+        let ended = end(job, generation, JobState::Recovering, Some("lost"));
+        history.command(ended).unwrap();
+        let row = history.metadata.job(job).unwrap();
+        assert_eq!(row.counts_before[&task(1)], total);
     }
 }
 

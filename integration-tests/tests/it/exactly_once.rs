@@ -158,6 +158,20 @@ fn killed_processes_neither_lose_nor_double_a_bid() {
             restarts.len() >= 6,
             "every killed worker restarts the job: {restarts:?}"
         );
+        let stop = "/v1/jobs/counts/stop";
+        let _: Value = client.post(stop, &json!({})).await.unwrap();
+        wait_for(&client, "counts", "STOPPED").await;
+    });
+    // What was read is counted once, and is known of a job that does not run.
+    cluster.kill_coordinator().unwrap();
+    cluster.restart_coordinator().unwrap();
+    talk(async {
+        let job = client.job("counts").await.unwrap();
+        assert_eq!(job["rows_in"], PORTIONS * PORTION + 4, "{job}");
+        assert_eq!(
+            (&job["late_rows"], &job["dead_letters"]),
+            (&json!(0), &json!(0))
+        );
     });
 }
 

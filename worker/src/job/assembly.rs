@@ -255,6 +255,7 @@ pub fn to_write(
             delta_bytes: 0,
             state_bytes: snapshot.state_bytes,
             positions: snapshot.positions.clone(),
+            counts: snapshot.counts,
         })
         .collect();
     let chunks = persist.chunks.into_iter();
@@ -273,6 +274,7 @@ mod tests {
     use common::plan::connector::{BlackholeSink, SinkSpec};
     use common::plan::edge::ChangelogMode;
     use common::plan::task_graph::PlannedSink;
+    use common::protocol::checkpoint::TaskCounts;
 
     use super::*;
 
@@ -306,6 +308,7 @@ mod tests {
             deltas: Vec::new(),
             state_bytes: 0,
             positions: BTreeMap::new(),
+            counts: TaskCounts::default(),
         };
         let checkpoint = CheckpointId(4);
         let sealed = |stage| (checkpoint, task(stage), snapshot.clone());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use common::error::Problem;
 use common::ids::{CheckpointId, TaskId};
 use common::limits::MAX_ROWS_PER_MESSAGE;
+use common::protocol::checkpoint::TaskCounts;
 use common::protocol::state::{Consistency, QueryState};
 use common::protocol::task::TaskState as Standing;
 use common::time::{Tick, Timestamp};
@@ -460,7 +461,10 @@ impl TaskMachine {
         self.sink.push(SinkCommand::Barrier(barrier.checkpoint));
         self.progress.sealed = barrier.checkpoint;
         self.progress.stopped |= barrier.stop;
-        self.progress.sealing.push_back(barrier.checkpoint);
+        let counts = self.progress.metrics.counts();
+        self.progress
+            .sealing
+            .push_back((barrier.checkpoint, counts));
         Ok(())
     }
 
@@ -517,13 +521,10 @@ impl TaskMachine {
             match event {
                 SinkEvent::Prepared(checkpoint, committable) => {
                     let sealed = self.progress.sealing.pop_front();
-                    assert_eq!(
-                        sealed,
-                        Some(checkpoint),
-                        "a sink prepares barriers in order"
-                    );
+                    let (sealed, counts) = sealed.expect("a sink prepares what was sealed");
+                    assert_eq!(sealed, checkpoint, "a sink prepares barriers in order");
                     self.state.seal_sink(checkpoint, committable);
-                    self.snapshot(checkpoint);
+                    self.snapshot(checkpoint, counts);
                 }
                 SinkEvent::Committed(checkpoint) => {
                     if self.progress.stopped && checkpoint >= self.progress.sealed {
@@ -550,7 +551,7 @@ impl TaskMachine {
     }
 
     /// Everything of the checkpoint is here: the job makes it durable.
-    fn snapshot(&mut self, checkpoint: CheckpointId) {
+    fn snapshot(&mut self, checkpoint: CheckpointId, counts: TaskCounts) {
         let mut deltas = self.state.deltas(checkpoint);
         for (id, _, state) in self.chain.operators() {
             deltas.extend(deltas_of(id, state, checkpoint));
@@ -563,6 +564,7 @@ impl TaskMachine {
                 .into_iter()
                 .map(|s| (s.split.to_string(), s.position))
                 .collect(),
+            counts,
         };
         self.progress.handing_over.push_back(Sealed {
             task: self.task,

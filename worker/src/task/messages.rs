@@ -6,6 +6,7 @@ use std::sync::Arc;
 use actix::Message;
 use common::error::Problem;
 use common::ids::{CheckpointId, TaskId};
+use common::protocol::checkpoint::TaskCounts;
 use common::protocol::state::{QueryState, StateEntries};
 
 use super::message::Barrier;
@@ -82,6 +83,7 @@ pub struct Snapshot {
     pub state_bytes: u64,
     /// For sources: split → position after the last row before the barrier.
     pub positions: BTreeMap<String, i64>,
+    pub counts: TaskCounts,
 }
 
 /// A table, and what changed in it.

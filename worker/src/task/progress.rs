@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use common::ids::CheckpointId;
+use common::protocol::checkpoint::TaskCounts;
 use common::protocol::task::TaskMetrics;
 use common::time::{Tick, Timestamp};
 
@@ -17,8 +18,8 @@ pub struct Progress {
     pub(super) stopped: bool,
     /// The source has ended, and everything it gave has been sent on.
     pub(super) exhausted: bool,
-    /// Sealed, and waiting for the sink to be prepared.
-    pub(super) sealing: VecDeque<CheckpointId>,
+    /// Sealed, and waiting for the sink to be prepared; with what was done before the barrier.
+    pub(super) sealing: VecDeque<(CheckpointId, TaskCounts)>,
     /// Snapshots the job has not taken yet, in order: none may be lost, because each holds changes that
     /// no later one repeats.
     pub(super) handing_over: VecDeque<Sealed>,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, WorkerEpoch};
-use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, InjectBarrier, TaskSnapshot};
+use common::protocol::checkpoint::{
+    AckCheckpoint, CheckpointKind, InjectBarrier, TaskCounts, TaskSnapshot,
+};
 use common::time::Tick;
 use coordinator::checkpoint::machine::{
     CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Fence, INJECT_AGAIN,
@@ -252,6 +254,7 @@ impl Reign {
             delta_bytes: 0,
             state_bytes: 0,
             positions: BTreeMap::new(),
+            counts: TaskCounts::default(),
         };
         Some((*worker, snapshot))
     }
