@@ -488,7 +488,8 @@ impl TaskMachine {
 
     fn dispatch(&mut self, output: ChainOutput) -> Result<(), Failure> {
         self.dead_letters(output.dead_letters, output.late_rows);
-        for rows in output.rows.into_iter().flat_map(cut) {
+        let pieces = |rows: Rows| rows.pieces(MAX_ROWS_PER_MESSAGE);
+        for rows in output.rows.into_iter().flat_map(pieces) {
             self.progress.metrics.rows_out += rows.len() as u64;
             for edge in &mut self.outputs {
                 edge.rows(&rows)?;
@@ -572,15 +573,4 @@ impl TaskMachine {
             snapshot,
         });
     }
-}
-
-/// Rows in messages no larger than a channel is made for.
-fn cut(rows: Rows) -> impl Iterator<Item = Rows> {
-    let total = rows.len();
-    (0..total).step_by(MAX_ROWS_PER_MESSAGE).map(move |start| {
-        if total <= MAX_ROWS_PER_MESSAGE {
-            return rows.clone();
-        }
-        rows.slice(start, MAX_ROWS_PER_MESSAGE.min(total - start))
-    })
 }

@@ -122,6 +122,27 @@ impl Rows {
         }
     }
 
+    /// The same in pieces of at most so many rows, two or more. The two rows of an update stay together: a
+    /// sink may write them as one.
+    pub fn pieces(self, most: usize) -> impl Iterator<Item = Rows> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let left = self.len() - start;
+            let mut length = left.min(most);
+            let ends_between = |length: usize| {
+                let kinds = self.kinds.as_ref();
+                length < left
+                    && kinds.is_some_and(|k| k.value(start + length - 1) == kind::UPDATE_BEFORE)
+            };
+            if length > 1 && ends_between(length) {
+                length -= 1;
+            }
+            let piece = (length > 0).then(|| self.slice(start, length));
+            start += length;
+            piece
+        })
+    }
+
     fn select(
         &self,
         batch: RecordBatch,
@@ -152,4 +173,36 @@ fn as_array<A: Array + Clone + 'static>(array: &dyn Array) -> A {
         .downcast_ref::<A>()
         .expect("filter and take keep an array's type")
         .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sink of Debezium records wrote a deletion and an update without what was before, for the pair.
+    #[test]
+    fn an_update_is_never_cut_in_two() {
+        use kind::{INSERT, UPDATE_AFTER, UPDATE_BEFORE};
+        let kinds = [
+            INSERT,
+            UPDATE_BEFORE,
+            UPDATE_AFTER,
+            UPDATE_BEFORE,
+            UPDATE_AFTER,
+            INSERT,
+            INSERT,
+        ];
+        let column: arrow::array::ArrayRef = Arc::new(Int64Array::from_iter_values(0..7));
+        let batch = RecordBatch::try_from_iter([("n", column)]).unwrap();
+        let rows = Rows {
+            kinds: Some(Int8Array::from_iter_values(kinds)),
+            ..Rows::inserts(batch)
+        };
+        let lengths = |most| -> Vec<usize> { rows.clone().pieces(most).map(|r| r.len()).collect() };
+        assert_eq!(lengths(2), [1, 2, 2, 2]);
+        assert_eq!(lengths(4), [3, 4]);
+        assert_eq!(lengths(7), [7]);
+        let pieces: Vec<Rows> = rows.clone().pieces(4).collect();
+        assert_eq!(pieces[1].kinds.as_ref().unwrap().value(0), UPDATE_BEFORE);
+    }
 }
