@@ -566,7 +566,7 @@ impl RunningJob {
             && let Some(store) = &self.store
         {
             // An error here is found by whoever restores.
-            drop(store.fold(ack.checkpoint, &|_, _| Some(true)));
+            drop(store.fold(ack.checkpoint, &BTreeSet::new(), &|_, _| Some(true)));
         }
         self.participant.persisted(ack.checkpoint);
         self.persist(env, who);
@@ -597,14 +597,18 @@ impl RunningJob {
         let facts = image.jobs.get(&self.job());
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let Some(store) = &self.store else { return };
-        let mut oldest = Some(completed);
-        for running in self.tasks.values_mut() {
-            oldest = oldest.min(running.machine.complete(completed));
+        let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
+        for (task, running) in &mut self.tasks {
+            let foldable = running.machine.prepare_fold(completed);
+            oldest = oldest.min(foldable.up_to);
+            if foldable.at_once {
+                at_once.insert(*task);
+            }
         }
         if let Some(oldest) = oldest {
             let outcome = match env.sabotaged(Sabotage::EvictUnfolded) && env.draw(2) == 0 {
                 true => Ok(self.readers(oldest)),
-                false => store.fold(oldest, &history),
+                false => store.fold(oldest, &at_once, &history),
             };
             match outcome {
                 Ok(folded) => self.tell_folded(env, who, folded),

@@ -344,7 +344,7 @@ impl RunningTask {
         while let Some(mail) = self.mailbox.pop_front() {
             match mail {
                 Mail::Inject { barrier, drain } => self.machine.inject(barrier, drain)?,
-                Mail::Complete(checkpoint) => drop(self.machine.complete(checkpoint)),
+                Mail::Complete(checkpoint) => self.machine.complete(checkpoint),
             }
         }
         let mut wanted = Wanted::default();

@@ -77,6 +77,15 @@ fn new_worlds_keep_every_promise() {
 
 // Past failures, by the names of their bugs.
 
+/// It waited for a fold that was not to come: its changes were fewer than a fold is worth, or there was
+/// nothing left to be folded.
+#[test]
+fn a_task_whose_memory_no_fold_can_give_back_goes_on() {
+    for seed in [142, 1_795_408_216_641, 1_795_408_438_505] {
+        expect(seed);
+    }
+}
+
 #[test]
 fn a_job_whose_last_checkpoint_was_given_up_stops_all_the_same() {
     let plan = Plan::draw(10);

@@ -269,10 +269,12 @@ impl JobStateStore {
     /// file. In the background, one at a time. Blocks.
     ///
     /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
-    /// an older state. Answers how far the view of each task is.
+    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first.
+    /// Answers how far the view of each task is.
     pub fn fold(
         &self,
         completed: CheckpointId,
+        at_once: &BTreeSet<TaskId>,
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = lock(&self.folding);
@@ -282,11 +284,13 @@ impl JobStateStore {
             .copied()
             .chain(self.log.tasks())
             .collect();
+        let mut last_changed = BTreeMap::new();
         for task in known {
             let counted = self.counted(task, completed, history);
             let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
                 continue;
             };
+            last_changed.insert(task, to);
             match self.write_base(&mut folding, task, to, &counted) {
                 Err(error) if error.is_loss() => {
                     tracing::warn!(%task, %error, "a base file is written anew from the view");
@@ -294,7 +298,8 @@ impl JobStateStore {
                 }
                 written => written?,
             }
-            match self.fold_into_view(&mut folding, task, to, &counted) {
+            let at_once = at_once.contains(&task);
+            match self.fold_into_view(&mut folding, task, to, at_once, &counted) {
                 Ok(()) => {}
                 Err(StateError::View(error)) => {
                     folding.forget_views();
@@ -315,9 +320,12 @@ impl JobStateStore {
         };
         self.log.drop_unneeded(&needed)?;
         let folded = |(task, folded): (&TaskId, &Folded)| {
+            let at = folded.view.as_ref()?.at()?;
+            // Nothing has changed from its last change to the checkpoint.
+            let has_all = last_changed.get(task).is_none_or(|last| *last <= at);
             Some(FoldedTask {
                 task: *task,
-                at: folded.view.as_ref()?.at()?,
+                at: if has_all { at.max(completed) } else { at },
                 reader: self.open_view.reader(*task),
             })
         };
@@ -510,6 +518,7 @@ impl JobStateStore {
         folding: &mut Folding,
         task: TaskId,
         to: CheckpointId,
+        at_once: bool,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
         let store = self.view()?;
@@ -518,7 +527,7 @@ impl JobStateStore {
             .view
             .as_ref()
             .and_then(|view| chain(counted, view.at(), to));
-        if let Some(chunks) = waiting {
+        if let (Some(chunks), false) = (waiting, at_once) {
             let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
             if chunks.len() < self.options.fold_every && bytes < self.options.fold_bytes {
                 return Ok(());

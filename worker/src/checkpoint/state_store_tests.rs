@@ -239,7 +239,10 @@ impl Job {
 
     fn fold(&self) -> Result<(), StateError> {
         match self.completed {
-            Some(completed) => self.store().fold(completed, &self.history()).map(drop),
+            Some(completed) => self
+                .store()
+                .fold(completed, &BTreeSet::new(), &self.history())
+                .map(drop),
             None => Ok(()),
         }
     }
@@ -650,7 +653,7 @@ fn sled_job(directory: &Path, rounds: u64) -> (JobStateStore, Map) {
         store.persist(Generation(1), vec![chunk]).unwrap();
         table.complete(checkpoint);
         let history = |_, c| Some(c <= checkpoint);
-        store.fold(checkpoint, &history).unwrap();
+        store.fold(checkpoint, &BTreeSet::new(), &history).unwrap();
     }
     let map = contents(&tables);
     (store, map)
@@ -689,7 +692,9 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
                 .unwrap()
                 .tables;
             assert_eq!(contents(&restored), expected);
-            store.fold(CheckpointId(ROUNDS), &history).unwrap();
+            store
+                .fold(CheckpointId(ROUNDS), &BTreeSet::new(), &history)
+                .unwrap();
         }
     }
 }

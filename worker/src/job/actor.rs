@@ -30,7 +30,7 @@ use crate::source::{self, SourceContext};
 use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
 use crate::task::machine::{Input, TaskMachine};
-use crate::task::messages::{Complete, Folded, Inject, Query, Sealed, Snapshot, Stop};
+use crate::task::messages::{Complete, Folded, Inject, PrepareFold, Query, Sealed, Snapshot, Stop};
 use crate::task::output::Writer;
 use crate::task::progress::Progress;
 use crate::task::sink_pump::sink_queue;
@@ -361,12 +361,18 @@ impl JobActor {
         self.folding = true;
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
-        let tasks: Vec<Addr<TaskActor>> = self.tasks.values().cloned().collect();
+        let tasks = self.tasks.clone();
         let folding = async move {
-            let mut oldest = Some(completed);
-            for task in tasks {
-                // One that is gone takes its generation with it.
-                oldest = oldest.min(task.send(Complete(completed)).await.ok().flatten());
+            let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
+            for (id, task) in tasks {
+                let Ok(foldable) = task.send(PrepareFold(completed)).await else {
+                    // One that is gone takes its generation with it.
+                    return Ok(Ok(Vec::new()));
+                };
+                oldest = oldest.min(foldable.up_to);
+                if foldable.at_once {
+                    at_once.insert(id);
+                }
             }
             let Some(oldest) = oldest else {
                 return Ok(Ok(Vec::new()));
@@ -374,7 +380,7 @@ impl JobActor {
             let folding = move || {
                 let history =
                     |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-                store.fold(oldest, &history)
+                store.fold(oldest, &at_once, &history)
             };
             tokio::task::spawn_blocking(folding).await
         };

@@ -460,6 +460,11 @@ impl Table {
         true
     }
 
+    /// Whether the store has all there is.
+    pub fn is_folded(&self) -> bool {
+        self.active.is_empty() && self.unfolded.is_empty()
+    }
+
     /// The first checkpoint with changes that the store does not have.
     pub fn first_unfolded(&self) -> Option<CheckpointId> {
         self.unfolded.first().map(|(sealed, _)| *sealed)

@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use actix::dev::SendError;
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseActFuture,
-    StreamHandler, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, MessageResult,
+    ResponseActFuture, StreamHandler, WrapFuture,
 };
 use common::error::{ErrorCode, Problem};
-use common::ids::CheckpointId;
 use common::protocol::state::StateEntries;
 use common::protocol::task::TaskState as Standing;
 use common::time::{Clock, Span, Tick};
@@ -20,7 +19,7 @@ use tokio::sync::Notify;
 use super::chain::Question;
 use super::failure::Failure;
 use super::machine::TaskMachine;
-use super::messages::{Complete, Folded, Inject, Query, Stop};
+use super::messages::{Complete, Folded, Inject, PrepareFold, Query, Stop};
 use super::query::{Reading, Step};
 use super::sink_pump::SinkPump;
 use crate::checkpoint::view_reader::{ViewError, ViewReader};
@@ -102,13 +101,23 @@ impl Handler<Inject> for TaskActor {
 }
 
 impl Handler<Complete> for TaskActor {
-    type Result = Option<CheckpointId>;
+    type Result = ();
 
-    fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) -> Self::Result {
-        let oldest = self.machine.complete(checkpoint);
+    fn handle(&mut self, Complete(checkpoint): Complete, _: &mut Context<Self>) {
+        self.machine.complete(checkpoint);
         // A source that waited for it reads on.
         self.wake.notify_one();
-        oldest
+    }
+}
+
+impl Handler<PrepareFold> for TaskActor {
+    type Result = MessageResult<PrepareFold>;
+
+    fn handle(&mut self, prepare: PrepareFold, _: &mut Context<Self>) -> Self::Result {
+        let PrepareFold(checkpoint) = prepare;
+        let foldable = self.machine.prepare_fold(checkpoint);
+        self.wake.notify_one();
+        MessageResult(foldable)
     }
 }
 

@@ -23,7 +23,7 @@ use super::event_time;
 use super::failure::Failure;
 use super::memory::{MemoryShare, Pressure};
 use super::message::{Barrier, Rows, Signal};
-use super::messages::{Sealed, Snapshot};
+use super::messages::{Foldable, Sealed, Snapshot};
 use super::output::Output;
 use super::progress::Progress;
 use super::query::{self, Reading};
@@ -33,7 +33,7 @@ use super::source_input::SourceInput;
 use super::task_state::{TaskState, deltas_of};
 use super::under_way::{Asking, Doing, UnderWay, Work};
 use crate::keyed_state::stored::Answer;
-use crate::keyed_state::table::At;
+use crate::keyed_state::table::{At, Table};
 use crate::link::reports::TaskStatus;
 use crate::sink::SinkError;
 use crate::source::watermark::Watermarks;
@@ -140,9 +140,8 @@ impl TaskMachine {
         Ok(())
     }
 
-    /// The checkpoint is a fact: everything up to it counts. The oldest checkpoint whose state the task may
-    /// still be asked for.
-    pub fn complete(&mut self, checkpoint: CheckpointId) -> Option<CheckpointId> {
+    /// The checkpoint is a fact: everything up to it counts.
+    pub fn complete(&mut self, checkpoint: CheckpointId) {
         if self.progress.complete(checkpoint) {
             if let Input::Source(source) = &mut self.input {
                 source.gate.completed(checkpoint);
@@ -151,7 +150,19 @@ impl TaskMachine {
             self.commit(checkpoint);
             self.let_tables_know();
         }
-        self.progress.oldest()
+    }
+
+    /// The completed checkpoint is about to be folded.
+    pub fn prepare_fold(&mut self, checkpoint: CheckpointId) -> Foldable {
+        self.complete(checkpoint);
+        let foldable = Foldable {
+            up_to: self.progress.oldest(),
+            at_once: self.is_crowded(),
+        };
+        if foldable.at_once {
+            self.progress.fold_due = foldable.up_to;
+        }
+        foldable
     }
 
     fn let_tables_know(&mut self) {
@@ -231,15 +242,12 @@ impl TaskMachine {
 
     /// Looks around: gathers the numbers shown to people, and lets in a little where there is no memory.
     pub fn look(&mut self, now: Tick) {
+        let sizes = self.tables().map(Table::size);
+        let sizes = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
         self.progress.metrics.watermark =
             (self.progress.watermark > Timestamp::MIN).then_some(self.progress.watermark);
         let metrics = &mut self.progress.metrics;
-        (metrics.state_bytes, metrics.state_keys) = self
-            .chain
-            .operators()
-            .flat_map(|(_, _, state)| state.tables.values())
-            .map(|table| table.size())
-            .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        (metrics.state_bytes, metrics.state_keys) = sizes;
         metrics.state_memory_bytes = self.chain.footprint();
         self.progress.measure(now, MESSAGES_PER_TURN as u64);
         self.status.set_metrics(self.progress.metrics);
@@ -262,7 +270,7 @@ impl TaskMachine {
 
     /// Takes one thing from the inputs. False: there was none, or there is no memory for it.
     fn take(&mut self) -> Result<bool, Failure> {
-        let crowded = self.memory.as_ref().is_some_and(MemoryShare::is_crowded);
+        let crowded = self.is_crowded();
         if crowded && !self.may_take_crowded() {
             self.progress.meter.blocked_turns += 1;
             return Ok(false);
@@ -293,27 +301,34 @@ impl TaskMachine {
         Ok(true)
     }
 
-    /// Folds give memory back. While none is to come, checkpoints lead to the next one, so what is in front
-    /// of a barrier is taken at once. Other things trickle, lest nothing moves when a barrier is held up
-    /// further back, or a fold fails.
+    fn is_crowded(&self) -> bool {
+        self.memory.as_ref().is_some_and(MemoryShare::is_crowded)
+    }
+
+    /// Folds give memory back, as long as there is something to fold. While none is to come, checkpoints lead
+    /// to the next one, so what is in front of a barrier is taken at once. Other things trickle, lest nothing
+    /// moves when a barrier is held up further back, or a fold fails.
     fn may_take_crowded(&self) -> bool {
         let barrier_is_near = match &self.input {
             Input::Source(_) => false,
             Input::Channels(channels) => channels.has_barrier(),
         };
-        (barrier_is_near && !self.awaits_fold()) || self.under_way.may_trickle()
+        let mut tables = self.tables();
+        tables.all(Table::is_folded)
+            || (barrier_is_near && !self.awaits_fold())
+            || self.under_way.may_trickle()
     }
 
     /// Whether the store is about to get something that is in memory only.
     fn awaits_fold(&self) -> bool {
+        let due = self.progress.fold_due;
+        let mut unfolded = self.tables().filter_map(Table::first_unfolded);
+        unfolded.any(|first| Some(first) <= due)
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
         let states = self.chain.operators().map(|(_, _, state)| state);
-        let mut tables = states.flat_map(|state| state.tables.values());
-        let oldest = self.progress.oldest();
-        tables.any(|table| {
-            table
-                .first_unfolded()
-                .is_some_and(|first| Some(first) <= oldest)
-        })
+        states.flat_map(|state| state.tables.values())
     }
 
     fn source_event(&mut self, event: SourceEvent) {

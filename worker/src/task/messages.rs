@@ -26,13 +26,29 @@ impl Message for Inject {
     type Result = ();
 }
 
-/// The checkpoint is a fact: everything up to it counts. Answers the oldest checkpoint whose state the task
-/// may still be asked for.
+/// The checkpoint is a fact: everything up to it counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Complete(pub CheckpointId);
 
 impl Message for Complete {
-    type Result = Option<CheckpointId>;
+    type Result = ();
+}
+
+/// The same, and a fold follows: what may it take?
+#[derive(Clone, Copy, Debug)]
+pub struct PrepareFold(pub CheckpointId);
+
+impl Message for PrepareFold {
+    type Result = Foldable;
+}
+
+/// What of a task's state may be folded, and how urgent that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foldable {
+    /// The oldest checkpoint whose state the task may still be asked for.
+    pub up_to: Option<CheckpointId>,
+    /// The task has no memory left, and waits for all of it to be folded.
+    pub at_once: bool,
 }
 
 /// The view on disk has everything up to this checkpoint, so memory need not.

@@ -32,6 +32,8 @@ pub struct Progress {
     /// The checkpoint that the tables know to be completed, and the one before it.
     known: Option<CheckpointId>,
     previous: Option<CheckpointId>,
+    /// Up to here it was promised that all will be folded at once.
+    pub(super) fold_due: Option<CheckpointId>,
     pub(super) metrics: TaskMetrics,
     pub(super) meter: Meter,
 }
@@ -63,6 +65,7 @@ impl Progress {
             read: BTreeMap::new(),
             known: restored,
             previous: restored,
+            fold_due: None,
             metrics: TaskMetrics::default(),
             meter: Meter::default(),
         }
