@@ -81,6 +81,10 @@ pub const MAX_JSON_DEPTH: usize = 128;
 /// 190,000 numbers. They are one entry of a table, which is written anew with every change.
 pub const MAX_RETRACTABLE_BYTES: usize = 4 << 20;
 
+/// What the aggregate calls of one operator keep for one group over rows that are only added, as bytes: the
+/// largest record there may be. It is one entry of a table as well.
+pub const MAX_GROUP_BYTES: usize = MAX_MESSAGE_BYTES as usize;
+
 /// What one rows message between tasks may hold; larger batches are cut.
 pub const MAX_ROWS_PER_MESSAGE: usize = 8_192;
 pub const MAX_ROWS_BYTES: usize = 1 << 20;

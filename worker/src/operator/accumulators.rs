@@ -11,6 +11,7 @@ use arrow::array::{ArrayRef, AsArray, new_empty_array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use common::error::{ErrorCode, Problem};
+use common::limits::MAX_GROUP_BYTES;
 use common::plan::aggregate_function::offered;
 use common::plan::operator::AggregateCall;
 use common::schema::{Column, ColumnType};
@@ -119,14 +120,43 @@ impl AggregateCalls {
         self.calls.iter().map(empty).collect()
     }
 
-    /// States as rows for a table.
+    /// States as rows for a table. What grows with every value of a group has a bound.
     pub(super) fn encode(
         &self,
         states: &[ArrayRef],
         groups: usize,
         rows: &mut EncodedRows,
     ) -> Result<(), OperatorError> {
-        self.states.encode(states, groups, rows).map_err(unreadable)
+        self.states
+            .encode(states, groups, rows)
+            .map_err(unreadable)?;
+        match (0..groups).any(|group| rows.row(group).len() > MAX_GROUP_BYTES) {
+            true => Err(self.too_much()),
+            false => Ok(()),
+        }
+    }
+
+    fn too_much(&self) -> OperatorError {
+        let keeps_values = |call: &&Call| {
+            let states = &self.states.types()[call.states.clone()];
+            states.iter().any(|kind| matches!(kind, DataType::List(_)))
+        };
+        let names = |calls: Vec<&Call>| {
+            let names = calls.iter().map(|call| format!("\"{}\"", call.name));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let growing: Vec<&Call> = self.calls.iter().filter(keeps_values).collect();
+        let what = match growing.is_empty() {
+            true => names(self.calls.iter().collect()),
+            false => format!("{}, which keeps every value,", names(growing)),
+        };
+        OperatorError {
+            reason: format!(
+                "{what} takes more than {} MiB in one group",
+                MAX_GROUP_BYTES >> 20
+            ),
+            fatal: true,
+        }
     }
 
     /// A row of a table as results, by the names of their columns.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Decimal128Array, Float64Array, Int8Array, Int64Array};
+use arrow::array::{
+    Array, ArrayRef, Decimal128Array, Float64Array, Int8Array, Int64Array, StringArray,
+    TimestampMillisecondArray,
+};
 use arrow::compute::concat_batches;
 use arrow::datatypes::DataType;
 use arrow::util::display::array_value_to_string;
@@ -258,6 +261,63 @@ fn a_group_of_more_values_than_may_be_kept_ends_the_job_and_says_why() {
         .unwrap_err();
     assert!(error.fatal, "{error}");
     assert!(error.reason.contains("different values"), "{error}");
+}
+
+/// Megabytes of different texts, one per row, in one group and one window.
+fn megabytes(count: usize) -> Rows {
+    let padding = "x".repeat((1 << 20) - 8);
+    let texts = (0..count).map(|number| format!("{number:08}{padding}"));
+    let arrays: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(texts)),
+        Arc::new(TimestampMillisecondArray::from(vec![0; count])),
+    ];
+    from_topic(batch(TEXTS, arrays))
+}
+
+const TEXTS: &[&str] = &["s VARCHAR", "t TIMESTAMP(3)"];
+
+/// They grew without an end.
+#[test]
+fn what_keeps_every_value_of_a_group_has_a_bound_in_windows_and_without() {
+    let most = common::limits::MAX_GROUP_BYTES >> 20;
+    let call = |function: &str, result: &str| {
+        let call = format!(
+            r#""aggregates": [{{"fn": "count", "as": "n"}}, {{"fn": {function}, "args": ["s"], "as": "kept"}}]"#
+        );
+        let running = format!(r#"{{"type": "aggregate", "id": "a", "inputs": ["in"], {call}}}"#);
+        let windowed = format!(
+            r#"{{"type": "window_aggregate", "id": "w", "inputs": ["in"], "time": "t",
+                "window": {{"type": "tumbling", "size": "10s"}}, {call}}}"#
+        );
+        let bounds = ["window_start TIMESTAMP(3)", "window_end TIMESTAMP(3)"];
+        let results = ["n BIGINT", result];
+        [
+            planned(&running, &[TEXTS], &results),
+            planned(&windowed, &[TEXTS], &[&bounds[..], &results[..]].concat()),
+        ]
+    };
+    let calls = [
+        call("\"array_agg\"", "kept ARRAY<VARCHAR>"),
+        call("\"count\", \"distinct\": true", "kept BIGINT"),
+    ];
+    for planned in calls.iter().flatten() {
+        let id = planned.spec.id();
+        let run = |rows: Rows| {
+            let mut harness = Harness::new(planned);
+            harness.call(|operator, context| {
+                let processed = operator.process(0, rows, context);
+                Ok(processed.and_then(|()| operator.seal(context)))
+            })
+        };
+        run(megabytes(most - 1)).unwrap();
+        let error = run(megabytes(most)).unwrap_err();
+        assert!(error.fatal, "{id}: {error}");
+        assert!(
+            error.reason.contains("\"kept\", which keeps every value,"),
+            "{id}: {error}"
+        );
+        assert!(!error.reason.contains("\"n\""), "{id}: {error}");
+    }
 }
 
 /// The operator's table.
