@@ -258,7 +258,7 @@ impl TallySink {
                     env.break_promise(format!("nothing is given up here: {letters:?}"));
                 }
                 SinkCommand::Barrier(checkpoint) => self.preparing = Some(checkpoint),
-                SinkCommand::Commit(checkpoint, _) => {
+                SinkCommand::Commit { checkpoint, .. } => {
                     self.queue.completed(checkpoint);
                     self.tell(wake, SinkEvent::Committed(checkpoint));
                 }

@@ -70,6 +70,10 @@ impl DeadLetterSink {
     pub fn commit(&mut self, checkpoint: CheckpointId) {
         self.writer.completed(checkpoint);
     }
+
+    pub async fn shown(&mut self) {
+        self.writer.shown().await;
+    }
 }
 
 /// Writes the letter with at most `room` bytes of value.

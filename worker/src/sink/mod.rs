@@ -55,6 +55,11 @@ pub trait Sink: std::fmt::Debug {
         checkpoint: CheckpointId,
         prepared: Vec<Committable>,
     ) -> LocalBoxFuture<'_, Result<(), SinkError>>;
+
+    /// The job ends with what was just committed: waits, but not for ever, until others see it.
+    fn shown(&mut self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// What a sink needs to make a checkpoint's rows visible, in its own encoding.

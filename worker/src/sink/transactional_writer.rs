@@ -118,8 +118,8 @@ impl TransactionalWriter {
         self.queue.completed(checkpoint);
     }
 
-    /// Once nothing is undecided: waits until readers of committed records see everything, so that a job that has
-    /// ended has shown what it gave. While more is being written there is no time for that.
+    /// Waits until readers of committed records see everything, so that a job that has ended has shown what it
+    /// gave. What is undecided is not waited for.
     pub async fn shown(&mut self) {
         if self.queue.is_undecided() || !self.appends.is_empty() {
             return;

@@ -260,7 +260,11 @@ impl TaskMachine {
 
     fn commit(&mut self, checkpoint: CheckpointId) {
         let prepared = self.state.committables(checkpoint);
-        self.sink.push(SinkCommand::Commit(checkpoint, prepared));
+        self.sink.push(SinkCommand::Commit {
+            checkpoint,
+            prepared,
+            last: self.progress.stopped && checkpoint >= self.progress.sealed,
+        });
         self.state.forget_committables(checkpoint);
     }
 

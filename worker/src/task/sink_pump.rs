@@ -29,7 +29,12 @@ pub enum SinkCommand {
     /// Everything before this belongs to the checkpoint.
     Barrier(CheckpointId),
     /// The checkpoint is completed; these were prepared up to it.
-    Commit(CheckpointId, Vec<Committable>),
+    Commit {
+        checkpoint: CheckpointId,
+        prepared: Vec<Committable>,
+        /// The job ends with it.
+        last: bool,
+    },
 }
 
 /// What the sink tells its task.
@@ -192,10 +197,20 @@ impl SinkPump {
                     .await;
                 Ok(())
             }
-            SinkCommand::Commit(checkpoint, prepared) => {
+            SinkCommand::Commit {
+                checkpoint,
+                prepared,
+                last,
+            } => {
                 self.letters.commit(checkpoint);
                 if let Some(sink) = &mut self.sink {
                     sink.commit(checkpoint, prepared).await?;
+                }
+                if last {
+                    self.letters.shown().await;
+                    if let Some(sink) = &mut self.sink {
+                        sink.shown().await;
+                    }
                 }
                 self.tell(SinkEvent::Committed(checkpoint)).await;
                 Ok(())
