@@ -17,9 +17,8 @@ use common::time::Span;
 use tokio::sync::Notify;
 use worker::checkpoint::chunk::TaskChunk;
 use worker::checkpoint::participant::Participant;
-use worker::checkpoint::state_store::{
-    FoldedTask, JobStateStore, StateError, StoreOptions, ViewPlace,
-};
+use worker::checkpoint::state_error::StateError;
+use worker::checkpoint::state_store::{FoldedTask, JobStateStore, StoreOptions, ViewPlace};
 use worker::exchange::lanes::Lanes;
 use worker::job::assembly::{self, Restored};
 use worker::keyed_state::codec::bigint_key;

@@ -5,8 +5,12 @@ pub mod participant;
 pub mod chunk;
 mod delta_log;
 mod changes;
-mod fold;
+mod view_layout;
+mod view_answers;
+mod view;
 pub mod view_reader;
+pub mod state_error;
+mod folding;
 pub mod state_store;
 
 #[cfg(test)]

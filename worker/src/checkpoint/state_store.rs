@@ -22,17 +22,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
 use common::kv::{KvError, KvStore, SledOptions, SledStore};
+use common::seglog::LogError;
 use common::seglog::fs::{DirectoryLock, FsStorage, create_directory};
 use common::seglog::storage::LogStorage;
-use common::seglog::{LogError, is_disk_full};
 use common::time::Span;
 
-use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
-use super::fold::{InMemory, Loaded, TaskView};
+use super::folding::{Folded, Folding};
+use super::state_error::StateError;
+use super::view::{InMemory, Loaded, TaskView};
 use super::view_reader::{ViewError, ViewReader, ViewSlot};
-use crate::keyed_state::base_file::{self, BaseFile, BaseFileError, ReadStretch, Since};
+use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::Table;
@@ -86,11 +87,11 @@ pub struct StoreOptions {
 
 /// What a worker keeps of one job.
 pub struct JobStateStore {
-    directory: PathBuf,
-    options: StoreOptions,
-    log: DeltaLog,
-    view: ViewPlace,
-    open_view: ViewSlot,
+    pub(super) directory: PathBuf,
+    pub(super) options: StoreOptions,
+    pub(super) log: DeltaLog,
+    pub(super) view: ViewPlace,
+    pub(super) open_view: ViewSlot,
     /// Sealed, but not durable yet: after a failure they go with the next ones.
     unpersisted: Mutex<Vec<TaskChunk>>,
     folding: Mutex<Folding>,
@@ -102,49 +103,6 @@ pub struct JobStateStore {
 pub struct ViewPlace {
     pub open: Box<dyn Fn() -> Result<Arc<dyn KvStore>, KvError> + Send + Sync>,
     pub set_aside: Box<dyn Fn() -> Result<(), StateError> + Send + Sync>,
-}
-
-#[derive(Default)]
-struct Folding {
-    tasks: BTreeMap<TaskId, Folded>,
-}
-
-/// How far a task's chunks have been folded.
-#[derive(Default)]
-struct Folded {
-    base: Option<BaseFile>,
-    /// `None`: it is to be read back or built anew.
-    view: Option<TaskView>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    Base(#[from] BaseFileError),
-    #[error(transparent)]
-    View(#[from] KvError),
-    #[error(transparent)]
-    Reading(ViewError),
-    #[error("the state in \"{}\" is still in use", directory.display())]
-    InUse { directory: PathBuf },
-    #[error("could not use \"{}\"", directory.display())]
-    Directory {
-        directory: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the delta log of the job is damaged: {0}")]
-    DamagedLog(String),
-    /// A newer generation has begun; nothing of this one counts any more.
-    #[error("task {task} was not restored for generation {generation}")]
-    Stale {
-        task: TaskId,
-        generation: Generation,
-    },
-    #[error("the state of task {task} at checkpoint {at} is not on this worker")]
-    Lost { task: TaskId, at: CheckpointId },
 }
 
 impl StoreOptions {
@@ -442,144 +400,7 @@ impl JobStateStore {
         }))
     }
 
-    fn write_base(
-        &self,
-        folding: &mut Folding,
-        task: TaskId,
-        to: CheckpointId,
-        counted: &[ChunkRef],
-    ) -> Result<(), StateError> {
-        let folded = folding.tasks.entry(task).or_default();
-        let before = folded.base.as_ref();
-        let from = before.map(BaseFile::checkpoint);
-        if from >= Some(to) {
-            return Ok(());
-        }
-        let chunks = chain(counted, from, to).ok_or(StateError::Lost { task, at: to })?;
-        let Some(oldest) = chunks.first() else {
-            return Ok(());
-        };
-        let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
-        let worth_it = self
-            .options
-            .base_after_bytes
-            .max(before.map_or(0, BaseFile::bytes));
-        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options.log_bytes;
-        if bytes < worth_it && !holds_up_the_log {
-            return Ok(());
-        }
-        let changes = Changes::of(&self.log, chunks)?;
-        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
-        let since = since(&changes, &read);
-        let directory = self.directory.join(task.to_string());
-        let base = base_file::write(&directory, to, self.options.key_groups, before, &since)?;
-        // The former one goes only now that the new one can be relied upon.
-        if let Some(before) = folded.base.replace(base) {
-            base_file::remove(before.path())?;
-        }
-        Ok(())
-    }
-
-    /// The base file is gone or damaged; the view has the same, as long as it is there.
-    fn write_base_from_view(
-        &self,
-        folding: &mut Folding,
-        task: TaskId,
-        to: CheckpointId,
-        counted: &[ChunkRef],
-    ) -> Result<(), StateError> {
-        let store = self.view()?;
-        let folded = folding.tasks.entry(task).or_default();
-        self.bring_view(&store, folded, task, to, counted)?;
-        let view = folded.view.as_ref().expect("it was just brought there");
-        let to = view.at().expect("it was just brought there");
-        let key_groups = self.options.key_groups;
-        let mut tables = BTreeMap::new();
-        for table in view.tables() {
-            let stretches = view.stretches(table, key_groups)?;
-            let stretches = stretches.ok_or(StateError::Lost { task, at: to })?;
-            tables.insert(table.clone(), (BTreeSet::new(), stretches));
-        }
-        let since = Since {
-            tables,
-            read: &|table, groups| Ok::<_, StateError>(view.read(table, key_groups, groups)?),
-        };
-        let directory = self.directory.join(task.to_string());
-        let base = base_file::write(&directory, to, key_groups, None, &since)?;
-        let folded = folding.tasks.entry(task).or_default();
-        if let Some(before) = folded.base.replace(base) {
-            base_file::remove(before.path())?;
-        }
-        Ok(())
-    }
-
-    fn fold_into_view(
-        &self,
-        folding: &mut Folding,
-        task: TaskId,
-        to: CheckpointId,
-        at_once: bool,
-        counted: &[ChunkRef],
-    ) -> Result<(), StateError> {
-        let store = self.view()?;
-        let folded = folding.tasks.entry(task).or_default();
-        let waiting = folded
-            .view
-            .as_ref()
-            .and_then(|view| chain(counted, view.at(), to));
-        if let (Some(chunks), false) = (waiting, at_once) {
-            let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
-            if chunks.len() < self.options.fold_every && bytes < self.options.fold_bytes {
-                return Ok(());
-            }
-        }
-        self.bring_view(&store, folded, task, to, counted)
-    }
-
-    /// Brings the view of a task to a checkpoint; an error leaves none behind: half a fold is not to be
-    /// built upon.
-    fn bring_view(
-        &self,
-        store: &Arc<dyn KvStore>,
-        folded: &mut Folded,
-        task: TaskId,
-        to: CheckpointId,
-        counted: &[ChunkRef],
-    ) -> Result<(), StateError> {
-        if folded
-            .view
-            .as_ref()
-            .is_some_and(|view| view.at() >= Some(to))
-        {
-            return Ok(());
-        }
-        if let Some(mut view) = folded.view.take()
-            && let Some(chunks) = chain(counted, view.at(), to)
-        {
-            view.fold(to, &Changes::of(&self.log, chunks)?)?;
-            folded.view = Some(view);
-            return Ok(());
-        }
-        let base = folded.base.as_ref();
-        let to = base.map(BaseFile::checkpoint).max(Some(to)).unwrap_or(to);
-        let chunks = chain(counted, base.map(BaseFile::checkpoint), to)
-            .ok_or(StateError::Lost { task, at: to })?;
-        let changes = Changes::of(&self.log, chunks)?;
-        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
-        self.open_view.begin(task);
-        let mut view = TaskView::begin(store, task)?;
-        base_file::merge(
-            base,
-            &since(&changes, &read),
-            self.options.key_groups,
-            &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
-        )?;
-        view.mark(to)?;
-        folded.view = Some(view);
-        Ok(())
-    }
-
-    fn view(&self) -> Result<Arc<dyn KvStore>, KvError> {
+    pub(super) fn view(&self) -> Result<Arc<dyn KvStore>, KvError> {
         if let Some(store) = self.open_view.store() {
             return Ok(store);
         }
@@ -620,86 +441,6 @@ impl JobStateStore {
             self.log.apply(chunk, tables)?;
         }
         Ok(())
-    }
-}
-
-impl Folding {
-    fn forget_views(&mut self) {
-        for folded in self.tasks.values_mut() {
-            folded.view = None;
-        }
-    }
-}
-
-fn since<'a>(
-    changes: &Changes<'_>,
-    read: &'a ReadStretch<'a, StateError>,
-) -> Since<'a, StateError> {
-    let tables = changes.tables().map(|table| {
-        let stretches = changes.stretches(table);
-        (table.clone(), (changes.cleared(table), stretches))
-    });
-    Since {
-        tables: tables.collect(),
-        read,
-    }
-}
-
-impl StateError {
-    /// Whether the process has to stop, because what it wrote may not be there.
-    pub fn is_fatal(&self) -> bool {
-        match self {
-            StateError::Log(error) => error.is_fatal(),
-            StateError::Base(error) => matches!(error, BaseFileError::SyncFailed { .. }),
-            StateError::View(error) => matches!(error, KvError::SyncFailed { .. }),
-            StateError::Reading(_)
-            | StateError::DamagedLog(_)
-            | StateError::InUse { .. }
-            | StateError::Directory { .. }
-            | StateError::Stale { .. }
-            | StateError::Lost { .. } => false,
-        }
-    }
-
-    /// Whether what is asked for is not on this disk any more: nobody can give it back by trying again.
-    pub fn is_loss(&self) -> bool {
-        match self {
-            StateError::Lost { .. } | StateError::DamagedLog(_) => true,
-            StateError::Log(error) => matches!(error, LogError::Corrupt { .. }),
-            StateError::Base(error) => matches!(error, BaseFileError::Damaged { .. }),
-            StateError::View(_)
-            | StateError::Reading(_)
-            | StateError::InUse { .. }
-            | StateError::Directory { .. }
-            | StateError::Stale { .. } => false,
-        }
-    }
-
-    /// Whether the same may succeed once there is room.
-    pub fn is_disk_full(&self) -> bool {
-        match self {
-            StateError::Log(error) => matches!(error, LogError::DiskFull),
-            StateError::Base(BaseFileError::Io { source, .. })
-            | StateError::View(KvError::Io { source, .. })
-            | StateError::Directory { source, .. } => is_disk_full(source),
-            StateError::Base(_)
-            | StateError::View(_)
-            | StateError::Reading(_)
-            | StateError::DamagedLog(_)
-            | StateError::InUse { .. }
-            | StateError::Stale { .. }
-            | StateError::Lost { .. } => false,
-        }
-    }
-}
-
-impl From<DeltaLogError> for StateError {
-    fn from(error: DeltaLogError) -> StateError {
-        match error {
-            DeltaLogError::Log(error) => StateError::Log(error),
-            DeltaLogError::Stale { task, generation } => StateError::Stale { task, generation },
-            DeltaLogError::NotAChunk { .. } => StateError::DamagedLog(error.to_string()),
-        }
     }
 }
 

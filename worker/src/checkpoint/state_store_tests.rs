@@ -13,7 +13,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::chunk::TaskChunk;
-use super::state_store::{JobStateStore, StateError, StoreOptions, TaskTables, ViewPlace};
+use super::state_error::StateError;
+use super::state_store::{JobStateStore, StoreOptions, TaskTables, ViewPlace};
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::{At, Table};
 

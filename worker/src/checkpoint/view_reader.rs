@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use common::ids::TaskId;
 use common::kv::{KvError, KvStore};
 
-use super::fold;
+use super::view_answers;
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::stored::{Answer, Ask};
 
@@ -94,7 +94,7 @@ impl ViewReader {
     /// Blocks.
     pub fn answer(&self, table: &TableId, ask: Ask) -> Result<Answer, ViewError> {
         let store = self.store()?;
-        let answer = fold::answer(&*store, self.task, table, ask)?;
+        let answer = view_answers::answer(&*store, self.task, table, ask)?;
         // It may have ended while this was reading.
         self.store()?;
         Ok(answer)

@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use super::wiring::connections;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Persist;
+use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::{
-    History, JobStateStore, RestoredTask, StateError, StoreOptions, TaskTables,
+    History, JobStateStore, RestoredTask, StoreOptions, TaskTables,
 };
 use crate::exchange::lanes::Lanes;
 use crate::operator;

@@ -1,15 +1,7 @@
 //! The view of state in a `KvStore`: what completed checkpoints left, key by key.
 //!
-//! ```text
-//! 0 | task                                                   → version u8, checkpoint u64, digest  the marker
-//! 1 | task | operator 0 table                                → table u16
-//! 2 | task | table | namespace | key                         → length u32, value or its first piece
-//! 3 | task | table | namespace | key length u32 | key | piece u16 → piece
-//! ```
-//!
-//! Entries stand in the order of their keys, so a stretch of them can be read as it is wanted. A value of up
-//! to 4 KiB is one piece, a larger one is cut, and its further pieces are elsewhere. A value over 1 MiB is
-//! not kept here, only its length: who needs it reads the base file.
+//! How it lies there is said in `view_layout`. A value over 1 MiB is not kept, only its length: who needs it
+//! reads the base file.
 //!
 //! A fold writes entries one by one, flushes, writes the marker, flushes. Cut short anywhere, it leaves
 //! entries that do not agree with the marker's digest, and the view of that task is built anew.
@@ -20,24 +12,20 @@ use std::sync::Arc;
 
 use common::ids::{CheckpointId, TaskId};
 use common::key_group::key_group;
-use common::kv::{Digest, KvError, KvStore, after_prefix, scan_prefix};
+use common::kv::{Digest, KvError, KvStore, scan_prefix};
 
 use super::changes::{Changes, stretches};
-use super::state_store::StateError;
+use super::state_error::StateError;
+use super::view_answers::read_value;
+use super::view_layout::{
+    CATALOG, ENTRY, LENGTH, MARKER, PIECE, PREFIX, VERSION, catalog_key, cut, namespace_prefix,
+    piece_count, piece_key, prefix, read_catalog, read_length, read_marker, stored_length,
+};
 use crate::keyed_state::overlay::{Change, Overlay};
 use crate::keyed_state::section::TableId;
-use crate::keyed_state::stored::{Answer, Ask, AskRange, LARGEST_STORED_VALUE, StoredRange, Until};
+use crate::keyed_state::stored::LARGEST_STORED_VALUE;
 use crate::keyed_state::table::StoredTable;
 
-/// Of the layout above.
-const VERSION: u8 = 2;
-const MARKER: u8 = 0;
-const CATALOG: u8 = 1;
-const ENTRY: u8 = 2;
-const PIECE: u8 = 3;
-const WHOLE_BYTES: usize = 4 << 10;
-const PIECE_BYTES: usize = 2 << 10;
-const LENGTH: usize = 4;
 /// Keys that are removed at once.
 const REMOVED_AT_ONCE: usize = 4_096;
 
@@ -250,7 +238,7 @@ impl TaskView {
             None => (self.delete(&key)?, 1),
             Some(value) => {
                 let pieces = cut(value);
-                let first = [&as_u32(value.len()).to_be_bytes()[..], pieces[0]].concat();
+                let first = [&stored_length(value).to_be_bytes()[..], pieces[0]].concat();
                 let before = self.put(&key, &first)?;
                 for (number, piece) in pieces.iter().enumerate().skip(1) {
                     let key = piece_key(self.task, id, change.namespace, change.key, number);
@@ -350,190 +338,6 @@ impl Reading<'_> {
     }
 }
 
-/// What a task's view has of a table.
-pub(super) fn answer(
-    store: &dyn KvStore,
-    task: TaskId,
-    table: &TableId,
-    ask: Ask,
-) -> Result<Answer, KvError> {
-    let id = store.get(&catalog_key(task, table))?;
-    let Some(id) = id.and_then(|id| Some(u16::from_be_bytes(id[..].try_into().ok()?))) else {
-        // Nothing was ever folded of it.
-        return Ok(match ask {
-            Ask::Keys(keys) => Answer::Keys(keys.into_iter().map(|(n, k)| (n, k, None)).collect()),
-            Ask::Range(_) => Answer::Range(StoredRange::default()),
-        });
-    };
-    match ask {
-        Ask::Keys(mut keys) => {
-            // Neighbours are on the same pages.
-            keys.sort_unstable();
-            let mut found = Vec::with_capacity(keys.len());
-            for (namespace, key) in keys {
-                let value = read_value(store, task, id, namespace, &key)?;
-                found.push((namespace, key, value));
-            }
-            Ok(Answer::Keys(found))
-        }
-        Ask::Range(ask) => Ok(Answer::Range(read_range(store, task, id, &ask)?)),
-    }
-}
-
-/// Reads on in each namespace until there are enough bytes; the range ends where the first of them does.
-fn read_range(
-    store: &dyn KvStore,
-    task: TaskId,
-    table: u16,
-    ask: &AskRange,
-) -> Result<StoredRange, KvError> {
-    let mut range = StoredRange::default();
-    let enough = ask.bytes / ask.namespaces.len().max(1);
-    for namespace in &ask.namespaces {
-        let prefix = namespace_prefix(ENTRY, task, table, *namespace);
-        let end = after_prefix(&prefix);
-        let mut start = prefix.clone();
-        if let Some(after) = &ask.after {
-            // The next key in order is this one and a zero.
-            start.extend_from_slice(after);
-            start.push(0);
-        }
-        let (mut bytes, mut cut) = (0, Vec::new());
-        let until = &mut range.until;
-        let entries = &mut range.entries;
-        store.scan(&start, end.as_deref(), &mut |key, value| {
-            let key = &key[prefix.len()..];
-            if !until.includes(key) {
-                return ControlFlow::Break(());
-            }
-            let length = read_length(value).unwrap_or(0);
-            match piece_count(length) {
-                1 => {
-                    let value = value.get(LENGTH..).unwrap_or_default().to_vec();
-                    drop(entries.insert((*namespace, key.to_vec()), value));
-                }
-                _ => cut.push(key.to_vec()),
-            }
-            bytes += key.len() + length;
-            if bytes >= enough {
-                *until = Until::Key(key.to_vec());
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })?;
-        for key in cut {
-            if let Some(value) = read_value(store, task, table, *namespace, &key)? {
-                range.entries.insert((*namespace, key), value);
-            }
-        }
-    }
-    Ok(range)
-}
-
-fn read_value(
-    store: &dyn KvStore,
-    task: TaskId,
-    table: u16,
-    namespace: i64,
-    key: &[u8],
-) -> Result<Option<Vec<u8>>, KvError> {
-    let mut entry = namespace_prefix(ENTRY, task, table, namespace);
-    entry.extend_from_slice(key);
-    let Some(first) = store.get(&entry)? else {
-        return Ok(None);
-    };
-    let mut value = first.get(LENGTH..).unwrap_or_default().to_vec();
-    for number in 1..piece_count(read_length(&first).unwrap_or(0)) {
-        let piece = store.get(&piece_key(task, table, namespace, key, number))?;
-        value.extend_from_slice(&piece.unwrap_or_default());
-    }
-    Ok(Some(value))
-}
-
-/// A kind and a task, which every key begins with.
-const PREFIX: usize = 7;
-
-fn prefix(kind: u8, task: TaskId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(64);
-    key.push(kind);
-    key.extend_from_slice(&task.stage.0.to_be_bytes());
-    key.extend_from_slice(&task.index.to_be_bytes());
-    key
-}
-
-fn namespace_prefix(kind: u8, task: TaskId, table: u16, namespace: i64) -> Vec<u8> {
-    let mut key = prefix(kind, task);
-    key.extend_from_slice(&table.to_be_bytes());
-    key.extend_from_slice(&(namespace ^ i64::MIN).to_be_bytes());
-    key
-}
-
-fn piece_key(task: TaskId, table: u16, namespace: i64, key: &[u8], number: usize) -> Vec<u8> {
-    let number = u16::try_from(number).expect("a value has few pieces");
-    let mut piece = namespace_prefix(PIECE, task, table, namespace);
-    piece.extend_from_slice(&as_u32(key.len()).to_be_bytes());
-    piece.extend_from_slice(key);
-    piece.extend_from_slice(&number.to_be_bytes());
-    piece
-}
-
-fn catalog_key(task: TaskId, table: &TableId) -> Vec<u8> {
-    let mut key = prefix(CATALOG, task);
-    key.extend_from_slice(table.operator.as_bytes());
-    key.push(0);
-    key.extend_from_slice(table.table.as_bytes());
-    key
-}
-
-fn read_marker(
-    store: &dyn KvStore,
-    task: TaskId,
-) -> Result<Option<(CheckpointId, Digest)>, KvError> {
-    let Some(marker) = store.get(&prefix(MARKER, task))? else {
-        return Ok(None);
-    };
-    let digest = marker.strip_prefix(&[VERSION]);
-    let Some((at, digest)) = digest.and_then(|rest| rest.split_first_chunk::<8>()) else {
-        return Ok(None);
-    };
-    let digest = <[u8; Digest::BYTES]>::try_from(digest).map(Digest::from_bytes);
-    Ok(digest
-        .ok()
-        .map(|digest| (CheckpointId(u64::from_be_bytes(*at)), digest)))
-}
-
-fn read_catalog(name: &[u8], id: &[u8]) -> Option<(u16, TableId)> {
-    let end = name.iter().position(|byte| *byte == 0)?;
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-    let table = TableId {
-        operator: text(&name[..end])?,
-        table: text(&name[end + 1..])?,
-    };
-    Some((u16::from_be_bytes(id.try_into().ok()?), table))
-}
-
-fn read_length(first_piece: &[u8]) -> Option<usize> {
-    let (length, _) = first_piece.split_first_chunk::<LENGTH>()?;
-    Some(u32::from_be_bytes(*length) as usize)
-}
-
-/// The pieces of a value, at least one.
-fn cut(value: &[u8]) -> Vec<&[u8]> {
-    match piece_count(value.len()) {
-        1 if value.len() > LARGEST_STORED_VALUE => vec![&[]],
-        1 => vec![value],
-        _ => value.chunks(PIECE_BYTES).collect(),
-    }
-}
-
-fn piece_count(value_bytes: usize) -> usize {
-    if value_bytes <= WHOLE_BYTES - LENGTH || value_bytes > LARGEST_STORED_VALUE {
-        1
-    } else {
-        value_bytes.div_ceil(PIECE_BYTES)
-    }
-}
-
 fn remove_all(
     store: &dyn KvStore,
     prefix: &[u8],
@@ -557,10 +361,6 @@ fn remove_all(
             return Ok(());
         }
     }
-}
-
-fn as_u32(number: usize) -> u32 {
-    u32::try_from(number).expect("keys and values have less than 4 GiB")
 }
 
 fn as_u64(number: usize) -> u64 {

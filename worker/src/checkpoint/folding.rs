@@ -1,0 +1,189 @@
+//! Brings completed checkpoints into base files and the view, task by task.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use common::ids::{CheckpointId, TaskId};
+use common::kv::KvStore;
+
+use super::changes::Changes;
+use super::delta_log::{ChunkRef, chain};
+use super::state_error::StateError;
+use super::state_store::JobStateStore;
+use super::view::TaskView;
+use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
+use crate::keyed_state::section::TableId;
+
+#[derive(Default)]
+pub(super) struct Folding {
+    pub(super) tasks: BTreeMap<TaskId, Folded>,
+}
+
+/// How far a task's chunks have been folded.
+#[derive(Default)]
+pub(super) struct Folded {
+    pub(super) base: Option<BaseFile>,
+    /// `None`: it is to be read back or built anew.
+    pub(super) view: Option<TaskView>,
+}
+
+impl JobStateStore {
+    pub(super) fn write_base(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let folded = folding.tasks.entry(task).or_default();
+        let before = folded.base.as_ref();
+        let from = before.map(BaseFile::checkpoint);
+        if from >= Some(to) {
+            return Ok(());
+        }
+        let chunks = chain(counted, from, to).ok_or(StateError::Lost { task, at: to })?;
+        let Some(oldest) = chunks.first() else {
+            return Ok(());
+        };
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+        let worth_it = self
+            .options
+            .base_after_bytes
+            .max(before.map_or(0, BaseFile::bytes));
+        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options.log_bytes;
+        if bytes < worth_it && !holds_up_the_log {
+            return Ok(());
+        }
+        let changes = Changes::of(&self.log, chunks)?;
+        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
+        let since = since(&changes, &read);
+        let directory = self.directory.join(task.to_string());
+        let base = base_file::write(&directory, to, self.options.key_groups, before, &since)?;
+        // The former one goes only now that the new one can be relied upon.
+        if let Some(before) = folded.base.replace(base) {
+            base_file::remove(before.path())?;
+        }
+        Ok(())
+    }
+
+    /// The base file is gone or damaged; the view has the same, as long as it is there.
+    pub(super) fn write_base_from_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let store = self.view()?;
+        let folded = folding.tasks.entry(task).or_default();
+        self.bring_view(&store, folded, task, to, counted)?;
+        let view = folded.view.as_ref().expect("it was just brought there");
+        let to = view.at().expect("it was just brought there");
+        let key_groups = self.options.key_groups;
+        let mut tables = BTreeMap::new();
+        for table in view.tables() {
+            let stretches = view.stretches(table, key_groups)?;
+            let stretches = stretches.ok_or(StateError::Lost { task, at: to })?;
+            tables.insert(table.clone(), (BTreeSet::new(), stretches));
+        }
+        let since = Since {
+            tables,
+            read: &|table, groups| Ok::<_, StateError>(view.read(table, key_groups, groups)?),
+        };
+        let directory = self.directory.join(task.to_string());
+        let base = base_file::write(&directory, to, key_groups, None, &since)?;
+        let folded = folding.tasks.entry(task).or_default();
+        if let Some(before) = folded.base.replace(base) {
+            base_file::remove(before.path())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn fold_into_view(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        at_once: bool,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let store = self.view()?;
+        let folded = folding.tasks.entry(task).or_default();
+        let waiting = folded
+            .view
+            .as_ref()
+            .and_then(|view| chain(counted, view.at(), to));
+        if let (Some(chunks), false) = (waiting, at_once) {
+            let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
+            if chunks.len() < self.options.fold_every && bytes < self.options.fold_bytes {
+                return Ok(());
+            }
+        }
+        self.bring_view(&store, folded, task, to, counted)
+    }
+
+    /// Brings the view of a task to a checkpoint; an error leaves none behind: half a fold is not to be
+    /// built upon.
+    pub(super) fn bring_view(
+        &self,
+        store: &Arc<dyn KvStore>,
+        folded: &mut Folded,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        if folded
+            .view
+            .as_ref()
+            .is_some_and(|view| view.at() >= Some(to))
+        {
+            return Ok(());
+        }
+        if let Some(mut view) = folded.view.take()
+            && let Some(chunks) = chain(counted, view.at(), to)
+        {
+            view.fold(to, &Changes::of(&self.log, chunks)?)?;
+            folded.view = Some(view);
+            return Ok(());
+        }
+        let base = folded.base.as_ref();
+        let to = base.map(BaseFile::checkpoint).max(Some(to)).unwrap_or(to);
+        let chunks = chain(counted, base.map(BaseFile::checkpoint), to)
+            .ok_or(StateError::Lost { task, at: to })?;
+        let changes = Changes::of(&self.log, chunks)?;
+        let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
+        self.open_view.begin(task);
+        let mut view = TaskView::begin(store, task)?;
+        base_file::merge(
+            base,
+            &since(&changes, &read),
+            self.options.key_groups,
+            &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
+        )?;
+        view.mark(to)?;
+        folded.view = Some(view);
+        Ok(())
+    }
+}
+
+impl Folding {
+    pub(super) fn forget_views(&mut self) {
+        for folded in self.tasks.values_mut() {
+            folded.view = None;
+        }
+    }
+}
+
+fn since<'a>(
+    changes: &Changes<'_>,
+    read: &'a ReadStretch<'a, StateError>,
+) -> Since<'a, StateError> {
+    let tables = changes.tables().map(|table| {
+        let stretches = changes.stretches(table);
+        (table.clone(), (changes.cleared(table), stretches))
+    });
+    Since {
+        tables: tables.collect(),
+        read,
+    }
+}
