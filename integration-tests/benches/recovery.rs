@@ -23,7 +23,7 @@ const BUSY_KEYS: u64 = 1_000;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Different keys; about 100 bytes of state each.
+    /// Different keys; about 110 bytes of state each.
     #[arg(long, default_value_t = 2_000_000)]
     keys: u64,
     #[arg(long, default_value_t = 3)]
@@ -46,7 +46,8 @@ fn main() -> Result<()> {
         runtime.block_on(fill(&client, options.keys))?;
         let process = cluster.worker_process(0)?.id();
         let job = runtime.block_on(client.job("counts"))?;
-        let state = job["state_bytes"].as_u64().context("state_bytes")?;
+        let state = &job["last_checkpoint"]["state_bytes"];
+        let state = state.as_u64().context("state_bytes")?;
         let (peak, _) = resident_bytes(process).context("Linux says nothing of the worker")?;
         println!(
             "--memory {memory}: {:.0} MiB of state, peak of the worker's memory {:.0} MiB",
@@ -68,7 +69,7 @@ fn main() -> Result<()> {
 
 fn record(key: u64) -> String {
     format!(
-        "{{\"key\":\"customer-{key:020}\",\"amount\":{}}}\n",
+        "{{\"key\":\"customer-{key:075}\",\"amount\":{}}}\n",
         key % 100
     )
 }
@@ -190,7 +191,7 @@ async fn check(client: &Client, rounds: u64) -> Result<()> {
         .and_then(|o| o["id"].as_str())
         .context("the aggregate")?;
     for key in 0..BUSY_KEYS {
-        let name = format!("customer-{key:020}");
+        let name = format!("customer-{key:075}");
         let state = client.state("counts", id, &json!(name)).await?;
         let events = &state["entries"][0]["value"]["events"];
         ensure!(
