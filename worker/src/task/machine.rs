@@ -11,7 +11,6 @@ use std::sync::Arc;
 use common::error::Problem;
 use common::ids::{CheckpointId, TaskId};
 use common::limits::MAX_ROWS_PER_MESSAGE;
-use common::protocol::checkpoint::TaskCounts;
 use common::protocol::state::{Consistency, QueryState};
 use common::protocol::task::TaskState as Standing;
 use common::time::{Tick, Timestamp};
@@ -25,7 +24,7 @@ use super::memory::{MemoryShare, Pressure};
 use super::message::{Barrier, Rows, Signal};
 use super::messages::{Foldable, Sealed, Snapshot};
 use super::output::Output;
-use super::progress::Progress;
+use super::progress::{Progress, Sealing};
 use super::query::{self, Reading};
 use super::sink_pump::{SinkCommand, SinkEvent, SinkQueue};
 use super::source_gate::SourceGate;
@@ -242,8 +241,7 @@ impl TaskMachine {
 
     /// Looks around: gathers the numbers shown to people, and lets in a little where there is no memory.
     pub fn look(&mut self, now: Tick) {
-        let sizes = self.tables().map(Table::size);
-        let sizes = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        let sizes = self.state_size();
         self.progress.metrics.watermark =
             (self.progress.watermark > Timestamp::MIN).then_some(self.progress.watermark);
         let metrics = &mut self.progress.metrics;
@@ -328,6 +326,12 @@ impl TaskMachine {
         let due = self.progress.fold_due;
         let mut unfolded = self.tables().filter_map(Table::first_unfolded);
         unfolded.any(|first| Some(first) <= due)
+    }
+
+    /// Bytes of keys and values, and entries.
+    fn state_size(&self) -> (u64, u64) {
+        let sizes = self.tables().map(Table::size);
+        sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
     }
 
     fn tables(&self) -> impl Iterator<Item = &Table> {
@@ -480,10 +484,12 @@ impl TaskMachine {
         self.sink.push(SinkCommand::Barrier(barrier.checkpoint));
         self.progress.sealed = barrier.checkpoint;
         self.progress.stopped |= barrier.stop;
-        let counts = self.progress.metrics.counts();
-        self.progress
-            .sealing
-            .push_back((barrier.checkpoint, counts));
+        let (state_bytes, _) = self.state_size();
+        self.progress.sealing.push_back(Sealing {
+            checkpoint: barrier.checkpoint,
+            counts: self.progress.metrics.counts(),
+            state_bytes,
+        });
         Ok(())
     }
 
@@ -541,10 +547,13 @@ impl TaskMachine {
             match event {
                 SinkEvent::Prepared(checkpoint, committable) => {
                     let sealed = self.progress.sealing.pop_front();
-                    let (sealed, counts) = sealed.expect("a sink prepares what was sealed");
-                    assert_eq!(sealed, checkpoint, "a sink prepares barriers in order");
+                    let sealed = sealed.expect("a sink prepares what was sealed");
+                    assert_eq!(
+                        sealed.checkpoint, checkpoint,
+                        "a sink prepares barriers in order"
+                    );
                     self.state.seal_sink(checkpoint, committable);
-                    self.snapshot(checkpoint, counts);
+                    self.snapshot(sealed);
                 }
                 SinkEvent::Committed(checkpoint) => {
                     if self.progress.stopped && checkpoint >= self.progress.sealed {
@@ -571,7 +580,12 @@ impl TaskMachine {
     }
 
     /// Everything of the checkpoint is here: the job makes it durable.
-    fn snapshot(&mut self, checkpoint: CheckpointId, counts: TaskCounts) {
+    fn snapshot(&mut self, sealed: Sealing) {
+        let Sealing {
+            checkpoint,
+            counts,
+            state_bytes,
+        } = sealed;
         let mut deltas = self.state.deltas(checkpoint);
         for (id, _, state) in self.chain.operators() {
             deltas.extend(deltas_of(id, state, checkpoint));
@@ -579,7 +593,7 @@ impl TaskMachine {
         let positions = self.state.positions(checkpoint);
         let snapshot = Snapshot {
             deltas,
-            state_bytes: self.progress.metrics.state_bytes,
+            state_bytes,
             positions: positions
                 .into_iter()
                 .map(|s| (s.split.to_string(), s.position))

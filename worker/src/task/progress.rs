@@ -18,8 +18,8 @@ pub struct Progress {
     pub(super) stopped: bool,
     /// The source has ended, and everything it gave has been sent on.
     pub(super) exhausted: bool,
-    /// Sealed, and waiting for the sink to be prepared; with what was done before the barrier.
-    pub(super) sealing: VecDeque<(CheckpointId, TaskCounts)>,
+    /// Sealed, and waiting for the sink to be prepared.
+    pub(super) sealing: VecDeque<Sealing>,
     /// Snapshots the job has not taken yet, in order: none may be lost, because each holds changes that
     /// no later one repeats.
     pub(super) handing_over: VecDeque<Sealed>,
@@ -36,6 +36,14 @@ pub struct Progress {
     pub(super) fold_due: Option<CheckpointId>,
     pub(super) metrics: TaskMetrics,
     pub(super) meter: Meter,
+}
+
+/// A checkpoint, and how the task was at its barrier.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sealing {
+    pub checkpoint: CheckpointId,
+    pub counts: TaskCounts,
+    pub state_bytes: u64,
 }
 
 /// How the time since the last look was spent.
