@@ -355,8 +355,16 @@ impl JobStateStore {
             .sum();
         let too_much = replayed > self.options.resident_bytes;
         if (loaded.is_none() || too_much) && !spilling.is_empty() {
-            // All of it in memory may be too much: the view is brought here first, and then read.
             let folded = folding.tasks.entry(task).or_default();
+            let base = folded.base.as_ref();
+            let since = chain(counted, base.map(BaseFile::checkpoint), at);
+            let since = since.map(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
+            let whole = since.map(|since| since + base.map_or(0, BaseFile::bytes));
+            if whole.is_some_and(|bytes| bytes <= self.options.resident_bytes) {
+                // It is soon read from the truth, and a fold builds the view behind the job's back.
+                return Ok(None);
+            }
+            // All of it in memory may be too much: the view is brought here first, and then read.
             folded.view = loaded.take().map(|loaded| loaded.view);
             self.bring_view(&store, folded, task, at, counted)?;
             loaded = TaskView::load(&store, task, in_memory)?;
