@@ -10,7 +10,7 @@ use super::changes::Changes;
 use super::delta_log::{ChunkRef, chain};
 use super::state_error::StateError;
 use super::state_store::JobStateStore;
-use super::view::TaskView;
+use super::view::{InMemory, TaskView};
 use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
 use crate::keyed_state::section::TableId;
 
@@ -122,8 +122,7 @@ impl JobStateStore {
         self.bring_view(&store, folded, task, to, counted)
     }
 
-    /// Brings the view of a task to a checkpoint; an error leaves none behind: half a fold is not to be
-    /// built upon.
+    /// Brings the view of a task to a checkpoint; after an error it has to be read back.
     pub(super) fn bring_view(
         &self,
         store: &Arc<dyn KvStore>,
@@ -139,7 +138,14 @@ impl JobStateStore {
         {
             return Ok(());
         }
-        if let Some(mut view) = folded.view.take()
+        let view = match folded.view.take() {
+            Some(view) => Some(view),
+            None => {
+                let loaded = self.load_view(store, task, InMemory::Nothing, counted)?;
+                loaded.map(|loaded| loaded.view)
+            }
+        };
+        if let Some(mut view) = view
             && let Some(chunks) = chain(counted, view.at(), to)
         {
             view.fold(to, &Changes::of(&self.log, chunks)?)?;

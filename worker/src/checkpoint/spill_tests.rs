@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
-use common::random::{Random, seeded};
+use common::random::{Random, below, seeded};
 use proptest::prelude::*;
 
 use super::chunk::TaskChunk;
@@ -429,6 +429,100 @@ fn what_is_restored_takes_no_more_memory_than_there_is() {
             job.table().size()
         );
         assert!(job.table().size().0 > 500_000);
+        job.check();
+    }
+}
+
+/// Some thousand entries, small ones and some of several pieces, in the view and nowhere else.
+fn large(seed: u64) -> Job {
+    let mut job = Job::with(StoreOptions {
+        resident_bytes: 0,
+        // A process that dies in a fold lets no chunks go after it.
+        log_bytes: 64 << 20,
+        ..OPTIONS
+    });
+    let mut random = seeded(seed, 0);
+    job.change(&mut random, 3_000);
+    job.checkpoint();
+    job.checkpoint();
+    job.fold();
+    job
+}
+
+impl Job {
+    /// Changes one half of the entries and empties a namespace, in two checkpoints that are complete.
+    fn change_and_complete(&mut self) {
+        self.table().clear_namespace(1);
+        self.live.retain(|(namespace, _), _| *namespace != 1);
+        self.change(&mut seeded(8, 0), 3_000);
+        self.checkpoint();
+        self.checkpoint();
+    }
+
+    /// Writes and deletes at random, so many times.
+    fn change(&mut self, random: &mut Random, times: u64) {
+        for _ in 0..times {
+            let key = below(random, 2_500).to_be_bytes().to_vec();
+            let namespace = i64::try_from(below(random, 3)).unwrap();
+            let unknown = self.table().unknown([(namespace, &key[..])]);
+            if !unknown.is_empty() {
+                let answer = self.ask(Ask::Keys(unknown));
+                self.table().load(answer);
+            }
+            match below(random, 400) {
+                0..40 => {
+                    self.table().delete(namespace, &key);
+                    self.live.remove(&(namespace, key));
+                }
+                size => {
+                    let size = if size < 44 { 9_000 } else { 20 };
+                    let value = vec![u8::try_from(below(random, 256)).unwrap(); size];
+                    self.table().put(namespace, &key, &value);
+                    self.live.insert((namespace, key), value);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_in_a_fold_costs_one_step_of_it_and_not_the_view() {
+    let writes_of_a_fold = {
+        let mut job = large(7);
+        job.change_and_complete();
+        job.disk.view.fail_after(u64::MAX);
+        job.fold();
+        u64::MAX - job.disk.view.writes_left().unwrap()
+    };
+    assert!(writes_of_a_fold > 3_000, "{writes_of_a_fold}");
+    for cut in (0..writes_of_a_fold).step_by(331) {
+        let mut job = large(7);
+        job.change_and_complete();
+        let history = job.history();
+        job.disk.view.fail_after(cut);
+        let store = job.store.as_ref().unwrap();
+        store
+            .fold(job.previous.unwrap(), &BTreeSet::new(), &history)
+            .unwrap();
+        job.disk.view.lose_unflushed(&mut seeded(cut, 1));
+
+        job.disk.view.fail_after(u64::MAX);
+        job.options.resident_bytes = 8 << 20;
+        job.restart();
+        assert!(job.task.reader.is_some(), "no view after a crash at {cut}");
+        let writes = u64::MAX - job.disk.view.writes_left().unwrap();
+        assert!(
+            writes < writes_of_a_fold / 4,
+            "{writes} of {writes_of_a_fold} writes after a crash at {cut}"
+        );
+        job.check();
+        // And folds go on over it.
+        job.change(&mut seeded(cut, 2), 100);
+        job.checkpoint();
+        job.checkpoint();
+        job.fold();
+        job.check();
+        job.restart();
         job.check();
     }
 }

@@ -27,6 +27,7 @@ use common::seglog::fs::{DirectoryLock, FsStorage, create_directory};
 use common::seglog::storage::LogStorage;
 use common::time::Span;
 
+use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
 use super::folding::{Folded, Folding};
@@ -341,11 +342,12 @@ impl JobStateStore {
         spilling: &BTreeSet<String>,
     ) -> Result<Option<RestoredTask>, StateError> {
         let store = self.view()?;
-        let in_memory = InMemory {
+        let in_memory = InMemory::Tables {
             spilling,
             bytes: self.options.resident_bytes,
         };
-        let mut loaded = TaskView::load(&store, task, in_memory)?
+        let mut loaded = self
+            .load_view(&store, task, in_memory, counted)?
             .filter(|loaded| chain(counted, loaded.view.at(), at).is_some());
         let replayed: u64 = loaded
             .iter()
@@ -367,7 +369,7 @@ impl JobStateStore {
             // All of it in memory may be too much: the view is brought here first, and then read.
             folded.view = loaded.take().map(|loaded| loaded.view);
             self.bring_view(&store, folded, task, at, counted)?;
-            loaded = TaskView::load(&store, task, in_memory)?;
+            loaded = self.load_view(&store, task, in_memory, counted)?;
         }
         let Some(Loaded { view, mut tables }) = loaded else {
             return Ok(None);
@@ -406,6 +408,22 @@ impl JobStateStore {
             tables: restored,
             reader: Some(reader),
         }))
+    }
+
+    /// Reads back what the store has of a task's view.
+    pub(super) fn load_view(
+        &self,
+        store: &Arc<dyn KvStore>,
+        task: TaskId,
+        in_memory: InMemory<'_>,
+        counted: &[ChunkRef],
+    ) -> Result<Option<Loaded>, StateError> {
+        let changes = |from, to| {
+            let chunks = chain(counted, Some(from), to);
+            let changes = chunks.map(|chunks| Changes::of(&self.log, chunks));
+            Ok(changes.transpose()?)
+        };
+        TaskView::load(store, task, in_memory, &changes)
     }
 
     pub(super) fn view(&self) -> Result<Arc<dyn KvStore>, KvError> {

@@ -3,8 +3,9 @@
 //! How it lies there is said in `view_layout`. A value over 1 MiB is not kept, only its length: who needs it
 //! reads the base file.
 //!
-//! A fold writes entries one by one, flushes, writes the marker, flushes. Cut short anywhere, it leaves
-//! entries that do not agree with the marker's digest, and the view of that task is built anew.
+//! A fold flushes, writes its changes in steps (`view_steps`), flushes, writes the marker, flushes. Cut short
+//! anywhere it leaves what came before and some of the changes: who reads them all again over it has the state
+//! that they lead to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, RangeInclusive};
@@ -18,16 +19,14 @@ use super::changes::{Changes, stretches};
 use super::state_error::StateError;
 use super::view_answers::read_value;
 use super::view_layout::{
-    CATALOG, ENTRY, LENGTH, MARKER, PIECE, PREFIX, VERSION, catalog_key, cut, namespace_prefix,
-    piece_count, piece_key, prefix, read_catalog, read_length, read_marker, stored_length,
+    CATALOG, ENTRY, LENGTH, MARKER, Marker, PIECE, PREFIX, UnderWay, catalog_key, piece_count,
+    prefix, read_catalog, read_length, read_marker,
 };
+use super::view_steps::{Step, for_each_step, push_writes, remove_all};
 use crate::keyed_state::overlay::{Change, Overlay};
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::stored::LARGEST_STORED_VALUE;
 use crate::keyed_state::table::StoredTable;
-
-/// Keys that are removed at once.
-const REMOVED_AT_ONCE: usize = 4_096;
 
 /// The part of the store that is one task's, and what should be in it.
 #[derive(Debug)]
@@ -46,40 +45,46 @@ pub(super) struct Loaded {
     pub(super) tables: BTreeMap<TableId, StoredTable>,
 }
 
+/// What changed between two checkpoints; `None`: that is not known.
+pub(super) type ChangesBetween<'l, 'c> =
+    &'c dyn Fn(CheckpointId, CheckpointId) -> Result<Option<Changes<'l>>, StateError>;
+
 /// Namespace, key, length and first piece of the value.
 type VisitStored<'v> = &'v mut dyn FnMut(i64, &[u8], &[u8]);
 
 /// How much of a view is brought into memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct InMemory<'a> {
-    /// The operators whose tables may be in the view only; all others are read whole.
-    pub(super) spilling: &'a BTreeSet<String>,
-    /// About so many bytes of theirs are read all the same.
-    pub(super) bytes: u64,
+pub(super) enum InMemory<'a> {
+    Nothing,
+    /// All tables, but of those of spilling operators only about so many bytes.
+    Tables {
+        spilling: &'a BTreeSet<String>,
+        bytes: u64,
+    },
 }
 
 impl TaskView {
-    /// Reads a task's view back. `None`: there is none, or it is not what was written,
-    /// or it lacks a value that is too large for it.
+    /// Reads a task's view back. `None`: there is none, or it is not what was written, or it lacks a value
+    /// that is too large for it, or it has changes of which `changes` knows nothing.
+    ///
+    /// After a fold that was cut short, some of what changed since `at` is in it.
     pub(super) fn load(
         store: &Arc<dyn KvStore>,
         task: TaskId,
         in_memory: InMemory<'_>,
-    ) -> Result<Option<Loaded>, KvError> {
-        let Some((at, expected)) = read_marker(&**store, task)? else {
+        changes: ChangesBetween<'_, '_>,
+    ) -> Result<Option<Loaded>, StateError> {
+        let Some(marker) = read_marker(&**store, task)? else {
             return Ok(None);
         };
+        if let Some(under_way) = marker.under_way {
+            let Some(changes) = changes(marker.at, under_way.to)? else {
+                return Ok(None);
+            };
+            repeat_step(&**store, task, under_way.step, &changes)?;
+        }
         let mut digest = Digest::default();
-        let mut ids = BTreeMap::new();
-        let mut sound = true;
-        scan_prefix(&**store, &prefix(CATALOG, task), &mut |key, value| {
-            digest.add(key, value);
-            match read_catalog(&key[PREFIX..], value) {
-                Some((id, table)) => drop(ids.insert(id, table)),
-                None => sound = false,
-            }
-            ControlFlow::Continue(())
-        })?;
+        let (ids, mut sound) = catalog(&**store, task, &mut digest)?;
         let mut reading = Reading {
             ids: &ids,
             in_memory,
@@ -96,7 +101,7 @@ impl TaskView {
             digest.add(key, value);
             ControlFlow::Continue(())
         })?;
-        if digest != expected || !sound {
+        if digest != marker.digest || !sound {
             return Ok(None);
         }
         let Reading {
@@ -112,7 +117,7 @@ impl TaskView {
         let view = TaskView {
             store: Arc::clone(store),
             task,
-            at: Some(at),
+            at: Some(marker.at),
             digest,
             tables: ids.into_iter().map(|(id, table)| (table, id)).collect(),
         };
@@ -124,7 +129,7 @@ impl TaskView {
         // The marker first: without it the rest does not count.
         store.delete(&prefix(MARKER, task))?;
         for kind in [CATALOG, ENTRY, PIECE] {
-            remove_all(&**store, &prefix(kind, task), &mut |_, _| ())?;
+            remove_all(&**store, &prefix(kind, task))?;
         }
         Ok(TaskView {
             store: Arc::clone(store),
@@ -140,23 +145,41 @@ impl TaskView {
         self.at
     }
 
-    /// Applies everything that changed up to a checkpoint, durably. After an error the view is of no use.
+    /// Applies everything that changed up to a checkpoint, durably. After an error the view has to be
+    /// loaded again.
     pub(super) fn fold(
         &mut self,
         to: CheckpointId,
         changes: &Changes<'_>,
     ) -> Result<(), StateError> {
-        for table in changes.tables() {
-            for namespace in changes.cleared(table) {
-                self.clear(table, namespace)?;
-            }
-            for stretch in changes.stretches(table) {
-                for change in changes.read(table, &stretch)?.sorted(1) {
-                    self.set(table, change)?;
-                }
-            }
-        }
+        for_each_step(changes, &mut |number, table, step| {
+            self.take_step(UnderWay { to, step: number }, table, step)?;
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(self.mark(to)?)
+    }
+
+    fn take_step(
+        &mut self,
+        under_way: UnderWay,
+        table: &TableId,
+        step: Step<'_>,
+    ) -> Result<(), KvError> {
+        let known = self.tables.get(table).copied();
+        let id = known.unwrap_or_else(|| new_id(self.tables.len()));
+        if known.is_none() {
+            let catalog = catalog_key(self.task, table);
+            self.digest.add(&catalog, &id.to_be_bytes());
+        }
+        let writes = step.prepare(&*self.store, self.task, id, &mut self.digest)?;
+        let at = self.at.expect("what is folded into was marked");
+        self.put_marker(at, Some(under_way))?;
+        if known.is_none() {
+            self.store
+                .put(&catalog_key(self.task, table), &id.to_be_bytes())?;
+            self.tables.insert(table.clone(), id);
+        }
+        step.write(&*self.store, self.task, id, &writes)
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = &TableId> {
@@ -222,48 +245,32 @@ impl TaskView {
     /// Says that what was set until now is the state at a checkpoint, durably.
     pub(super) fn mark(&mut self, at: CheckpointId) -> Result<(), KvError> {
         self.store.flush()?;
-        let marker = [&[VERSION][..], &at.0.to_be_bytes(), &self.digest.to_bytes()].concat();
-        self.store.put(&prefix(MARKER, self.task), &marker)?;
+        self.put_marker(at, None)?;
         self.store.flush()?;
         self.at = Some(at);
         Ok(())
     }
 
-    /// Writes one entry, or deletes it.
-    pub(super) fn set(&mut self, table: &TableId, change: Change<'_>) -> Result<(), KvError> {
-        let id = self.table(table)?;
-        let mut key = namespace_prefix(ENTRY, self.task, id, change.namespace);
-        key.extend_from_slice(change.key);
-        let (before, pieces) = match change.value {
-            None => (self.delete(&key)?, 1),
-            Some(value) => {
-                let pieces = cut(value);
-                let first = [&stored_length(value).to_be_bytes()[..], pieces[0]].concat();
-                let before = self.put(&key, &first)?;
-                for (number, piece) in pieces.iter().enumerate().skip(1) {
-                    let key = piece_key(self.task, id, change.namespace, change.key, number);
-                    self.put(&key, piece)?;
-                }
-                (before, pieces.len())
-            }
+    fn put_marker(&self, at: CheckpointId, under_way: Option<UnderWay>) -> Result<(), KvError> {
+        let marker = Marker {
+            at,
+            digest: self.digest,
+            under_way,
         };
-        // What a larger value had beyond the new one.
-        let before = before.map_or(0, |first| piece_count(read_length(&first).unwrap_or(0)));
-        for number in pieces..before {
-            let key = piece_key(self.task, id, change.namespace, change.key, number);
-            self.delete(&key)?;
-        }
+        self.store
+            .put(&prefix(MARKER, self.task), &marker.to_bytes())?;
         Ok(())
     }
 
-    fn clear(&mut self, table: &TableId, namespace: i64) -> Result<(), KvError> {
+    /// Writes one entry of a view that was begun anew.
+    pub(super) fn set(&mut self, table: &TableId, change: Change<'_>) -> Result<(), KvError> {
         let id = self.table(table)?;
-        let digest = &mut self.digest;
-        for kind in [ENTRY, PIECE] {
-            let prefix = namespace_prefix(kind, self.task, id, namespace);
-            remove_all(&*self.store, &prefix, &mut |key, value| {
-                digest.remove(key, value)
-            })?;
+        let mut writes = Vec::new();
+        push_writes(&mut writes, self.task, id, change, 1);
+        for write in writes {
+            if let Some(value) = write.value {
+                self.put(&write.key, &value)?;
+            }
         }
         Ok(())
     }
@@ -273,28 +280,66 @@ impl TaskView {
         if let Some(id) = self.tables.get(table) {
             return Ok(*id);
         }
-        let id = u16::try_from(self.tables.len()).expect("a task has few tables");
+        let id = new_id(self.tables.len());
         self.put(&catalog_key(self.task, table), &id.to_be_bytes())?;
         self.tables.insert(table.clone(), id);
         Ok(id)
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<Option<bytes::Bytes>, KvError> {
+    /// Writes what was not there.
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
         let before = self.store.put(key, value)?;
-        if let Some(before) = &before {
-            self.digest.remove(key, before);
-        }
+        assert!(
+            before.is_none(),
+            "a view that is begun anew is written once"
+        );
         self.digest.add(key, value);
-        Ok(before)
+        Ok(())
     }
+}
 
-    fn delete(&mut self, key: &[u8]) -> Result<Option<bytes::Bytes>, KvError> {
-        let before = self.store.delete(key)?;
-        if let Some(before) = &before {
-            self.digest.remove(key, before);
+/// Writes a step again that may have been cut short.
+fn repeat_step(
+    store: &dyn KvStore,
+    task: TaskId,
+    wanted: u64,
+    changes: &Changes<'_>,
+) -> Result<(), StateError> {
+    let (mut ids, _) = catalog(store, task, &mut Digest::default())?;
+    for_each_step(changes, &mut |number, table, step| {
+        if number < wanted {
+            return Ok(ControlFlow::Continue(()));
         }
-        Ok(before)
-    }
+        let known = ids.iter().find(|(_, known)| *known == table);
+        let id = known.map_or_else(|| new_id(ids.len()), |(id, _)| *id);
+        store.put(&catalog_key(task, table), &id.to_be_bytes())?;
+        ids.insert(id, table.clone());
+        step.repeat(store, task, id)?;
+        Ok(ControlFlow::Break(()))
+    })
+}
+
+/// The tables of a task by their numbers, and whether all of them could be read.
+fn catalog(
+    store: &dyn KvStore,
+    task: TaskId,
+    digest: &mut Digest,
+) -> Result<(BTreeMap<u16, TableId>, bool), KvError> {
+    let (mut ids, mut sound) = (BTreeMap::new(), true);
+    scan_prefix(store, &prefix(CATALOG, task), &mut |key, value| {
+        digest.add(key, value);
+        match read_catalog(&key[PREFIX..], value) {
+            Some((id, table)) => drop(ids.insert(id, table)),
+            None => sound = false,
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok((ids, sound))
+}
+
+/// The number of the next table.
+fn new_id(tables: usize) -> u16 {
+    u16::try_from(tables).expect("a task has few tables")
 }
 
 /// Entries being read back, as many as there is memory for.
@@ -323,43 +368,24 @@ impl Reading<'_> {
         let bytes = as_u64(key.len() + length);
         let size = stored.sizes.entry(namespace).or_default();
         *size = (size.0 + bytes, size.1 + 1);
-        let spills = self.in_memory.spilling.contains(&table.operator);
-        if spills {
-            if self.bytes + bytes > self.in_memory.bytes {
-                return Some(());
+        match self.in_memory {
+            InMemory::Nothing => return Some(()),
+            InMemory::Tables {
+                spilling,
+                bytes: most,
+            } if spilling.contains(&table.operator) => {
+                if self.bytes + bytes > most {
+                    return Some(());
+                }
+                self.bytes += bytes;
             }
-            self.bytes += bytes;
+            InMemory::Tables { .. } => {}
         }
         match piece_count(length) {
             1 => stored.entries.put(namespace, key, &value[LENGTH..]),
             _ => self.cut.push((id, namespace, key.to_vec())),
         }
         Some(())
-    }
-}
-
-fn remove_all(
-    store: &dyn KvStore,
-    prefix: &[u8],
-    removed: &mut dyn FnMut(&[u8], &[u8]),
-) -> Result<(), KvError> {
-    loop {
-        let mut keys = Vec::new();
-        scan_prefix(store, prefix, &mut |key, _| {
-            keys.push(key.to_vec());
-            match keys.len() < REMOVED_AT_ONCE {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            }
-        })?;
-        for key in &keys {
-            if let Some(value) = store.delete(key)? {
-                removed(key, &value);
-            }
-        }
-        if keys.len() < REMOVED_AT_ONCE {
-            return Ok(());
-        }
     }
 }
 

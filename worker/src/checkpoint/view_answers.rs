@@ -6,7 +6,7 @@ use common::ids::TaskId;
 use common::kv::{KvError, KvStore, after_prefix};
 
 use super::view_layout::{
-    ENTRY, LENGTH, catalog_key, namespace_prefix, piece_count, piece_key, read_length,
+    ENTRY, LENGTH, catalog_key, entry_key, namespace_prefix, piece_count, piece_key, read_length,
 };
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::stored::{Answer, Ask, AskRange, StoredRange, Until};
@@ -98,9 +98,7 @@ pub(super) fn read_value(
     namespace: i64,
     key: &[u8],
 ) -> Result<Option<Vec<u8>>, KvError> {
-    let mut entry = namespace_prefix(ENTRY, task, table, namespace);
-    entry.extend_from_slice(key);
-    let Some(first) = store.get(&entry)? else {
+    let Some(first) = store.get(&entry_key(task, table, namespace, key))? else {
         return Ok(None);
     };
     let mut value = first.get(LENGTH..).unwrap_or_default().to_vec();
