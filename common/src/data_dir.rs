@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, NodeId, StorageId};
 
+const CLEAN: &str = "CLEAN";
+
 /// Held for as long as the process uses the directory.
 #[derive(Debug)]
 pub struct DataDir {
@@ -99,22 +101,24 @@ impl DataDir {
         self.replace("identity.json", &json)
     }
 
-    /// Whether the last life ended in order. From here on this one has not, until it says so.
-    pub fn begin_life(&self) -> Result<bool, DataDirError> {
-        let path = self.path.join("CLEAN");
+    /// Whether the last life ended in order.
+    pub fn ended_in_order(&self) -> Result<bool, DataDirError> {
+        Ok(self.read(CLEAN)?.is_some())
+    }
+
+    /// From here on this life has not ended in order, until it says so. Before anything else is written.
+    pub fn begin_life(&self) -> Result<(), DataDirError> {
+        let path = self.path.join(CLEAN);
         match fs::remove_file(&path) {
-            Ok(()) => {
-                self.sync()?;
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(()) => self.sync(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("remove", &path, error)),
         }
     }
 
     /// Says that this life ends in order: everything else is on the disk.
     pub fn end_life(&self) -> Result<(), DataDirError> {
-        self.replace("CLEAN", b"")
+        self.replace(CLEAN, b"")
     }
 
     /// Replaces a file as a whole: afterwards, and after any crash, it is the old one or the new one.
@@ -194,9 +198,11 @@ mod tests {
     fn only_a_life_that_ended_in_order_is_followed_by_a_clean_one() {
         let parent = tempfile::tempdir().unwrap();
         let directory = DataDir::open(parent.path()).unwrap();
-        assert!(!directory.begin_life().unwrap());
+        assert!(!directory.ended_in_order().unwrap());
+        directory.begin_life().unwrap();
         directory.end_life().unwrap();
-        assert!(directory.begin_life().unwrap());
-        assert!(!directory.begin_life().unwrap());
+        assert!(directory.ended_in_order().unwrap());
+        directory.begin_life().unwrap();
+        assert!(!directory.ended_in_order().unwrap());
     }
 }

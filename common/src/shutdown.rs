@@ -47,12 +47,46 @@ impl Signals {
             terminate,
             interrupt,
         } = self;
+        runtime.block_on(told(terminate, interrupt))
+    }
+
+    /// Does `work` on a thread of its own and blocks until it is done. `Err`: the process was told to stop
+    /// before, and how; the work is left behind.
+    pub fn unless_told<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Result<T, &'static str>> {
+        let (sender, done) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name("start".to_owned())
+            .spawn(move || {
+                // Nobody listens any more if the process was told to stop.
+                drop(sender.send(work()));
+            })?;
+        let Signals {
+            runtime,
+            terminate,
+            interrupt,
+        } = self;
         runtime.block_on(async {
             tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
+                signal = told(terminate, interrupt) => Ok(Err(signal)),
+                done = done => match done {
+                    Ok(done) => Ok(Ok(done)),
+                    Err(_) => Err(io::Error::other("it panicked")),
+                },
             }
         })
+    }
+}
+
+async fn told(
+    terminate: &mut tokio::signal::unix::Signal,
+    interrupt: &mut tokio::signal::unix::Signal,
+) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
     }
 }
 

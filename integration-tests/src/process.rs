@@ -172,12 +172,17 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What tests have in common.
+const FOR_TESTS: [&str; 3] = ["fake_worker.rs", "harness.rs", "test_log.rs"];
+
 fn newest_source(dir: &Path) -> Result<SystemTime> {
     let mut newest = SystemTime::UNIX_EPOCH;
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let entry = entry?;
         // A binary has no tests in it, and is not built again when they change.
-        if entry.file_name().to_string_lossy().ends_with("_tests.rs") {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.ends_with("_tests.rs") || FOR_TESTS.contains(&&*name) {
             continue;
         }
         let changed = match entry.file_type()?.is_dir() {

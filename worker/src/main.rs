@@ -31,7 +31,17 @@ fn run(config: WorkerConfig) -> anyhow::Result<()> {
     common::telemetry::start(&config.log, config.log_format).context("cannot log")?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let patience = config.shutdown_timeout;
-    let node = Node::start(config)?;
+    // Without a coordinator it waits for one, and must not become deaf meanwhile.
+    let node = match signals
+        .unless_told(move || Node::start(config))
+        .context("cannot start")?
+    {
+        Ok(started) => started?,
+        Err(signal) => {
+            info!(signal, "stopping before it was ready");
+            return Ok(());
+        }
+    };
     println!("worker ready at {}", node.address());
 
     let signal = signals.wait();

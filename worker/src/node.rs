@@ -93,7 +93,7 @@ impl Node {
     ) -> Result<Node, StartError> {
         let data_dir = DataDir::open(&config.data_dir)?;
         let identity = data_dir.identity()?;
-        let clean_shutdown = data_dir.begin_life()?;
+        let clean_shutdown = data_dir.ended_in_order()?;
         let transport = Transport::start("worker")?;
         let control = Transport::start("worker-control")?;
         let routes: Arc<OnceLock<Routes>> = Arc::default();
@@ -132,6 +132,7 @@ impl Node {
         let registered = registering
             .block_on(link::register(&config.coordinator, &control, &registration))
             .map_err(StartError::Refused)?;
+        data_dir.begin_life()?;
         data_dir.keep_identity(&Identity {
             cluster: Some(registered.cluster),
             worker: Some(registered.worker),
@@ -210,6 +211,7 @@ async fn run(
     let threads = Arc::new(Threads::start(config.data_threads));
     let (image_sender, image) = watch::channel(Arc::new(MetadataImage::default()));
     let (ready_sender, ready) = watch::channel(false);
+    let (stop, stopping) = watch::channel(false);
     let reports: Arc<TaskReports> = Arc::default();
     let urgent: Arc<Notify> = Arc::default();
     let load = SharedLoad::default();
@@ -266,6 +268,7 @@ async fn run(
         reports: reports.clone(),
         load: load.clone(),
         metrics: Arc::default(),
+        stopping,
     };
     let measuring = actix::spawn(keep_measuring(
         load.clone(),
@@ -323,6 +326,7 @@ async fn run(
     // Dropping the sender is the word to stop as well.
     stopped.await.unwrap_or_default();
 
+    stop.send_replace(true);
     jobs.stop().await;
     following.abort();
     measuring.abort();

@@ -19,6 +19,8 @@ use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use actix_web::web::{self, Payload, ServiceConfig};
 use actix_web::{App, HttpRequest, HttpResponse, Resource, ResponseError};
 use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::watch;
 
 use super::client::{Forward, Transport};
 use super::msgpack::{self, Encoded};
@@ -41,6 +43,11 @@ const KEEP_ALIVE_SECONDS: u64 = 75;
 /// What a connection is given of a reply at once. With less, sender and receiver wake each other for every
 /// few kilobytes: at 32 KiB and 128 KiB half as much gets through. With more, its buffer is larger than caches.
 const PIECE_BYTES: usize = 1 << 20;
+
+/// How often a request was passed on. Nodes that each take another for the one to ask must not pass it
+/// on for ever.
+const HOPS: HeaderName = HeaderName::from_static("millstream-hops");
+const MAX_HOPS: u32 = 3;
 
 impl HttpServer {
     /// Listens on `listen` (port 0: any free one) and serves what `routes` sets up, on `threads` threads.
@@ -186,29 +193,58 @@ pub fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Probl
     serde_json::from_slice(body).map_err(|error| not_json(&error))
 }
 
+/// Where a user's request goes on to, and how.
+#[derive(Debug)]
+pub struct Onward<'a> {
+    pub transport: &'a Transport,
+    pub address: &'a str,
+    /// For the head of the answer.
+    pub deadline: Span,
+    /// What to call the other node's absence to the user.
+    pub unreachable: ErrorCode,
+    /// An answer that goes on and on ends when this becomes true.
+    pub stopping: watch::Receiver<bool>,
+}
+
 /// Answers a user's request with what another node says to it.
 pub async fn forward(
-    transport: &Transport,
-    address: &str,
+    to: Onward<'_>,
     request: &HttpRequest,
     body: Bytes,
-    deadline: Span,
 ) -> Result<HttpResponse, Problem> {
+    let Onward {
+        transport,
+        address,
+        deadline,
+        unreachable,
+        mut stopping,
+    } = to;
     let target = request.uri().path_and_query().map_or("/", |t| t.as_str());
+    let mut headers: Vec<(String, Vec<u8>)> = request
+        .headers()
+        .iter()
+        .filter(|(name, _)| *name != HOPS)
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+        .collect();
+    let hops = hops(request);
+    if hops >= MAX_HOPS {
+        return Err(Problem::new(
+            ErrorCode::Internal,
+            format!("\"{target}\" was passed on {hops} times, and nobody answers it"),
+        )
+        .hint("Nodes disagree about who answers this: ask the one it is about."));
+    }
+    headers.push((HOPS.to_string(), (hops + 1).to_string().into_bytes()));
     let outgoing = Forward {
         method: request.method().as_str().to_owned(),
         target: target.to_owned(),
-        headers: request
-            .headers()
-            .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
-            .collect(),
+        headers,
         body,
     };
     let answer = transport
         .forward(address, outgoing, deadline)
         .await
-        .map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))?;
+        .map_err(|error| error.into_problem(unreachable))?;
     let status = StatusCode::from_u16(answer.status).map_err(|error| {
         Problem::new(ErrorCode::Internal, format!("{address} answered {error}"))
     })?;
@@ -219,7 +255,15 @@ pub async fn forward(
             response.append_header((name, value));
         }
     }
-    Ok(response.streaming(answer.body))
+    let stopped = async move { stopping.wait_for(|stopping| *stopping).await.map(drop) };
+    Ok(response.streaming(answer.body.take_until(Box::pin(stopped))))
+}
+
+/// How often a request was passed on before it came here.
+fn hops(request: &HttpRequest) -> u32 {
+    let hops = request.headers().get(HOPS);
+    hops.and_then(|hops| hops.to_str().ok()?.parse().ok())
+        .unwrap_or(0)
 }
 
 impl ResponseError for Problem {

@@ -3,12 +3,13 @@
 
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
+use serde::Deserialize;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{NodeId, TopicName};
 use common::limits::{MAX_REQUEST_BYTES, MAX_WAIT};
 use common::time::Span;
-use common::transport::server::{forward, read_body};
+use common::transport::server::{Onward, forward, read_body};
 
 use super::State;
 use crate::controller::topics::find;
@@ -17,26 +18,44 @@ use crate::metadata::ClusterMetadata;
 /// For the head of the answer: longer than a worker makes a long poll wait.
 const DEADLINE: Span = Span(MAX_WAIT.0 + 10_000);
 
+/// What is asked about: a topic, or one of its partitions.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TopicPath {
+    topic: String,
+    partition: Option<usize>,
+}
+
 pub(crate) async fn forward_records(
     state: Data<State>,
-    path: Path<(String, String)>,
+    path: Path<TopicPath>,
     request: HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
-    let (topic, rest) = path.into_inner();
+    let TopicPath { topic, partition } = path.into_inner();
     let topic = TopicName::new(topic)?;
     let address = state
         .controller
         .view()
-        .read(|metadata| receiver(metadata, &topic, &rest))?;
+        .read(|metadata| receiver(metadata, &topic, partition))?;
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
-    forward(&state.transport, &address, &request, body, DEADLINE).await
+    let onward = Onward {
+        transport: &state.transport,
+        address: &address,
+        deadline: DEADLINE,
+        unreachable: ErrorCode::LeaderUnavailable,
+        stopping: state.stopping.clone(),
+    };
+    forward(onward, &request, body).await
 }
 
-/// The worker that a request for `/v1/topics/{topic}/{rest}` is sent to.
-fn receiver(metadata: &ClusterMetadata, topic: &TopicName, rest: &str) -> Result<String, Problem> {
+/// The worker that a request for records of a topic, or of one of its partitions, is sent to.
+fn receiver(
+    metadata: &ClusterMetadata,
+    topic: &TopicName,
+    partition: Option<usize>,
+) -> Result<String, Problem> {
     let row = find(metadata, topic)?;
-    let leaders = match partition_of(rest) {
+    let leaders = match partition {
         Some(number) => {
             let partition = row.partitions.get(number).ok_or_else(|| {
                 let has = row.partitions.len();
@@ -61,25 +80,4 @@ fn receiver(metadata: &ClusterMetadata, topic: &TopicName, rest: &str) -> Result
             )
             .hint("GET /v1/workers shows the workers the cluster knows.")
         })
-}
-
-/// The partition in `partitions/{number}/…`.
-fn partition_of(rest: &str) -> Option<usize> {
-    let mut parts = rest.split('/');
-    (parts.next() == Some("partitions"))
-        .then(|| parts.next()?.parse().ok())
-        .flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_that_names_a_partition_goes_to_its_leader() {
-        assert_eq!(partition_of("partitions/3/records"), Some(3));
-        assert_eq!(partition_of("partitions/x/records"), None);
-        assert_eq!(partition_of("records"), None);
-        assert_eq!(partition_of(""), None);
-    }
 }

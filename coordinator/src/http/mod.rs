@@ -38,7 +38,7 @@ mod jobs_tests;
 
 use std::sync::Arc;
 
-use actix_web::web::{self, Data, ServiceConfig, delete, get, patch, post};
+use actix_web::web::{Data, ServiceConfig, delete, get, patch, post};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
@@ -144,7 +144,18 @@ pub fn routes(config: &mut ServiceConfig, state: &State) {
                 .route(patch().to(alter_topic::alter_topic))
                 .route(delete().to(delete_topic::delete_topic)),
         )
-        .service(web::resource("/v1/topics/{topic}/{rest:.*}").to(forward_records::forward_records))
+        // Only what workers answer: they pass on everything else, and it would come back.
+        .service(
+            resource("/v1/topics/{topic}/records")
+                .route(post().to(forward_records::forward_records)),
+        )
+        .service(
+            resource("/v1/topics/{topic}/partitions/{partition}/records")
+                .route(get().to(forward_records::forward_records)),
+        )
+        .service(
+            resource("/v1/topics/{topic}/stream").route(get().to(forward_records::forward_records)),
+        )
         .service(
             resource("/v1/jobs")
                 .route(post().to(create_job::create_job))

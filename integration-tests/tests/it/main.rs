@@ -11,6 +11,7 @@ mod damage;
 mod exactly_once;
 mod expressions;
 mod larger_than_memory;
+mod live_tail;
 mod produce_fetch;
 mod real_data;
 mod rest_errors;

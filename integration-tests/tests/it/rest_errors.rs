@@ -161,6 +161,19 @@ fn of_topics() -> Vec<Mistake> {
             (404, "NOT_FOUND"),
             "/v1/nothing",
         ),
+        // Neither node takes the other for the one who answers these.
+        mistake(
+            get("/v1/topics/orders/"),
+            NOTHING,
+            (404, "NOT_FOUND"),
+            "/v1/topics/orders/",
+        ),
+        mistake(
+            get("/v1/topics/orders/partitions/0"),
+            NOTHING,
+            (404, "NOT_FOUND"),
+            "/v1/topics/orders/partitions/0",
+        ),
         mistake(
             ("PUT", "/v1/topics"),
             NOTHING,

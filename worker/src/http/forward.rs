@@ -2,10 +2,10 @@
 
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use common::error::Problem;
+use common::error::{ErrorCode, Problem};
 use common::limits::MAX_REQUEST_BYTES;
 use common::time::Span;
-use common::transport::server;
+use common::transport::server::{self, Onward};
 
 use super::{Composed, parts};
 
@@ -19,12 +19,12 @@ pub async fn to_coordinator(
 ) -> Result<HttpResponse, Problem> {
     let routes = parts(&composed)?;
     let body = server::read_body(payload, MAX_REQUEST_BYTES).await?;
-    server::forward(
-        &routes.transport,
-        &routes.coordinator,
-        &request,
-        body,
-        DEADLINE,
-    )
-    .await
+    let onward = Onward {
+        transport: &routes.transport,
+        address: &routes.coordinator,
+        deadline: DEADLINE,
+        unreachable: ErrorCode::CoordinatorUnavailable,
+        stopping: routes.stopping.clone(),
+    };
+    server::forward(onward, &request, body).await
 }

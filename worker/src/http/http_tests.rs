@@ -258,6 +258,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             reports: Arc::default(),
             load: Arc::default(),
             metrics: Arc::default(),
+            stopping: watch::channel(false).1,
         };
         assert!(composed.set(parts).is_ok());
         let worker = Worker {

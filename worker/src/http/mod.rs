@@ -37,6 +37,7 @@ use common::protocol::metadata::TopicImage;
 use common::time::Clock;
 use common::transport::client::Transport;
 use common::transport::server::{register, resource};
+use tokio::sync::watch;
 
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
@@ -65,6 +66,8 @@ pub struct Routes {
     pub reports: Arc<TaskReports>,
     pub load: SharedLoad,
     pub metrics: Arc<Metrics>,
+    /// Answers that go on and on end when this becomes true.
+    pub stopping: watch::Receiver<bool>,
 }
 
 impl std::fmt::Debug for Routes {

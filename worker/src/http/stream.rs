@@ -10,23 +10,24 @@ use actix_web::http::header::{CACHE_CONTROL, HeaderName};
 use actix_web::web::{Data, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
-use common::error::Problem;
-use common::ids::{PartitionId, TopicPartition};
+use common::error::{ErrorCode, Problem};
+use common::ids::{PartitionId, TopicId, TopicPartition};
 use common::limits::DEFAULT_FETCH_BYTES;
 use common::log_batch::LogBatch;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::fetch::FetchBatches;
 use common::time::Span;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::answer_records::put_json_record;
 use super::fetch::{Start, corrupt, resolve};
 use super::{Composed, header, invalid, partition_of, parts};
 use crate::log_client::LogClient;
+use crate::metadata_image::ImageWatch;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// One poll of a partition. A client that has gone is noticed at the latest then.
@@ -72,84 +73,116 @@ pub async fn stream(
     let isolation = query.isolation.unwrap_or_default();
     let topic = routes.topic(&topic).await?;
     let resumed = match header(&request, &LAST_EVENT_ID) {
-        Some(id) if !id.is_empty() => parse_positions(id)?,
-        Some(_) | None => BTreeMap::new(),
+        Some(id) if !id.is_empty() => Some(parse_positions(id)?),
+        Some(_) | None => None,
     };
     let mut positions = BTreeMap::new();
     for (number, _) in (0..).zip(&topic.partitions) {
         let id = partition_of(&topic, number)?;
-        let from = match resumed.get(&id.partition) {
-            Some(from) => *from,
+        let from = match &resumed {
             None => resolve(&routes, id, start, isolation).await?,
+            Some(resumed) => match resumed.get(&id.partition) {
+                Some(from) => *from,
+                // It was added since.
+                None => resolve(&routes, id, Start::Earliest, isolation).await?,
+            },
         };
         positions.insert(id.partition, from);
     }
     let (sender, given) = mpsc::channel(FETCHES_AHEAD);
     let mut readers = JoinSet::new();
-    for (partition, from) in &positions {
-        let id = TopicPartition {
-            topic: topic.id,
-            partition: *partition,
-        };
-        readers.spawn_local(read(
-            routes.log.clone(),
-            id,
-            *from,
-            isolation,
-            sender.clone(),
-        ));
-    }
+    let tail = Tail {
+        log: routes.log.clone(),
+        topic: topic.id,
+        isolation,
+        sender,
+    };
+    readers.spawn_local(tail.follow(routes.image.clone(), positions.clone()));
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header((CACHE_CONTROL, "no-store"))
-        .streaming(events(given, positions, readers)))
+        .streaming(events(given, positions, readers, routes.stopping.clone())))
 }
 
-/// Follows one partition for as long as somebody listens.
-async fn read(
+/// What the readers of a stream have in common.
+#[derive(Clone)]
+struct Tail {
     log: LogClient,
-    partition: TopicPartition,
-    mut from: Offset,
+    topic: TopicId,
     isolation: Isolation,
     sender: mpsc::Sender<Given>,
-) {
-    loop {
-        let fetch = log.fetch(FetchBatches {
-            partition,
-            offset: from,
-            max_bytes: u32::try_from(DEFAULT_FETCH_BYTES).unwrap_or(u32::MAX),
-            wait: POLL,
-            isolation,
-        });
-        let fetched = tokio::select! {
-            fetched = fetch => fetched,
-            () = sender.closed() => return,
-        };
-        let rendered = fetched.and_then(|fetched| {
-            let (batches, next_offset) = fetched.open().map_err(corrupt)?;
-            let records = render(&batches, partition.partition, from)?;
-            Ok((records, next_offset))
-        });
-        let given = match rendered {
-            Ok((records, next_offset)) => {
-                from = next_offset;
-                if records.is_empty() {
+}
+
+impl Tail {
+    /// Reads all partitions, also those that are added, for as long as somebody listens.
+    async fn follow(self, mut image: ImageWatch, positions: BTreeMap<PartitionId, Offset>) {
+        let mut readers = JoinSet::new();
+        let mut read = 0;
+        loop {
+            let partitions = {
+                let newest = image.borrow_and_update();
+                newest.topics.get(&self.topic).map(|t| t.partitions.len())
+            };
+            let Some(partitions) = partitions else {
+                let gone = Problem::new(ErrorCode::UnknownTopic, "the topic was deleted");
+                // Nobody may listen any more.
+                drop(self.sender.send(Given::Failed(gone)).await);
+                return;
+            };
+            for number in read..u32::try_from(partitions).unwrap_or(u32::MAX) {
+                let partition = PartitionId(number);
+                // All of a partition that was added is news.
+                let from = positions.get(&partition).copied().unwrap_or(Offset::ZERO);
+                readers.spawn_local(self.clone().read(partition, from));
+                read = number + 1;
+            }
+            tokio::select! {
+                changed = image.changed() => if changed.is_err() { return },
+                () = self.sender.closed() => return,
+            }
+        }
+    }
+
+    /// Follows one partition.
+    async fn read(self, partition: PartitionId, mut from: Offset) {
+        loop {
+            let fetch = self.log.fetch(FetchBatches {
+                partition: TopicPartition {
+                    topic: self.topic,
+                    partition,
+                },
+                offset: from,
+                max_bytes: u32::try_from(DEFAULT_FETCH_BYTES).unwrap_or(u32::MAX),
+                wait: POLL,
+                isolation: self.isolation,
+            });
+            let fetched = tokio::select! {
+                fetched = fetch => fetched,
+                () = self.sender.closed() => return,
+            };
+            let rendered = fetched.and_then(|fetched| {
+                let (batches, next_offset) = fetched.open().map_err(corrupt)?;
+                let records = render(&batches, partition, from)?;
+                Ok((records, next_offset))
+            });
+            let given = match rendered {
+                Ok((records, next_offset)) => {
+                    from = next_offset;
+                    if records.is_empty() {
+                        continue;
+                    }
+                    Given::Records { partition, records }
+                }
+                Err(problem) if problem.code.is_retriable() => {
+                    tokio::time::sleep(TRY_AGAIN).await;
                     continue;
                 }
-                Given::Records {
-                    partition: partition.partition,
-                    records,
-                }
+                Err(problem) => Given::Failed(problem),
+            };
+            let last = matches!(given, Given::Failed(_));
+            if self.sender.send(given).await.is_err() || last {
+                return;
             }
-            Err(problem) if problem.code.is_retriable() => {
-                tokio::time::sleep(TRY_AGAIN).await;
-                continue;
-            }
-            Err(problem) => Given::Failed(problem),
-        };
-        let last = matches!(given, Given::Failed(_));
-        if sender.send(given).await.is_err() || last {
-            return;
         }
     }
 }
@@ -176,15 +209,18 @@ fn render(
     Ok(rendered)
 }
 
-/// What the readers give, as events; ends after a failure. The readers end when it is dropped.
+/// What the readers give, as events; ends after a failure, and when the worker stops. The readers end when it
+/// is dropped.
 fn events(
     mut given: mpsc::Receiver<Given>,
     mut positions: BTreeMap<PartitionId, Offset>,
     readers: JoinSet<()>,
+    mut stopping: watch::Receiver<bool>,
 ) -> impl Stream<Item = Result<Bytes, Problem>> {
     let mut keep_alive = tokio::time::interval(KEEP_ALIVE);
     let mut failed = false;
-    futures_util::stream::poll_fn(move |context| {
+    let stopped = async move { stopping.wait_for(|stopping| *stopping).await.map(drop) };
+    let events = futures_util::stream::poll_fn(move |context| {
         let _running = &readers;
         if failed {
             return std::task::Poll::Ready(None);
@@ -212,7 +248,8 @@ fn events(
         keep_alive
             .poll_tick(context)
             .map(|_| Some(Ok(Bytes::from_static(b":\n\n"))))
-    })
+    });
+    events.take_until(Box::pin(stopped))
 }
 
 fn put_event(out: &mut Vec<u8>, positions: &BTreeMap<PartitionId, Offset>, json: &[u8]) {
