@@ -32,16 +32,20 @@ pub struct QueryState {
     pub key: Option<serde_json::Value>,
     /// Only keys whose first column, as text, starts with this.
     pub prefix: Option<String>,
-    /// Skips this many entries in key order.
-    pub after: u64,
+    /// Where the answer before ended (`StateEntries::next`); `None`: from the first entry on.
+    pub after: Option<StatePlace>,
     pub limit: u32,
 }
+
+/// A place among a task's entries. It means something to the task only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePlace(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StateEntries {
     pub entries: Vec<StateEntry>,
-    /// There are more beyond `limit`.
-    pub more: bool,
+    /// There are more beyond `limit`, from here on.
+    pub next: Option<StatePlace>,
     pub watermark: Option<Timestamp>,
 }
 

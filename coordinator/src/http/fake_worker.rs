@@ -17,7 +17,7 @@ use common::protocol::checkpoint::{
 };
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
-use common::protocol::state::{QueryState, StateEntries, StateEntry};
+use common::protocol::state::{QueryState, StateEntries, StateEntry, StatePlace};
 use common::protocol::task::{Deployment, TaskMetrics, TaskReport, TaskState};
 use common::time::{Span, Timestamp};
 use common::transport::client::Transport;
@@ -221,10 +221,12 @@ impl Shared {
             None => true,
         };
         let found: Vec<StateEntry> = entries.filter(wanted).collect();
-        let skip = usize::try_from(question.after).unwrap();
+        let after = question.after.as_ref();
+        let skip = after.map_or(0, |StatePlace(place)| place[0].into());
         let limit = usize::try_from(question.limit).unwrap();
+        let end = skip + limit;
         Ok(StateEntries {
-            more: found.len() > skip + limit,
+            next: (found.len() > end).then(|| StatePlace(vec![u8::try_from(end).unwrap()])),
             entries: found.into_iter().skip(skip).take(limit).collect(),
             watermark: Some(Timestamp(1_700_000_000_000)),
         })

@@ -129,7 +129,7 @@ async fn ask_task(
         checkpoint: reading.checkpoint,
         key: question.key.clone(),
         prefix: question.prefix.clone(),
-        after: ask.skip,
+        after: ask.after.clone(),
         limit: ask.limit,
     };
     let answered = state

@@ -1,24 +1,27 @@
 //! How one question about an operator's state becomes questions to its tasks, and their answers one.
 //!
 //! Entries are in the order of tasks and, within a task, of keys. A page ends inside a task; the cursor
-//! says in which, and after how many of its entries. All pages can be read at one checkpoint.
+//! says in which, and where the task goes on. All pages can be read at one checkpoint.
 
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
-use common::protocol::state::{Consistency, StateEntries, StateEntry};
+use common::protocol::state::{Consistency, StateEntries, StateEntry, StatePlace};
 use common::time::Timestamp;
 
 use super::describe::operators_of;
 use crate::metadata::jobs::JobRow;
 
 /// Where the next page begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     pub task: u32,
-    pub skip: u64,
+    /// `None`: at the first entry of the task.
+    pub place: Option<StatePlace>,
 }
 
 /// What a user asks for.
@@ -54,7 +57,7 @@ pub struct Reading {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
     pub task: TaskId,
-    pub skip: u64,
+    pub after: Option<StatePlace>,
     pub limit: u32,
 }
 
@@ -112,8 +115,8 @@ impl Reading {
             checkpoint,
             stage,
             parallelism,
-            at: question.after,
             done: question.after.task >= parallelism,
+            at: question.after.clone(),
             question,
             entries: Vec::new(),
             watermark: None,
@@ -129,7 +132,7 @@ impl Reading {
                 stage: self.stage,
                 index: self.at.task,
             },
-            skip: self.at.skip,
+            after: self.at.place.clone(),
             limit,
         })
     }
@@ -140,7 +143,7 @@ impl Reading {
 
     /// Takes the answer to the last `next`.
     pub fn answered(&mut self, answer: StateEntries) {
-        let received = answer.entries.len() as u64;
+        let received = !answer.entries.is_empty();
         self.entries.extend(answer.entries);
         self.watermarks &= answer.watermark.is_some();
         self.watermark = match self.watermark {
@@ -148,14 +151,15 @@ impl Reading {
             None => answer.watermark,
         };
         // A task that says there is more and gives nothing would be asked for ever.
-        if answer.more && received > 0 {
-            self.at.skip += received;
-        } else {
-            self.at = Cursor {
-                task: self.at.task + 1,
-                skip: 0,
-            };
-            self.done = self.at.task >= self.parallelism;
+        match answer.next.filter(|_| received) {
+            Some(place) => self.at.place = Some(place),
+            None => {
+                self.at = Cursor {
+                    task: self.at.task + 1,
+                    place: None,
+                };
+                self.done = self.at.task >= self.parallelism;
+            }
         }
     }
 
@@ -194,7 +198,9 @@ fn find_stage(row: &JobRow, operator: &str) -> Result<StageId, Problem> {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.task, self.skip)
+        let place = self.place.as_ref().map(|StatePlace(place)| place);
+        let place = URL_SAFE_NO_PAD.encode(place.map_or(&[][..], Vec::as_slice));
+        write!(f, "{}.{place}", self.task)
     }
 }
 
@@ -203,10 +209,11 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Cursor, Problem> {
         let parts = text.split_once('.');
-        let cursor = parts.and_then(|(task, skip)| {
+        let cursor = parts.and_then(|(task, place)| {
+            let place = URL_SAFE_NO_PAD.decode(place).ok()?;
             Some(Cursor {
                 task: task.parse().ok()?,
-                skip: skip.parse().ok()?,
+                place: (!place.is_empty()).then_some(StatePlace(place)),
             })
         });
         cursor.ok_or_else(|| {
@@ -238,8 +245,8 @@ mod tests {
             entries: Vec::new(),
             watermark: None,
             watermarks: true,
-            at: after,
             done: after.task >= parallelism,
+            at: after,
         }
     }
 
@@ -254,10 +261,12 @@ mod tests {
     /// Tasks with so many entries each.
     fn answer(sizes: &[u64], ask: &Ask) -> StateEntries {
         let size = sizes[ask.task.index as usize];
-        let end = size.min(ask.skip + u64::from(ask.limit));
+        let after = ask.after.as_ref();
+        let first = after.map_or(0, |StatePlace(place)| u64::from(place[0]));
+        let end = size.min(first + u64::from(ask.limit));
         StateEntries {
-            entries: (ask.skip..end).map(|n| entry(ask.task.index, n)).collect(),
-            more: end < size,
+            entries: (first..end).map(|n| entry(ask.task.index, n)).collect(),
+            next: (end < size).then(|| StatePlace(vec![u8::try_from(end).unwrap()])),
             watermark: Some(Timestamp(i64::from(100 - ask.task.index))),
         }
     }
@@ -301,7 +310,7 @@ mod tests {
         for watermark in [Some(Timestamp(5)), None] {
             reading.answered(StateEntries {
                 entries: Vec::new(),
-                more: false,
+                next: None,
                 watermark,
             });
         }
@@ -314,7 +323,7 @@ mod tests {
         assert!(reading.next().is_some());
         reading.answered(StateEntries {
             entries: Vec::new(),
-            more: true,
+            next: Some(StatePlace(vec![1])),
             watermark: None,
         });
         assert_eq!(reading.next(), None);
@@ -322,9 +331,11 @@ mod tests {
 
     #[test]
     fn cursors_read_back_as_they_were_written() {
-        let cursor = Cursor { task: 3, skip: 250 };
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for bad in ["", "3", "a.b", "1.-2"] {
+        for place in [None, Some(StatePlace(vec![0, 250, 255, 7]))] {
+            let cursor = Cursor { task: 3, place };
+            assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        }
+        for bad in ["", "3", "a.b", "1.-2", "-1.AA"] {
             assert!(bad.parse::<Cursor>().is_err(), "{bad:?} was accepted");
         }
     }

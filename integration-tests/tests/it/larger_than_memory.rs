@@ -195,6 +195,28 @@ fn totals_of_more_keys_than_fit_into_memory_survive_a_kill() {
             .collect();
         let expected: Vec<i64> = std::iter::once(1_234).chain(12_340..12_350).collect();
         assert_eq!(keys, expected);
+
+        // Pages go on where the last one ended, whichever checkpoints completed meanwhile.
+        let mut keys = Vec::new();
+        let mut after = String::new();
+        loop {
+            let path = format!("/v1/jobs/totals/operators/{operator}/state?limit=5000{after}");
+            let page: Value = job.client.get(&path).await.unwrap();
+            let entries = page["entries"].as_array().unwrap().iter();
+            keys.extend(entries.map(|entry| entry["key"]["k"].as_i64().unwrap()));
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        keys.sort_unstable();
+        let expected: Vec<i64> = (0..KEYS + 1_000).collect();
+        assert!(
+            keys == expected,
+            "{} keys of {}",
+            keys.len(),
+            expected.len()
+        );
     });
 }
 

@@ -4,8 +4,10 @@
 //! checkpoint, so the pages fit together; a step whose answer may be outdated is taken again.
 
 use common::error::{ErrorCode, Problem};
-use common::protocol::state::{Consistency, QueryState, StateEntries, StateEntry};
+use common::protocol::state::{Consistency, QueryState, StateEntries, StateEntry, StatePlace};
 use common::time::Timestamp;
+use common::transport::msgpack;
+use serde::{Deserialize, Serialize};
 
 use super::chain::{Chain, Question};
 use crate::keyed_state::section::TableId;
@@ -24,19 +26,20 @@ pub struct Reading {
     /// The canonical bytes of the key that is asked for.
     key: Option<Vec<u8>>,
     place: Place,
+    /// Behind the last entry that was taken or passed over: where the next page begins.
+    passed: Place,
     /// How often the table had let something go when it asked the store.
     asked_at: u64,
-    /// Entries that are still to be skipped.
-    skip: u64,
     answer: StateEntries,
 }
 
 /// Where to read on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     /// `None`: the first one.
     table: Option<String>,
     namespace: Option<i64>,
+    #[serde(with = "serde_bytes")]
     after: Option<Vec<u8>>,
 }
 
@@ -72,15 +75,22 @@ impl Reading {
             })?),
             None => None,
         };
+        let place = match &query.after {
+            Some(StatePlace(place)) => msgpack::decode(place).map_err(|_| {
+                Problem::new(ErrorCode::InvalidRequest, "no page ended there")
+                    .hint("Give as `after` what \"next\" said in the page before.")
+            })?,
+            None => Place::default(),
+        };
         Ok(Reading {
             at,
             key,
-            place: Place::default(),
+            passed: place.clone(),
+            place,
             asked_at: 0,
-            skip: query.after,
             answer: StateEntries {
                 entries: Vec::new(),
-                more: false,
+                next: None,
                 watermark,
             },
             query,
@@ -114,7 +124,9 @@ impl Reading {
                 };
                 continue;
             };
-            if self.place.namespace != Some(namespace) {
+            let is_here =
+                self.place.table.as_ref() == Some(name) && self.place.namespace == Some(namespace);
+            if !is_here {
                 self.place = Place {
                     table: Some(name.clone()),
                     namespace: Some(namespace),
@@ -172,9 +184,13 @@ impl Reading {
                 .map_err(|gone| self.gone(gone))?
                 .map(<[u8]>::to_vec),
         };
-        self.place.namespace = Some(namespace.saturating_add(1));
         let entry = value.and_then(|value| operator.describe(name, namespace, &key, &value));
-        Ok(entry.is_some_and(|entry| self.take(entry)))
+        if entry.is_some_and(|entry| self.take(entry)) {
+            return Ok(true);
+        }
+        self.place.namespace = Some(namespace.saturating_add(1));
+        self.passed = self.place.clone();
+        Ok(false)
     }
 
     /// Takes the entries of a namespace as far as they are known, and goes on behind them.
@@ -190,8 +206,8 @@ impl Reading {
             Some(Answer::Range(range)) => range,
             Some(Answer::Keys(_)) | None => StoredRange::default(),
         };
-        let wanted = self.skip + u64::from(self.query.limit) + 1;
-        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(self.query.limit).unwrap_or(usize::MAX);
+        let wanted = wanted.saturating_add(1);
         let after = self.place.after.take();
         let page = table
             .page(self.at, namespace, after.as_deref(), &range, wanted)
@@ -202,6 +218,11 @@ impl Reading {
             {
                 return Ok(true);
             }
+            self.passed = Place {
+                table: Some(name.to_owned()),
+                namespace: Some(namespace),
+                after: Some(key.to_vec()),
+            };
         }
         match (page.last(), &range.until) {
             (Some((key, _)), _) if page.len() == wanted => self.place.after = Some(key.to_vec()),
@@ -218,12 +239,11 @@ impl Reading {
         if prefix.is_some_and(|prefix| !starts_with(first, prefix)) {
             return false;
         }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
         if self.answer.entries.len() as u64 == u64::from(self.query.limit) {
-            self.answer.more = true;
+            let place = msgpack::encode(&self.passed)
+                .expect("a place is plain data")
+                .to_vec();
+            self.answer.next = Some(StatePlace(place));
             return true;
         }
         self.answer.entries.push(entry);
