@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Call;
+use super::task::Deployment;
 use crate::ids::{CheckpointId, Generation, JobId, TaskId};
 use crate::time::Timestamp;
 
@@ -37,6 +38,14 @@ pub struct QueryState {
     pub limit: u32,
 }
 
+/// The same of a job of which nothing runs, from the disk of a worker that has the task's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueryStateAtRest {
+    /// The last generation, restored at the last completed checkpoint.
+    pub deployment: Deployment,
+    pub query: QueryState,
+}
+
 /// A place among a task's entries. It means something to the task only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatePlace(#[serde(with = "serde_bytes")] pub Vec<u8>);
@@ -62,5 +71,10 @@ pub struct StateEntry {
 
 impl Call for QueryState {
     const PATH: &'static str = "/internal/v1/query-state";
+    type Reply = StateEntries;
+}
+
+impl Call for QueryStateAtRest {
+    const PATH: &'static str = "/internal/v1/query-state-at-rest";
     type Reply = StateEntries;
 }

@@ -2,6 +2,8 @@
 //!
 //! All operators can be read at one epoch, so that what is read is one moment of the whole job.
 
+use std::sync::Arc;
+
 use actix_web::http::header::ACCEPT;
 use actix_web::web;
 use actix_web::{HttpRequest, HttpResponse};
@@ -11,12 +13,17 @@ use utoipa::{IntoParams, ToSchema};
 use common::error::{ErrorCode, Problem};
 use common::ids::CheckpointId;
 use common::limits::{DEFAULT_STATE_ENTRIES, MAX_STATE_ENTRIES, STATE_QUERY_DEADLINE};
-use common::protocol::state::{Consistency, QueryState, StateEntries, StateEntry};
+use common::protocol::Call;
+use common::protocol::state::{
+    Consistency, QueryState, QueryStateAtRest, StateEntries, StateEntry,
+};
+use common::protocol::task::Deployment;
 use common::transport::{MSGPACK, msgpack};
 
 use super::State;
 use super::jobs::find;
-use crate::job::state_query::{Ask, Cursor, Question, Reading};
+use crate::job::state_query::{self, Ask, Cursor, Question, Reading};
+use crate::metadata::jobs::JobRow;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -63,7 +70,7 @@ const ATTEMPTS: usize = 3;
             ("X-Watermark" = i64, description = "Milliseconds since 1970"),
         )),
         (status = 404, description = "No such job, operator or epoch", body = Problem),
-        (status = 409, description = "Nothing of the job runs", body = Problem),
+        (status = 409, description = "Nothing of the job runs, so there is no live state", body = Problem),
         (status = 410, description = "The epoch is no longer kept", body = Problem),
     )
 )]
@@ -89,9 +96,9 @@ pub(crate) async fn query_state(
 async fn read(state: &State, job: &str, question: Question) -> Result<Reading, Problem> {
     let row = find(state, job)?;
     let mut reading = Reading::begin(&row, question)?;
-    let Some(deployment) = row.deployment.clone() else {
-        unreachable!("a reading begins only while tasks run");
-    };
+    let running = row.deployment.clone();
+    let at_rest = running.is_none();
+    let deployment = running.unwrap_or_else(|| Arc::new(state_query::at_rest(&row)));
     while let Some(ask) = reading.next() {
         let worker = deployment.worker_of(ask.task);
         let address = state.controller.view().read(|metadata| {
@@ -106,21 +113,22 @@ async fn read(state: &State, job: &str, question: Question) -> Result<Reading, P
             )
             .hint("Ask again; the job is recovering.")
         })?;
-        let answer = ask_task(state, &row, &reading, &ask, &address).await?;
+        let query = query_of(&row, &reading, &ask);
+        let answer = match at_rest {
+            false => ask_task(state, &query, &address).await?,
+            true => {
+                let deployment = Deployment::clone(&deployment);
+                ask_task(state, &QueryStateAtRest { deployment, query }, &address).await?
+            }
+        };
         reading.answered(answer);
     }
     Ok(reading)
 }
 
-async fn ask_task(
-    state: &State,
-    row: &crate::metadata::jobs::JobRow,
-    reading: &Reading,
-    ask: &Ask,
-    address: &str,
-) -> Result<StateEntries, Problem> {
+fn query_of(row: &JobRow, reading: &Reading, ask: &Ask) -> QueryState {
     let question = reading.question();
-    let call = QueryState {
+    QueryState {
         job: row.id,
         generation: reading.generation,
         task: ask.task,
@@ -131,10 +139,17 @@ async fn ask_task(
         prefix: question.prefix.clone(),
         after: ask.after.clone(),
         limit: ask.limit,
-    };
+    }
+}
+
+async fn ask_task<C: Call<Reply = StateEntries>>(
+    state: &State,
+    call: &C,
+    address: &str,
+) -> Result<StateEntries, Problem> {
     let answered = state
         .transport
-        .call(address, &call, STATE_QUERY_DEADLINE)
+        .call(address, call, STATE_QUERY_DEADLINE)
         .await;
     answered.map_err(|error| error.into_problem(ErrorCode::MetadataStale))
 }

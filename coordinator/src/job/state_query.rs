@@ -9,8 +9,10 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::error::{ErrorCode, Problem};
-use common::ids::{CheckpointId, Generation, StageId, TaskId};
+use common::ids::{CheckpointId, Generation, MetadataVersion, NodeId, StageId, TaskId};
+use common::plan::task_graph::TaskGraph;
 use common::protocol::state::{Consistency, StateEntries, StateEntry, StatePlace};
+use common::protocol::task::{Deployment, TaskAssignment};
 use common::time::Timestamp;
 
 use super::describe::operators_of;
@@ -74,18 +76,15 @@ impl Reading {
     pub fn begin(row: &JobRow, question: Question) -> Result<Reading, Problem> {
         let stage = find_stage(row, &question.operator)?;
         let parallelism = row.graph.stage(stage).parallelism;
-        if row.deployment.is_none() {
-            return Err(Problem::new(
-                ErrorCode::Conflict,
-                format!(
-                    "nothing of job \"{}\" runs: it is {:?}",
-                    row.name, row.state
-                ),
-            )
-            .hint("State is read from running tasks; resume the job."));
-        }
         let checkpoint = match (question.consistency, question.epoch, row.completed) {
-            (Consistency::Live, None, _) => None,
+            (Consistency::Live, None, _) if row.deployment.is_some() => None,
+            (Consistency::Live, None, _) => {
+                return Err(Problem::new(
+                    ErrorCode::Conflict,
+                    format!("nothing of job \"{}\" runs", row.name),
+                )
+                .hint("Read its last completed epoch: leave `consistency` out."));
+            }
             (Consistency::Live, Some(_), _) => {
                 return Err(Problem::new(
                     ErrorCode::InvalidRequest,
@@ -99,6 +98,14 @@ impl Reading {
                         ErrorCode::UnknownCheckpoint,
                         format!("epoch {epoch} is not complete; the last one is {completed}"),
                     ));
+                }
+                // On disk there is the last one only.
+                if row.deployment.is_none() && epoch < completed {
+                    return Err(Problem::new(
+                        ErrorCode::EpochGone,
+                        format!("the state at epoch {epoch} is no longer kept"),
+                    )
+                    .hint("Leave `epoch` out to read the newest one."));
                 }
                 Some(epoch)
             }
@@ -175,6 +182,25 @@ impl Reading {
         u32::try_from(self.entries.len())
             .unwrap_or(u32::MAX)
             .min(self.question.limit)
+    }
+}
+
+/// The tasks of a job of which nothing runs, where their state is: as if they had been restored there.
+pub fn at_rest(row: &JobRow) -> Deployment {
+    let tasks = row.graph.tasks().map(|task| TaskAssignment {
+        task,
+        // A task without state is asked nothing.
+        worker: row.holders.get(&task).copied().unwrap_or(NodeId(0)),
+    });
+    Deployment {
+        job: row.id,
+        name: row.name.clone(),
+        generation: row.generation,
+        version: MetadataVersion(0),
+        restore: row.completed,
+        graph: TaskGraph::clone(&row.graph),
+        tasks: tasks.collect(),
+        checkpoint_interval: row.checkpoint_interval,
     }
 }
 

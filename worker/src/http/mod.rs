@@ -86,6 +86,7 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     register(server, with(composed, exchange::exchange));
     register(server, with(composed, inject_barrier::inject_barrier));
     register(server, with(composed, query_state::query_state));
+    register(server, with(composed, query_state::query_state_at_rest));
     server.app_data(web::Data::new(composed.clone()));
     let records = "/v1/topics/{topic}/records";
     server.service(resource(records).route(web::post().to(produce::produce)));

@@ -1,10 +1,17 @@
-//! Entries of the state of an operator whose task runs here.
+//! Entries of the state of an operator whose task runs here, or whose state is on this disk.
 
 use common::error::Problem;
-use common::protocol::state::{QueryState, StateEntries};
+use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 
 use super::Routes;
 
 pub async fn query_state(routes: Routes, call: QueryState) -> Result<StateEntries, Problem> {
     routes.jobs.read_state(call).await
+}
+
+pub async fn query_state_at_rest(
+    routes: Routes,
+    call: QueryStateAtRest,
+) -> Result<StateEntries, Problem> {
+    routes.jobs.read_state_at_rest(call).await
 }

@@ -9,12 +9,15 @@ use actix::{
 use common::error::{ErrorCode, Problem};
 use common::ids::{Generation, JobId};
 use common::protocol::checkpoint::InjectBarrier;
-use common::protocol::state::{QueryState, StateEntries};
+use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 use tracing::warn;
 
 use super::actor::JobActor;
 use super::assignment::changes;
-use super::messages::{Barrier, Completed, ImageChanged, ReadState, StopAll, StopJob};
+use super::at_rest;
+use super::messages::{
+    Barrier, Completed, ImageChanged, ReadState, ReadStateAtRest, StopAll, StopJob,
+};
 use super::services::Services;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::metadata_image::MetadataImage;
@@ -42,6 +45,16 @@ impl Jobs {
     pub async fn read_state(&self, query: QueryState) -> Result<StateEntries, Problem> {
         self.0
             .send(ReadState(query))
+            .await
+            .map_err(|_| stopping())?
+    }
+
+    pub async fn read_state_at_rest(
+        &self,
+        query: QueryStateAtRest,
+    ) -> Result<StateEntries, Problem> {
+        self.0
+            .send(ReadStateAtRest(query))
             .await
             .map_err(|_| stopping())?
     }
@@ -193,6 +206,29 @@ impl Handler<ReadState> for JobsActor {
     fn handle(&mut self, read: ReadState, _: &mut Context<Self>) -> Self::Result {
         let job = self.job(read.0.job);
         Box::pin(async move { job?.send(read).await.map_err(|_| gone())? })
+    }
+}
+
+impl Handler<ReadStateAtRest> for JobsActor {
+    type Result = ResponseFuture<Result<StateEntries, Problem>>;
+
+    fn handle(
+        &mut self,
+        ReadStateAtRest(call): ReadStateAtRest,
+        _: &mut Context<Self>,
+    ) -> Self::Result {
+        let runs = self.running.contains_key(&call.deployment.job);
+        let services = self.services.clone();
+        Box::pin(async move {
+            if runs {
+                return Err(gone());
+            }
+            let reading = tokio::task::spawn_blocking(move || at_rest::read(&services, call));
+            reading.await.map_err(|error| {
+                let detail = format!("reading the state panicked: {error}");
+                Problem::new(ErrorCode::Internal, detail)
+            })?
+        })
     }
 }
 

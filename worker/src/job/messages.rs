@@ -6,7 +6,7 @@ use actix::Message;
 use common::error::Problem;
 use common::ids::CheckpointId;
 use common::protocol::checkpoint::InjectBarrier;
-use common::protocol::state::{QueryState, StateEntries};
+use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 
 use crate::metadata_image::MetadataImage;
 
@@ -31,6 +31,14 @@ impl Message for Barrier {
 pub struct ReadState(pub QueryState);
 
 impl Message for ReadState {
+    type Result = Result<StateEntries, Problem>;
+}
+
+/// Reads the state of an operator of a job of which nothing runs here.
+#[derive(Clone, Debug)]
+pub struct ReadStateAtRest(pub QueryStateAtRest);
+
+impl Message for ReadStateAtRest {
     type Result = Result<StateEntries, Problem>;
 }
 

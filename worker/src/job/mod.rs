@@ -5,5 +5,6 @@ pub mod services;
 pub mod messages;
 pub mod wiring;
 pub mod assembly;
+mod at_rest;
 pub mod actor;
 pub mod jobs_actor;
