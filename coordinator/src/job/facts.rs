@@ -1,6 +1,6 @@
 //! What the metadata says of a job, and what may be proposed to change it: the job machine's view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, TaskId, WorkerEpoch};
 use common::protocol::job::JobState;
@@ -37,11 +37,13 @@ pub struct RunningTasks {
 }
 
 /// An active worker, as this job sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerRoom {
     pub epoch: WorkerEpoch,
     /// Slots that no other job uses.
     pub free_slots: u32,
+    /// The custom operators it carries.
+    pub operators: BTreeSet<String>,
 }
 
 pub type Workers = BTreeMap<NodeId, WorkerRoom>;
@@ -158,6 +160,7 @@ pub fn workers_for(
             let room = WorkerRoom {
                 epoch: row.epoch,
                 free_slots: row.slots.saturating_sub(used_by_others(row.id)),
+                operators: row.operators.iter().cloned().collect(),
             };
             (row.id, room)
         })

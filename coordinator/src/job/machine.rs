@@ -425,6 +425,11 @@ impl JobMachine {
                 .iter()
                 .map(|(worker, room)| (*worker, room.free_slots))
                 .collect(),
+            carried: self
+                .workers
+                .iter()
+                .map(|(worker, room)| (*worker, room.operators.clone()))
+                .collect(),
             previous: match running {
                 Some(running) => running.worker_of.clone(),
                 None => self.facts.holders.clone(),

@@ -1,6 +1,6 @@
 //! A job's life told as stories against a small model of the metadata, and as properties.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{
     CheckpointId, Generation, MetadataVersion, NodeId, StageId, TaskId, WorkerEpoch,
@@ -39,6 +39,7 @@ fn shape() -> JobShape {
         parallelism: 2,
         has_state: true,
         has_source,
+        custom: BTreeSet::new(),
     };
     JobShape {
         stages: vec![stage(0, true), stage(1, false)],
@@ -49,6 +50,7 @@ fn room(epoch: u64, free_slots: u32) -> WorkerRoom {
     WorkerRoom {
         epoch: WorkerEpoch(epoch),
         free_slots,
+        operators: BTreeSet::new(),
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! Goals, in this order:
 //! 1. A task with state goes to the worker that holds it: no other can give it back.
-//! 2. No worker is given more than its free slots. A slot runs one parallel instance of the whole job,
+//! 2. A task with custom operators goes to a worker that carries them all: no other can run it.
+//! 3. No worker is given more than its free slots. A slot runs one parallel instance of the whole job,
 //!    so a job uses as many slots of a worker as it has tasks of one stage there, at the most.
-//! 3. Tasks of one instance run side by side, so that rows need not travel.
-//! 4. What ran somewhere before runs there again.
-//! 5. Instances spread over the workers: fewest instances of this job first, then most free slots.
+//! 4. Tasks of one instance run side by side, so that rows need not travel.
+//! 5. What ran somewhere before runs there again.
+//! 6. Instances spread over the workers: fewest instances of this job first, then most free slots.
 //!
 //! The same problem always has the same solution.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{NodeId, StageId, TaskId};
+use common::plan::operator::OperatorSpec;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::task::TaskAssignment;
 
@@ -29,6 +31,8 @@ pub struct StageShape {
     pub parallelism: u32,
     pub has_state: bool,
     pub has_source: bool,
+    /// The custom operators its workers must carry.
+    pub custom: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,6 +40,8 @@ pub struct Problem {
     pub shape: JobShape,
     /// The active workers, and the slots this job may use on each: its own included.
     pub free_slots: BTreeMap<NodeId, u32>,
+    /// The custom operators that workers carry; one that is not named carries none.
+    pub carried: BTreeMap<NodeId, BTreeSet<String>>,
     /// Where the state of the last completed checkpoint is; empty before the first one.
     pub holders: BTreeMap<TaskId, NodeId>,
     /// Where tasks ran last.
@@ -58,6 +64,24 @@ pub enum Unplaceable {
     },
     #[error("waits for {}", describe_missing(missing))]
     Holders { missing: BTreeMap<NodeId, u32> },
+    #[error(
+        "needs {needed} slots on workers that carry {}, {free} are free there: {} more must come",
+        describe_operators(operators),
+        needed - free
+    )]
+    SlotsOfCarriers {
+        operators: BTreeSet<String>,
+        needed: u32,
+        free: u32,
+    },
+    #[error(
+        "worker {worker}, which holds its state, does not carry {}",
+        describe_operators(operators)
+    )]
+    HolderCarriesNot {
+        worker: NodeId,
+        operators: BTreeSet<String>,
+    },
 }
 
 /// Places every task, in the order of the task graph.
@@ -104,6 +128,14 @@ impl JobShape {
                     parallelism: stage.parallelism,
                     has_state: stage.has_state(),
                     has_source: stage.source.is_some(),
+                    custom: stage
+                        .operators
+                        .iter()
+                        .filter_map(|operator| match &operator.spec {
+                            OperatorSpec::Custom(custom) => Some(custom.name.clone()),
+                            _ => None,
+                        })
+                        .collect(),
                 })
                 .collect(),
         }
@@ -130,6 +162,16 @@ impl JobShape {
     }
 }
 
+impl Problem {
+    fn carries(&self, worker: NodeId, operators: &BTreeSet<String>) -> bool {
+        operators.is_empty()
+            || self
+                .carried
+                .get(&worker)
+                .is_some_and(|carried| operators.is_subset(carried))
+    }
+}
+
 impl StageShape {
     fn tasks(&self) -> impl Iterator<Item = TaskId> + use<> {
         let stage = self.id;
@@ -143,6 +185,8 @@ struct Placement<'a> {
     worker_of: BTreeMap<TaskId, NodeId>,
     tasks_on: BTreeMap<(NodeId, StageId), u32>,
     home_of: BTreeMap<u32, NodeId>,
+    /// The custom operators of the stages that have some.
+    custom: BTreeMap<StageId, &'a BTreeSet<String>>,
 }
 
 impl<'a> Placement<'a> {
@@ -152,19 +196,29 @@ impl<'a> Placement<'a> {
             worker_of: BTreeMap::new(),
             tasks_on: BTreeMap::new(),
             home_of: BTreeMap::new(),
+            custom: problem
+                .shape
+                .stages
+                .iter()
+                .filter(|stage| !stage.custom.is_empty())
+                .map(|stage| (stage.id, &stage.custom))
+                .collect(),
         }
     }
 
     fn pin_to_holders(&mut self) -> Result<(), Unplaceable> {
         let mut missing: BTreeMap<NodeId, u32> = BTreeMap::new();
         let stages = &self.problem.shape.stages;
-        for task in stages
-            .iter()
-            .filter(|stage| stage.has_state)
-            .flat_map(StageShape::tasks)
-        {
+        let with_state = stages.iter().filter(|stage| stage.has_state);
+        for (stage, task) in with_state.flat_map(|s| s.tasks().map(move |task| (s, task))) {
             match self.problem.holders.get(&task) {
                 Some(holder) if self.problem.free_slots.contains_key(holder) => {
+                    if !self.problem.carries(*holder, &stage.custom) {
+                        return Err(Unplaceable::HolderCarriesNot {
+                            worker: *holder,
+                            operators: stage.custom.clone(),
+                        });
+                    }
                     self.put(task, *holder);
                 }
                 Some(holder) => *missing.entry(*holder).or_default() += 1,
@@ -223,7 +277,8 @@ impl<'a> Placement<'a> {
     /// What did not fit where its instance lives goes wherever there is room. Stages do not compete for
     /// room, so this finds a place whenever there is one.
     fn place_what_is_left(&mut self) -> Result<(), Unplaceable> {
-        for task in self.problem.shape.tasks() {
+        let stages = self.problem.shape.stages.iter();
+        for (stage, task) in stages.flat_map(|s| s.tasks().map(move |task| (s, task))) {
             if self.worker_of.contains_key(&task) {
                 continue;
             }
@@ -231,13 +286,26 @@ impl<'a> Placement<'a> {
             let worker = workers
                 .filter(|worker| self.fits(task, *worker))
                 .min_by_key(|worker| self.crowding(*worker))
-                .ok_or_else(|| Unplaceable::Slots {
-                    needed: self.problem.shape.parallelism(),
-                    free: self.problem.free_slots.values().sum(),
-                })?;
+                .ok_or_else(|| self.too_few_slots(stage))?;
             self.put(task, worker);
         }
         Ok(())
+    }
+
+    fn too_few_slots(&self, stage: &StageShape) -> Unplaceable {
+        let (needed, slots) = (self.problem.shape.parallelism(), &self.problem.free_slots);
+        let free: u32 = slots.values().sum();
+        if free < needed || stage.custom.is_empty() {
+            return Unplaceable::Slots { needed, free };
+        }
+        let carriers = slots
+            .iter()
+            .filter(|(worker, _)| self.problem.carries(**worker, &stage.custom));
+        Unplaceable::SlotsOfCarriers {
+            operators: stage.custom.clone(),
+            needed: stage.parallelism,
+            free: carriers.map(|(_, free)| free).sum(),
+        }
     }
 
     fn settle(&mut self, instance: u32, home: NodeId) {
@@ -257,7 +325,11 @@ impl<'a> Placement<'a> {
     fn fits(&self, task: TaskId, worker: NodeId) -> bool {
         let tasks = self.tasks_on.get(&(worker, task.stage)).copied();
         let free = self.problem.free_slots.get(&worker).copied();
-        tasks.unwrap_or(0) < free.unwrap_or(0)
+        let carries = match self.custom.get(&task.stage) {
+            Some(custom) => self.problem.carries(worker, custom),
+            None => true,
+        };
+        carries && tasks.unwrap_or(0) < free.unwrap_or(0)
     }
 
     fn fits_whole(&self, instance: u32, worker: NodeId) -> bool {
@@ -297,6 +369,11 @@ impl<'a> Placement<'a> {
         let free = self.problem.free_slots[&worker];
         (instances, std::cmp::Reverse(free), worker)
     }
+}
+
+fn describe_operators(operators: &BTreeSet<String>) -> String {
+    let names: Vec<String> = operators.iter().map(|name| format!("\"{name}\"")).collect();
+    names.join(" and ")
 }
 
 fn describe_missing(missing: &BTreeMap<NodeId, u32>) -> String {

@@ -20,6 +20,7 @@ fn stage(id: u16, parallelism: u32, has_state: bool) -> StageShape {
         parallelism,
         has_state,
         has_source: id == 0,
+        custom: BTreeSet::new(),
     }
 }
 
@@ -121,6 +122,63 @@ fn tasks_without_state_move_away_from_a_lost_worker() {
     assert!(placed.values().all(|worker| *worker == NodeId(2)));
 }
 
+/// A source, and behind it a stage with a custom operator.
+fn custom(parallelism: u32, has_state: bool) -> JobShape {
+    let mut stages = vec![
+        stage(0, parallelism, false),
+        stage(1, parallelism, has_state),
+    ];
+    stages[1].custom.insert("magic".to_owned());
+    JobShape { stages }
+}
+
+fn carried(by: &[u32]) -> BTreeMap<NodeId, BTreeSet<String>> {
+    let magic = || BTreeSet::from(["magic".to_owned(), "more".to_owned()]);
+    by.iter().map(|id| (NodeId(*id), magic())).collect()
+}
+
+#[test]
+fn a_custom_operator_runs_only_where_it_is_carried() {
+    let mut problem = Problem {
+        shape: custom(3, false),
+        free_slots: slots(&[(1, 80), (2, 3), (3, 80)]),
+        carried: carried(&[2]),
+        ..Problem::default()
+    };
+    let placed = places(&problem);
+    assert!(
+        (0..3).all(|i| placed[&task(1, i)] == NodeId(2)),
+        "{placed:?}"
+    );
+    // What ran elsewhere before does not go back there.
+    problem.previous = placed.keys().map(|task| (*task, NodeId(1))).collect();
+    let placed = places(&problem);
+    assert!(
+        (0..3).all(|i| placed[&task(1, i)] == NodeId(2)),
+        "{placed:?}"
+    );
+}
+
+#[test]
+fn a_custom_operator_that_too_few_carry_waits_and_says_so() {
+    let mut problem = Problem {
+        shape: custom(3, true),
+        free_slots: slots(&[(1, 80), (2, 2)]),
+        carried: carried(&[2]),
+        ..Problem::default()
+    };
+    assert_eq!(
+        place(&problem).unwrap_err().to_string(),
+        "needs 3 slots on workers that carry \"magic\", 2 are free there: 1 more must come"
+    );
+    problem.carried = carried(&[1]);
+    problem.holders = [(task(1, 0), NodeId(2))].into();
+    assert_eq!(
+        place(&problem).unwrap_err().to_string(),
+        "worker 2, which holds its state, does not carry \"magic\""
+    );
+}
+
 prop_compose! {
     fn shapes()(stages in prop::collection::vec((1_u32..6, any::<bool>()), 1..5)) -> JobShape {
         let stages = stages.into_iter().zip(0..).map(|((parallelism, has_state), id)| stage(id, parallelism, has_state));
@@ -138,7 +196,7 @@ prop_compose! {
         let spots = |places: &[Option<u32>]| -> BTreeMap<TaskId, NodeId> {
             shape.tasks().zip(places).filter_map(|(task, place)| Some((task, NodeId((*place)?)))).collect()
         };
-        Problem { holders: spots(&held), previous: spots(&before), free_slots, shape }
+        Problem { holders: spots(&held), previous: spots(&before), free_slots, shape, ..Problem::default() }
     }
 }
 
