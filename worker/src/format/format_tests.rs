@@ -47,6 +47,20 @@ fn decode_one(format: Format, schema: &str, record: &[u8]) -> Result<Json, Strin
 }
 
 #[test]
+fn json_that_is_no_object_is_told_from_what_is_no_json() {
+    for (record, complaint) in [
+        ("[1,2]", "a row is a JSON object, and this is an array"),
+        (" \"a\" ", "a row is a JSON object, and this is a text"),
+        ("null", "a row is a JSON object, and this is null"),
+        ("[1,2", "not JSON at byte 0"),
+        ("{\"a\": }", "not JSON at byte 6"),
+    ] {
+        let refused = decode_one(Format::Json, "a BIGINT", record.as_bytes()).unwrap_err();
+        assert!(refused.starts_with(complaint), "{record}: {refused}");
+    }
+}
+
+#[test]
 fn json_values_fit_their_columns_as_documented() {
     // (type, the value in the record, the value in the row or a word of the complaint)
     let cases: &[(&str, &str, Result<&str, &str>)] = &[

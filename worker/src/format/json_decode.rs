@@ -11,7 +11,7 @@ use common::schema::Column;
 
 use super::BadRecord;
 use super::columns::ColumnBuilder;
-use super::json_scan::{JsonError, Scanner, Token, string_value};
+use super::json_scan::{JsonError, Scanner, Token, TokenKind, string_value};
 use super::row_builder::RowBuilder;
 use super::value::Misfit;
 
@@ -34,10 +34,30 @@ impl JsonDecoder {
         let text = utf8(record)?;
         let mut scanner = Scanner::new(text);
         scanner.skip_whitespace();
-        self.fields.scan(&mut scanner)?;
-        scanner.end()?;
+        let scanned = self.fields.scan(&mut scanner).and_then(|()| scanner.end());
+        scanned.map_err(|error| no_object(text).unwrap_or_else(|| error.into()))?;
         rows.push_row(|columns| self.fields.push_into(text, columns))
     }
+}
+
+/// What is said of a text that is JSON, but no object.
+#[cold]
+fn no_object(text: &str) -> Option<BadRecord> {
+    let mut scanner = Scanner::new(text);
+    scanner.skip_whitespace();
+    let value = scanner.value().ok()?;
+    scanner.end().ok()?;
+    let found = match value.kind {
+        TokenKind::Null => "null",
+        TokenKind::True | TokenKind::False => "true or false",
+        TokenKind::Number => "a number",
+        TokenKind::PlainString | TokenKind::EscapedString => "a text",
+        TokenKind::Array => "an array",
+        TokenKind::Object => return None,
+    };
+    Some(BadRecord::new(format!(
+        "a row is a JSON object, and this is {found}"
+    )))
 }
 
 pub(crate) fn utf8(record: &[u8]) -> Result<&str, BadRecord> {
