@@ -195,6 +195,10 @@ impl FileSink {
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::InvalidInput
             | io::ErrorKind::InvalidData
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::NotADirectory => SinkError::Fatal(format!("{place}: {error}")),
             _ => SinkError::Broken(format!("{place}: {error}")),
         })
@@ -348,7 +352,11 @@ impl Files {
     /// every life, so that a number above its restored checkpoint tells.
     fn tidy(&mut self, restored: CheckpointId) -> io::Result<()> {
         if !self.directory.as_os_str().is_empty() {
-            fs::create_dir_all(&self.directory)?;
+            fs::create_dir_all(&self.directory).map_err(|error| match error.kind() {
+                // Where it is to be nothing can be made; the next attempt would find the same.
+                io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::InvalidInput, error),
+                _ => error,
+            })?;
         }
         let own = format!(".{}-", self.stem);
         for entry in fs::read_dir(readable(&self.directory))? {

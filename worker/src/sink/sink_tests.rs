@@ -409,6 +409,24 @@ async fn a_file_of_another_and_a_file_cut_off_are_treated_with_care() {
     assert!(matches!(refused, Err(SinkError::Fatal(_))), "{refused:?}");
 }
 
+/// It was tried again until the job's restarts were used up.
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_needs_a_person() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = TestLog::start("t", 1);
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for directory in [file.join("below/"), Path::new("/proc/below/").to_owned()] {
+        let spec = planned(SinkSpec::Files(file_spec(&directory, Format::Json)));
+        let refused = open(&spec, context(&log, 1, None)).await.map(|_| ());
+        let refused = refused.map_err(SinkError::from);
+        assert!(
+            matches!(&refused, Err(SinkError::Fatal(why)) if why.contains("below")),
+            "{refused:?}"
+        );
+    }
+}
+
 /// The planner and the sink each had a rule of their own: a path without `/` and extension got one task, which
 /// wrote a directory.
 #[tokio::test]

@@ -239,6 +239,9 @@ fn io_error(name: &dyn std::fmt::Display, error: &io::Error) -> SourceError {
     match error.kind() {
         io::ErrorKind::NotFound
         | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::InvalidFilename
         | io::ErrorKind::InvalidData
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::UnexpectedEof
