@@ -180,8 +180,8 @@ fn json_values_fit_their_columns_as_documented() {
 fn a_record_is_exactly_one_json_object() {
     for (record, word) in [
         ("", "an object is expected"),
-        ("[]", "an object is expected"),
-        ("1", "an object is expected"),
+        ("[]", "an array"),
+        ("1", "a number"),
         ("{\"v\": 1} {\"v\": 2}", "something follows"),
         ("{\"v\": 1},", "something follows"),
         ("{\"v\": 1,}", "a string is expected"),
