@@ -55,10 +55,17 @@ pub struct Column {
 
 /// The text is not a column type this system has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not a column type; there are {TYPE_NAMES}")]
-pub struct TypeError {
-    pub text: String,
+pub enum TypeError {
+    #[error("\"{text}\" is not a column type; there are {TYPE_NAMES}")]
+    Unknown { text: String },
+    /// It has the form of a type, with a number no such type has.
+    #[error("\"{text}\": {bound}")]
+    OutOfBounds { text: String, bound: &'static str },
 }
+
+const DECIMAL_BOUND: &str =
+    "a DECIMAL has a precision of 1 to 38 digits, and a scale of at most its precision";
+const TIMESTAMP_BOUND: &str = "a TIMESTAMP has at most 9 digits of a second";
 
 const TYPE_NAMES: &str = "BOOLEAN, TINYINT, SMALLINT, INT, BIGINT (each also UNSIGNED), FLOAT, DOUBLE, \
      DECIMAL(p, s), VARCHAR, BYTES, DATE, TIME, TIMESTAMP(p), JSON, ARRAY<type>, ROW<name type, …>";
@@ -251,15 +258,20 @@ impl FromStr for ColumnType {
     type Err = TypeError;
 
     fn from_str(text: &str) -> Result<ColumnType, TypeError> {
-        let error = || TypeError {
-            text: text.to_owned(),
+        let mut parser = TypeParser {
+            rest: text,
+            bound: None,
         };
-        let mut parser = TypeParser { rest: text };
-        let parsed = parser.column_type(0).ok_or_else(error)?;
-        if parser.rest.trim().is_empty() {
-            Ok(parsed)
-        } else {
-            Err(error())
+        let parsed = parser.column_type(0);
+        match (parsed, parser.bound) {
+            (Some(parsed), _) if parser.rest.trim().is_empty() => Ok(parsed),
+            (None, Some(bound)) => Err(TypeError::OutOfBounds {
+                text: text.to_owned(),
+                bound,
+            }),
+            (Some(_) | None, _) => Err(TypeError::Unknown {
+                text: text.to_owned(),
+            }),
         }
     }
 }
@@ -267,6 +279,8 @@ impl FromStr for ColumnType {
 /// Reads a type from the front of a text. `None` is any mistake: the caller names the whole text.
 struct TypeParser<'a> {
     rest: &'a str,
+    /// What a number is beyond, if that is the mistake.
+    bound: Option<&'static str>,
 }
 
 impl<'a> TypeParser<'a> {
@@ -302,7 +316,7 @@ impl<'a> TypeParser<'a> {
             "TIME" => ColumnType::Time,
             "TIMESTAMP" | "DATETIME" => {
                 let digits = self.argument().unwrap_or(6);
-                return (digits <= 9).then_some(ColumnType::Timestamp(digits));
+                return self.within(digits <= 9, TIMESTAMP_BOUND, ColumnType::Timestamp(digits));
             }
             "JSON" => ColumnType::Json,
             "NULL" => ColumnType::Null,
@@ -342,8 +356,19 @@ impl<'a> TypeParser<'a> {
             self.symbol(')')?;
         }
         let valid = (1..=38).contains(&precision) && scale <= precision;
-        let scale = i8::try_from(scale).ok()?;
-        valid.then_some(ColumnType::Decimal { precision, scale })
+        let scale = i8::try_from(scale).unwrap_or(i8::MAX);
+        self.within(
+            valid,
+            DECIMAL_BOUND,
+            ColumnType::Decimal { precision, scale },
+        )
+    }
+
+    fn within(&mut self, valid: bool, bound: &'static str, kind: ColumnType) -> Option<ColumnType> {
+        if !valid {
+            self.bound = Some(bound);
+        }
+        valid.then_some(kind)
     }
 
     fn row(&mut self, depth: usize) -> Option<ColumnType> {
@@ -408,7 +433,9 @@ impl<'a> TypeParser<'a> {
     }
 
     fn number(&mut self) -> Option<u8> {
-        self.take(|c| c.is_ascii_digit())?.parse().ok()
+        let digits = self.take(|c| c.is_ascii_digit())?;
+        // Only how long a text may be is ever larger, and that is not kept.
+        Some(digits.parse().unwrap_or(u8::MAX))
     }
 
     fn keyword(&mut self, keyword: &str) -> bool {

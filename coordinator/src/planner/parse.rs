@@ -5,7 +5,7 @@
 
 use common::error::{ErrorCode, Problem};
 use common::limits::MAX_COLUMNS;
-use common::schema::{Column, ColumnType};
+use common::schema::{Column, ColumnType, TypeError};
 use datafusion::sql::sqlparser::ast::{Expr, Query};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Word};
 
@@ -627,9 +627,12 @@ fn column_type(at: Place, tokens: &[TokenWithSpan]) -> Result<ColumnType, Proble
         Some(bare) => &text[..bare.len()],
         None => &text,
     };
-    bare.parse().map_err(|error: common::schema::TypeError| {
+    bare.parse().map_err(|error: TypeError| {
         let word = bare.split([' ', '(', '<']).next().unwrap_or_default();
         let problem = syntax(at, error.to_string());
+        if let TypeError::OutOfBounds { .. } = error {
+            return problem.hint("Declare it within these bounds, or as VARCHAR or DOUBLE.");
+        }
         match nearest(&word.to_ascii_uppercase(), TYPES.iter().copied()) {
             Some(near) if !near.eq_ignore_ascii_case(word) => {
                 problem.hint(format!("Did you mean {near}?"))
