@@ -9,6 +9,7 @@ pub mod time;
 pub mod random;
 pub mod limits;
 pub mod error;
+pub mod json;
 
 pub mod record;
 pub mod compression;

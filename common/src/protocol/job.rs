@@ -70,6 +70,23 @@ pub enum JobState {
     Cancelled,
 }
 
+impl std::fmt::Display for JobState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            JobState::Created => "CREATED",
+            JobState::Waiting => "WAITING",
+            JobState::Deploying => "DEPLOYING",
+            JobState::Running => "RUNNING",
+            JobState::Recovering => "RECOVERING",
+            JobState::Paused => "PAUSED",
+            JobState::Stopped => "STOPPED",
+            JobState::Finished => "FINISHED",
+            JobState::Failed => "FAILED",
+            JobState::Cancelled => "CANCELLED",
+        })
+    }
+}
+
 impl JobState {
     /// Nothing of the job runs or will run unless its user says so.
     pub fn is_terminal(self) -> bool {

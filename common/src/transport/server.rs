@@ -1,31 +1,33 @@
 //! The way into a node: what its HTTP server shares with every other one (feature `server`).
 //!
 //! `HttpServer` runs actix-web on threads of its own, so that several nodes can live in one process.
-//! `register` adds a `Call`. Everything a user's request can do wrong before a handler sees it is
+//! `register` adds a `Call`; `Query` and `JsonBody` read what a user sends. Everything a user's request can do wrong before a handler sees it is
 //! answered with a problem document, as everything afterwards is.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use actix_web::body::{BodySize, MessageBody};
-use actix_web::dev::ServerHandle;
-use actix_web::error::{InternalError, JsonPayloadError, PathError, QueryPayloadError};
+use actix_web::dev::{self, ServerHandle};
+use actix_web::error::{InternalError, PathError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use actix_web::web::{self, Payload, ServiceConfig};
-use actix_web::{App, HttpRequest, HttpResponse, Resource, ResponseError};
+use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::client::{Forward, Transport};
 use super::msgpack::{self, Encoded};
 use super::{MSGPACK, PROBLEM_JSON, PROBLEM_MSGPACK};
 use crate::error::{ErrorCode, Problem};
+use crate::json::{self, Mistake};
 use crate::limits::{MAX_CALL_BYTES, MAX_REQUEST_BYTES};
 use crate::protocol::Call;
 use crate::time::Span;
@@ -189,8 +191,73 @@ pub async fn read_body(payload: Payload, limit: usize) -> Result<Bytes, Problem>
 }
 
 /// A JSON body that was read as a whole.
-pub fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| not_json(&error))
+pub fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    json::read_object(body).map_err(|mistake| {
+        let Mistake {
+            pointer,
+            detail,
+            place: (line, column),
+        } = mistake;
+        match pointer.is_empty() {
+            true => Problem::new(ErrorCode::InvalidRequest, format!("the body: {detail}"))
+                .at(format!("line {line}, column {column}")),
+            false => Problem::new(
+                ErrorCode::InvalidRequest,
+                format!("{pointer} in the body: {detail}"),
+            )
+            .at(pointer),
+        }
+    })
+}
+
+/// The parameters of a request's address. What cannot be read is named.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest for Query<T> {
+    type Error = Problem;
+    type Future = Ready<Result<Query<T>, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut dev::Payload) -> Self::Future {
+        ready(read_query(request.query_string()).map(Query))
+    }
+}
+
+/// A JSON body. What curl sends for `-d` without a header: JSON it is, or the reader says what is wrong.
+#[derive(Debug)]
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned + 'static> FromRequest for JsonBody<T> {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<JsonBody<T>, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut dev::Payload) -> Self::Future {
+        let payload = Payload::from_request(request, payload);
+        Box::pin(async move {
+            let payload = payload.await.expect("a payload is only taken over");
+            let body = read_body(payload, MAX_REQUEST_BYTES).await?;
+            read_json(&body).map(JsonBody)
+        })
+    }
+}
+
+fn read_query<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    let pairs = || form_urlencoded::parse(text.as_bytes());
+    serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs())).map_err(
+        |error| {
+            let name = error.path().to_string();
+            let given = pairs().find(|(given, _)| *given == *name);
+            let detail = match given {
+                Some((name, value)) => format!("\"{name}\" is \"{value}\": {}", error.inner()),
+                None => error.inner().to_string(),
+            };
+            Problem::new(
+                ErrorCode::InvalidRequest,
+                format!("the query string: {detail}"),
+            )
+            .hint("See /docs for the parameters this call takes.")
+        },
+    )
 }
 
 /// Where a user's request goes on to, and how.
@@ -281,52 +348,14 @@ impl ResponseError for Problem {
 
 /// How requests are read, and what is said about those that cannot be.
 fn defaults(config: &mut ServiceConfig) {
-    config
-        .app_data(web::PayloadConfig::new(MAX_REQUEST_BYTES))
-        .app_data(
-            web::JsonConfig::default()
-                .limit(MAX_REQUEST_BYTES)
-                // What curl sends for `-d` without a header: JSON it is, or the parser says what is wrong.
-                .content_type_required(false)
-                .content_type(|_| true)
-                .error_handler(|error, _| answered(json_problem(&error))),
-        )
-        .app_data(
-            web::QueryConfig::default().error_handler(|error, _| answered(query_problem(&error))),
-        )
-        .app_data(
-            web::PathConfig::default().error_handler(|error, _| answered(path_problem(&error))),
-        );
+    config.app_data(
+        web::PathConfig::default().error_handler(|error, _| answered(path_problem(&error))),
+    );
 }
 
 fn answered(problem: Problem) -> actix_web::Error {
     let response = problem.error_response();
     InternalError::from_response(problem, response).into()
-}
-
-fn json_problem(error: &JsonPayloadError) -> Problem {
-    match error {
-        JsonPayloadError::OverflowKnownLength { .. } | JsonPayloadError::Overflow { .. } => {
-            Problem::new(ErrorCode::RequestTooLarge, error.to_string()).hint("Send less at a time.")
-        }
-        JsonPayloadError::Deserialize(error) => not_json(error),
-        other => Problem::new(ErrorCode::InvalidRequest, other.to_string()),
-    }
-}
-
-fn not_json(error: &serde_json::Error) -> Problem {
-    let place = format!("line {}, column {}", error.line(), error.column());
-    let text = error.to_string();
-    // serde_json repeats the place at the end of its text.
-    let detail = text.split(" at line ").next().unwrap_or(&text);
-    Problem::new(ErrorCode::InvalidRequest, format!("the body: {detail}")).at(place)
-}
-
-fn query_problem(error: &QueryPayloadError) -> Problem {
-    Problem::new(
-        ErrorCode::InvalidRequest,
-        format!("the query string: {error}"),
-    )
 }
 
 fn path_problem(error: &PathError) -> Problem {

@@ -98,13 +98,11 @@ fn routes(config: &mut ServiceConfig, gate: Gate) {
             )
         },
     )));
-    config.service(
-        server::resource("/v1/typed").route(
-            web::put().to(|body: web::Json<Add>| async move {
-                HttpResponse::Ok().json(body.terms.len())
-            }),
-        ),
-    );
+    config.service(server::resource("/v1/typed").route(web::put().to(
+        |server::JsonBody(add): server::JsonBody<Add>| async move {
+            HttpResponse::Ok().json(add.terms.len())
+        },
+    )));
 }
 
 #[test]

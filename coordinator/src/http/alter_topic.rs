@@ -4,6 +4,7 @@ use actix_web::web::{Data, Json, Path};
 
 use common::error::Problem;
 use common::ids::TopicName;
+use common::transport::server::JsonBody;
 
 use super::State;
 use super::describe_topic::{TopicDescription, described};
@@ -25,10 +26,9 @@ use crate::controller::topics::AlterTopic;
 pub(crate) async fn alter_topic(
     state: Data<State>,
     name: Path<String>,
-    change: Json<AlterTopic>,
+    JsonBody(change): JsonBody<AlterTopic>,
 ) -> Result<Json<TopicDescription>, Problem> {
     let name = TopicName::new(name.into_inner())?;
-    let change = change.into_inner();
     state.controller.alter_topic(name.clone(), change).await?;
     described(&state, &name).map(Json)
 }

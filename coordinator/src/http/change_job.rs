@@ -3,11 +3,12 @@
 //! Each answers with the job as it is then; the job comes to what is wanted as fast as it can. Asking for
 //! what is wanted already changes nothing.
 
-use actix_web::web::{Data, Json, Path, Query};
+use actix_web::web::{Data, Json, Path};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use common::error::{ErrorCode, Problem};
+use common::transport::server::Query;
 
 use super::State;
 use super::jobs::{describe, find};
@@ -66,7 +67,7 @@ pub(crate) async fn resume(
 pub(crate) async fn stop(
     state: Data<State>,
     job: Path<String>,
-    options: Query<StopOptions>,
+    Query(options): Query<StopOptions>,
 ) -> Result<Json<JobDescription>, Problem> {
     let desired = match options.drain {
         true => Desired::Drained,
@@ -118,15 +119,11 @@ async fn want(
         Wish::Refused => {
             return Err(Problem::new(
                 ErrorCode::Conflict,
-                format!("job \"{name}\" is {}", state_name(row.state)),
+                format!("job \"{name}\" is {}", row.state),
             )
             .hint("Deploy it again under another name, or delete it first."));
         }
     }
     let row = find(state, name)?;
     Ok(Json(describe(state, &row).await))
-}
-
-fn state_name(state: common::protocol::job::JobState) -> String {
-    format!("{state:?}").to_uppercase()
 }

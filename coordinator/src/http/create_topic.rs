@@ -2,13 +2,14 @@
 
 use actix_web::HttpResponse;
 use actix_web::http::header::LOCATION;
-use actix_web::web::{Bytes, Data};
+use actix_web::web::{Data, Payload};
 use serde::Deserialize;
 
 use common::error::Problem;
 use common::ids::TopicName;
+use common::limits::MAX_REQUEST_BYTES;
 use common::protocol::topic::CreateTopic;
-use common::transport::server::read_json;
+use common::transport::server::{read_body, read_json};
 
 use super::State;
 use super::describe_topic::{TopicDescription, described};
@@ -32,7 +33,11 @@ struct Named {
         (status = 503, body = Problem, description = "No worker is active")
     )
 )]
-pub(crate) async fn create_topic(state: Data<State>, body: Bytes) -> Result<HttpResponse, Problem> {
+pub(crate) async fn create_topic(
+    state: Data<State>,
+    payload: Payload,
+) -> Result<HttpResponse, Problem> {
+    let body = read_body(payload, MAX_REQUEST_BYTES).await?;
     let Named { name } = read_json(&body)?;
     let name = TopicName::new(name)?;
     let request: CreateTopic = read_json(&body)?;

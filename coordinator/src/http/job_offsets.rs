@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::web::{Data, Json, Path, Query};
+use actix_web::web::{Data, Json, Path};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use common::error::{ErrorCode, Problem};
 use common::ids::CheckpointId;
+use common::transport::server::Query;
 
 use super::State;
 use super::jobs::find;
@@ -43,7 +44,7 @@ pub(crate) struct Offsets {
 pub(crate) async fn job_offsets(
     state: Data<State>,
     job: Path<String>,
-    options: Query<Options>,
+    Query(options): Query<Options>,
 ) -> Result<Json<Offsets>, Problem> {
     let row = find(&state, &job)?;
     let Some(completed) = row.completed else {

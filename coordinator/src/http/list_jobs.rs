@@ -1,10 +1,11 @@
 //! `GET /v1/jobs`: names and states, in pages.
 
-use actix_web::web::{Data, Json, Query};
+use actix_web::web::{Data, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
+use common::transport::server::Query;
 
 use super::State;
 use super::paging::Page;
@@ -27,7 +28,7 @@ pub(crate) struct JobList {
 )]
 pub(crate) async fn list_jobs(
     state: Data<State>,
-    page: Query<Page>,
+    Query(page): Query<Page>,
 ) -> Result<Json<JobList>, Problem> {
     let (rows, next) = state
         .controller

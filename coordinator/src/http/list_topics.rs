@@ -1,10 +1,11 @@
 //! The topics there are, in pages.
 
-use actix_web::web::{Data, Json, Query};
+use actix_web::web::{Data, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
+use common::transport::server::Query;
 
 use super::State;
 use super::paging::Page;
@@ -35,7 +36,7 @@ pub struct TopicSummary {
 )]
 pub(crate) async fn list_topics(
     state: Data<State>,
-    page: Query<Page>,
+    Query(page): Query<Page>,
 ) -> Result<Json<TopicList>, Problem> {
     let (rows, next) = state.controller.view().read(|metadata| {
         page.of(metadata.topics_by_name().cloned(), |row| {

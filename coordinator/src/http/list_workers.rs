@@ -1,10 +1,11 @@
 //! The workers the cluster knows, how they stand, and what they use.
 
-use actix_web::web::{Data, Json, Query};
+use actix_web::web::{Data, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
+use common::transport::server::Query;
 
 use super::State;
 use super::paging::Page;
@@ -57,7 +58,7 @@ pub struct LoadDescription {
 )]
 pub(crate) async fn list_workers(
     state: Data<State>,
-    page: Query<Page>,
+    Query(page): Query<Page>,
 ) -> Result<Json<WorkerList>, Problem> {
     let heard = state.liveness.describe().await;
     let (rows, next) = state.controller.view().read(|metadata| {

@@ -18,6 +18,7 @@ use common::protocol::state::{
     Consistency, QueryState, QueryStateAtRest, StateEntries, StateEntry,
 };
 use common::protocol::task::Deployment;
+use common::transport::server::Query;
 use common::transport::{MSGPACK, msgpack};
 
 use super::State;
@@ -78,10 +79,10 @@ pub(crate) async fn query_state(
     state: web::Data<State>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    options: web::Query<Options>,
+    Query(options): Query<Options>,
 ) -> Result<HttpResponse, Problem> {
     let (job, operator) = path.into_inner();
-    let question = question(operator, options.into_inner())?;
+    let question = question(operator, options)?;
     let pinned = question.epoch.is_some();
     for attempt in 1.. {
         match read(&state, &job, question.clone()).await {

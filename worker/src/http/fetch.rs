@@ -1,7 +1,7 @@
 //! `GET /v1/topics/{topic}/partitions/{p}/records`: a client reads, and waits for more.
 
 use actix_web::http::header::HeaderName;
-use actix_web::web::{self, Data, Path, Query};
+use actix_web::web::{self, Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use common::error::{ErrorCode, Problem};
 use common::ids::TopicPartition;
@@ -12,6 +12,7 @@ use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, ListOffsets, PartitionOffsets};
 use common::time::{Span, Timestamp};
+use common::transport::server::Query;
 use serde::Deserialize;
 
 use super::answer_records::{put_json_record, put_msgpack_record};
@@ -50,7 +51,7 @@ struct Answered {
 pub async fn fetch(
     composed: Data<Composed>,
     path: Path<(String, u32)>,
-    query: Query<FetchQuery>,
+    Query(query): Query<FetchQuery>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let routes = parts(&composed)?;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, HeaderName};
-use actix_web::web::{self, Data, Path, Payload, Query};
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
+use actix_web::web::{self, Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
@@ -21,7 +21,7 @@ use common::protocol::metadata::TopicImage;
 use common::protocol::produce::{Acks, AppendedBatch};
 use common::record::Header;
 use common::time::Timestamp;
-use common::transport::server::read_body;
+use common::transport::server::{Query, read_body};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ struct Idempotency {
 pub async fn produce(
     composed: Data<Composed>,
     topic: Path<String>,
-    query: Query<ProduceQuery>,
+    Query(query): Query<ProduceQuery>,
     request: HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
@@ -317,6 +317,12 @@ fn parse_acks(acks: Option<&str>) -> Result<Acks, Problem> {
 }
 
 fn body_format(request: &HttpRequest) -> Result<BodyFormat, Problem> {
+    let encoding = header(request, &CONTENT_ENCODING).unwrap_or("identity");
+    if !encoding.eq_ignore_ascii_case("identity") {
+        let detail = format!("records are not unpacked from the Content-Encoding \"{encoding}\"");
+        return Err(Problem::new(ErrorCode::UnsupportedMediaType, detail)
+            .hint("Send the body as it is, without Content-Encoding."));
+    }
     let given = header(request, &CONTENT_TYPE).unwrap_or_default();
     BodyFormat::of(given).ok_or_else(|| {
         let detail = match given {

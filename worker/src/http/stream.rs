@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, HeaderName};
-use actix_web::web::{Data, Path, Query};
+use actix_web::web::{Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
@@ -18,6 +18,7 @@ use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::fetch::FetchBatches;
 use common::time::Span;
+use common::transport::server::Query;
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -59,7 +60,7 @@ enum Given {
 pub async fn stream(
     composed: Data<Composed>,
     topic: Path<String>,
-    query: Query<StreamQuery>,
+    Query(query): Query<StreamQuery>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let routes = parts(&composed)?;
