@@ -219,7 +219,7 @@ pub enum Rejection {
         generation: Generation,
         current: Generation,
     },
-    #[error("job {job} cannot go from {from:?} to {to:?}")]
+    #[error("job {job} cannot go from {from} to {to}")]
     IllegalTransition {
         job: JobId,
         from: JobState,
@@ -227,10 +227,10 @@ pub enum Rejection {
     },
     #[error("job {job} runs nothing")]
     NotRunning { job: JobId },
-    #[error("job {job} is {state:?}, which cannot be undone")]
-    JobOver { job: JobId, state: JobState },
-    #[error("job {job} is {state:?}: only a job of which nothing runs can be deleted")]
-    JobAlive { job: JobId, state: JobState },
+    #[error("job \"{job}\" is {state}, which cannot be undone")]
+    JobOver { job: JobName, state: JobState },
+    #[error("job \"{job}\" is {state}: only a job of which nothing runs can be deleted")]
+    JobAlive { job: JobName, state: JobState },
     #[error("job {job} has used up its generations")]
     GenerationsExhausted { job: JobId },
     #[error("the last completed checkpoint of job {job} is {completed:?}, not {restore:?}")]

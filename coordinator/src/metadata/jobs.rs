@@ -241,6 +241,7 @@ impl ClusterMetadata {
         self.change_job(index, at, job, |row| {
             if matches!(row.state, JobState::Finished | JobState::Cancelled) {
                 let state = row.state;
+                let job = row.name.clone();
                 return Err(Rejection::JobOver { job, state });
             }
             // A generation that was told to end, drained ones too, does not become one that goes on.
@@ -382,6 +383,7 @@ impl ClusterMetadata {
         let outcome = self.change_job(index, at, job, |row| {
             if !row.state.is_terminal() {
                 let state = row.state;
+                let job = row.name.clone();
                 return Err(Rejection::JobAlive { job, state });
             }
             row.deleted = true;
