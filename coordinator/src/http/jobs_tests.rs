@@ -347,7 +347,9 @@ fn a_job_waits_for_the_worker_that_holds_its_state_and_goes_on_when_it_is_back()
             "waits for worker 1, which holds the state of 4 tasks"
         );
         assert_eq!(waiting["restarts"][0]["reason"], "worker 1 is gone");
-        let state = cluster.get("/v1/jobs/warm/operators/sensors/state").await;
+        let operator = waiting["graph"]["operators"][0]["id"].as_str().unwrap();
+        let path = format!("/v1/jobs/warm/operators/{operator}/state");
+        let state = cluster.get(&path).await;
         assert_eq!(
             (state.status, &state.body["code"]),
             (409, &json!("CONFLICT"))
@@ -518,6 +520,16 @@ fn the_state_of_an_operator_is_read_in_pages_at_one_epoch() {
         assert_eq!(
             (unknown.status, &unknown.body["code"]),
             (404, &json!("UNKNOWN_OPERATOR"))
+        );
+        let source = cluster.get("/v1/jobs/warm/operators/sensors/state").await;
+        assert_eq!(source.body["code"], "UNKNOWN_OPERATOR");
+        assert_eq!(
+            source.body["detail"],
+            "\"sensors\" of job \"warm\" keeps no state to read"
+        );
+        assert_eq!(
+            source.body["hint"],
+            format!("State is kept by: {operator}.")
         );
     });
 }

@@ -10,7 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, MetadataVersion, NodeId, StageId, TaskId};
-use common::plan::task_graph::TaskGraph;
+use common::plan::operator::OperatorSpec;
+use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::state::{Consistency, StateEntries, StateEntry, StatePlace};
 use common::protocol::task::{Deployment, TaskAssignment};
 use common::time::Timestamp;
@@ -81,7 +82,7 @@ impl Reading {
             (Consistency::Live, None, _) => {
                 return Err(Problem::new(
                     ErrorCode::Conflict,
-                    format!("nothing of job \"{}\" runs", row.name),
+                    format!("nothing of job \"{}\" runs: it is {}", row.name, row.state),
                 )
                 .hint("Read its last completed epoch: leave `consistency` out."));
             }
@@ -204,21 +205,48 @@ pub fn at_rest(row: &JobRow) -> Deployment {
     }
 }
 
+/// The stage of an operator that keeps state which can be asked for.
 fn find_stage(row: &JobRow, operator: &str) -> Result<StageId, Problem> {
+    let planned = |stage: &Stage| {
+        let operators = stage.operators.clone().into_iter();
+        operators.map(|operator| operator.spec)
+    };
     let stages = row.graph.stages.iter();
     let found = stages
         .clone()
-        .find(|stage| operators_of(stage).any(|name| name == operator));
-    match found {
-        Some(stage) => Ok(stage.id),
-        None => {
-            let known: Vec<&str> = stages.flat_map(operators_of).collect();
-            Err(Problem::new(
-                ErrorCode::UnknownOperator,
-                format!("job \"{}\" has no operator \"{operator}\"", row.name),
-            )
-            .hint(format!("It has: {}.", known.join(", "))))
+        .find(|stage| planned(stage).any(|spec| spec.id() == operator && keeps_state(&spec)));
+    if let Some(stage) = found {
+        return Ok(stage.id);
+    }
+    let is_there = stages
+        .clone()
+        .flat_map(operators_of)
+        .any(|name| name == operator);
+    let detail = match is_there {
+        true => format!(
+            "\"{operator}\" of job \"{}\" keeps no state to read",
+            row.name
+        ),
+        false => format!("job \"{}\" has no operator \"{operator}\"", row.name),
+    };
+    let known: Vec<String> = stages
+        .flat_map(planned)
+        .filter(keeps_state)
+        .map(|spec| spec.id().to_owned())
+        .collect();
+    let hint = match known.is_empty() {
+        true => "No operator of this job keeps state.".to_owned(),
+        false => format!("State is kept by: {}.", known.join(", ")),
+    };
+    Err(Problem::new(ErrorCode::UnknownOperator, detail).hint(hint))
+}
+
+fn keeps_state(spec: &OperatorSpec) -> bool {
+    match spec {
+        OperatorSpec::WindowAggregate(_) | OperatorSpec::Aggregate(_) | OperatorSpec::Custom(_) => {
+            true
         }
+        OperatorSpec::Filter(_) | OperatorSpec::Project(_) | OperatorSpec::Union(_) => false,
     }
 }
 
