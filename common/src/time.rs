@@ -52,6 +52,15 @@ pub struct SpanError {
     pub text: String,
 }
 
+/// The text is no point in time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{text}\" is not a time; write milliseconds since 1970, or for example 2026-01-31T12:00:00Z"
+)]
+pub struct TimestampError {
+    pub text: String,
+}
+
 impl Timestamp {
     /// Before every event: the watermark of a source that has said nothing.
     pub const MIN: Timestamp = Timestamp(i64::MIN);
@@ -144,6 +153,36 @@ impl Clock for ManualClock {
 
     fn tick(&self) -> Tick {
         Tick(self.tick.load(Ordering::Relaxed))
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = TimestampError;
+
+    /// Milliseconds since 1970, or ISO 8601; without an offset it is UTC.
+    fn from_str(text: &str) -> Result<Timestamp, TimestampError> {
+        if let Ok(milliseconds) = text.parse::<i64>() {
+            return Ok(Timestamp(milliseconds));
+        }
+        if let Ok(time) = chrono::DateTime::parse_from_rfc3339(text) {
+            return Ok(Timestamp(time.timestamp_millis()));
+        }
+        for format in [
+            "%Y-%m-%dT%H:%M:%S%.f",
+            "%Y-%m-%d %H:%M:%S%.f",
+            "%Y-%m-%dT%H:%M",
+        ] {
+            if let Ok(time) = chrono::NaiveDateTime::parse_from_str(text, format) {
+                return Ok(Timestamp(time.and_utc().timestamp_millis()));
+            }
+        }
+        let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d");
+        match date.ok().and_then(|date| date.and_hms_opt(0, 0, 0)) {
+            Some(midnight) => Ok(Timestamp(midnight.and_utc().timestamp_millis())),
+            None => Err(TimestampError {
+                text: text.to_owned(),
+            }),
+        }
     }
 }
 

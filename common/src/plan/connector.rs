@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ids::TopicName;
 use crate::schema::Column;
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 
 /// Where rows come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,10 +32,11 @@ pub struct TopicSource {
     pub watermark: Option<WatermarkSpec>,
     #[serde(rename = "scan.startup.mode", default)]
     pub startup: StartupMode,
-    /// With mode `timestamp`: the first record at or after it, in milliseconds since 1970.
+    /// With mode `timestamp`: the first record at or after it, in milliseconds since 1970 or as ISO 8601.
     #[serde(
         rename = "scan.startup.timestamp",
         default,
+        deserialize_with = "timestamp_ms",
         skip_serializing_if = "Option::is_none"
     )]
     pub startup_timestamp_ms: Option<i64>,
@@ -43,6 +44,7 @@ pub struct TopicSource {
     #[serde(
         rename = "scan.startup.offsets",
         default,
+        deserialize_with = "offsets_by_partition",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub startup_offsets: BTreeMap<u32, i64>,
@@ -109,6 +111,49 @@ fn default_splits() -> u32 {
     4
 }
 
+fn timestamp_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected milliseconds since 1970, or a time in ISO 8601"
+    )]
+    enum Given {
+        Milliseconds(i64),
+        Text(String),
+    }
+    Ok(match Option::deserialize(deserializer)? {
+        None => None,
+        Some(Given::Milliseconds(milliseconds)) => Some(milliseconds),
+        Some(Given::Text(text)) => {
+            let time: Timestamp = text.parse().map_err(serde::de::Error::custom)?;
+            Some(time.0)
+        }
+    })
+}
+
+/// The keys of an object are text in JSON, also of one that was buffered; in MessagePack they are numbers.
+fn offsets_by_partition<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<u32, i64>, D::Error> {
+    #[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+    #[serde(untagged, expecting = "expected a partition's number")]
+    enum Key {
+        Number(u32),
+        Text(String),
+    }
+    let given = BTreeMap::<Key, i64>::deserialize(deserializer)?;
+    let read = given.into_iter().map(|(key, offset)| match key {
+        Key::Number(partition) => Ok((partition, offset)),
+        Key::Text(text) => match text.parse() {
+            Ok(partition) => Ok((partition, offset)),
+            Err(_) => Err(serde::de::Error::custom(format!(
+                "\"{text}\" is not a partition's number"
+            ))),
+        },
+    });
+    read.collect()
+}
+
 /// The streams that can be generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -168,6 +213,9 @@ impl FileSink {
         self.path.ends_with('/')
     }
 }
+
+/// The column that a webhook adds to its rows.
+pub const IDEMPOTENCY_KEY: &str = "idempotency_key";
 
 /// One POST per batch of rows. At least once; each row carries an `idempotency_key` that repeats are known by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -330,5 +378,50 @@ impl SinkSpec {
             SinkSpec::Webhook(_) | SinkSpec::Console(_) => Some(Format::Json),
             SinkSpec::Blackhole(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(options: &str) -> Result<TopicSource, String> {
+        let json = format!(r#"{{"connector": "topic", "topic": "bids", "schema": [], {options}}}"#);
+        match serde_json::from_str(&json) {
+            Ok(SourceSpec::Topic(topic)) => Ok(topic),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn offsets_to_start_from_are_read_from_json_and_messagepack() {
+        let read = topic(r#""scan.startup.offsets": {"0": 2, "11": 7}"#).unwrap();
+        assert_eq!(read.startup_offsets, BTreeMap::from([(0, 2), (11, 7)]));
+        let spec = SourceSpec::Topic(read);
+        let packed = crate::transport::msgpack::encode(&spec).unwrap();
+        let again: SourceSpec = crate::transport::msgpack::decode(&packed).unwrap();
+        assert_eq!(again, spec);
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<SourceSpec>(&json).unwrap(), spec);
+        let refused = topic(r#""scan.startup.offsets": {"x": 2}"#).unwrap_err();
+        assert!(refused.contains("\"x\" is not a partition"), "{refused}");
+    }
+
+    #[test]
+    fn a_time_to_start_from_is_a_number_or_iso_8601() {
+        for (given, expected) in [
+            ("1000", 1000),
+            ("\"1000\"", 1000),
+            ("\"1970-01-01T00:00:01Z\"", 1000),
+            ("\"1970-01-01T01:00:01+01:00\"", 1000),
+            ("\"1970-01-01 00:00:01.5\"", 1500),
+            ("\"1970-01-02\"", 86_400_000),
+        ] {
+            let read = topic(&format!(r#""scan.startup.timestamp": {given}"#)).unwrap();
+            assert_eq!(read.startup_timestamp_ms, Some(expected), "{given}");
+        }
+        let refused = topic(r#""scan.startup.timestamp": "soon""#).unwrap_err();
+        assert!(refused.contains("\"soon\" is not a time"), "{refused}");
     }
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use common::error::{ErrorCode, Problem};
 use common::plan::connector::{GeneratorKind, SinkSpec, SourceSpec, WatermarkSpec};
 use common::schema::{Column, ColumnType};
-use common::time::Span;
+use common::time::{Span, Timestamp};
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr as SqlExpr, Ident};
 use serde_json::{Map, Value};
 
 use super::expressions::Functions;
 use super::parse::{Name, Table, TableOption};
 use super::problems::nearest;
-use super::tokens::syntax;
+use super::tokens::{Place, syntax};
 use super::windows::constant_span;
 
 /// A declared table.
@@ -48,6 +48,25 @@ impl Declared {
             watermark,
             allowed_lateness,
         })
+    }
+
+    /// Where in the text that stands of which a path into the table's source or sink speaks: the option, else
+    /// the table's name.
+    pub(super) fn place_of(&self, path: &str) -> Place {
+        let header = path.strip_prefix("headers/");
+        let name = match header {
+            Some(header) => format!("headers.{}", unescaped(header)),
+            None => path.split('/').next().unwrap_or_default().to_owned(),
+        };
+        option(&self.table, &name).map_or(self.table.name.at, |option| option.name.at)
+    }
+
+    /// A problem at a path into the table's source or sink, at its place in the text.
+    pub(super) fn placed(&self, mut problem: Problem) -> Problem {
+        if let Some(path) = problem.at.as_deref().and_then(|at| at.strip_prefix('/')) {
+            problem.at = Some(self.place_of(path).to_string());
+        }
+        problem
     }
 
     /// Why the table cannot be read, if it says it is a sink; the other way round for `sink`.
@@ -108,6 +127,11 @@ impl Declared {
     }
 }
 
+/// A part of a JSON pointer as a name.
+pub(super) fn unescaped(part: &str) -> String {
+    part.replace("~1", "/").replace("~0", "~")
+}
+
 fn json(value: &impl serde::Serialize) -> Value {
     serde_json::to_value(value).expect("specs are plain data")
 }
@@ -156,6 +180,8 @@ fn read_spec<T: serde::de::DeserializeOwned>(
 enum Kind {
     Text,
     Number,
+    /// Milliseconds since 1970, or ISO 8601.
+    Time,
     Span,
     /// `a, b`
     Names,
@@ -181,7 +207,7 @@ const SOURCES: &[(&str, Options)] = &[
             ("event_time_field", Kind::Consumed),
             ("allowed_lateness", Kind::Consumed),
             ("scan.startup.mode", Kind::Text),
-            ("scan.startup.timestamp", Kind::Number),
+            ("scan.startup.timestamp", Kind::Time),
             ("scan.startup.offsets", Kind::Offsets),
             ("scan.bounded.mode", Kind::Text),
             ("isolation", Kind::Text),
@@ -339,6 +365,15 @@ fn value(given: &TableOption, kind: Kind) -> Result<Value, Problem> {
             (_, Ok(number)) => number.into(),
             _ => return Err(wrong("a number")),
         },
+        Kind::Time => {
+            let time: Result<Timestamp, _> = given.value.parse();
+            time.map_err(|_| {
+                wrong("a time")
+                    .hint("Write milliseconds since 1970, or for example '2026-01-31T12:00:00Z'.")
+            })?
+            .0
+            .into()
+        }
         Kind::Span => span(given)?.to_string().into(),
         Kind::Names => given
             .value

@@ -286,24 +286,7 @@ fn json_partition(text: &[u8]) -> Result<Option<PartitionId>, Mistake> {
 
 /// Milliseconds since 1970, or an ISO 8601 time; without a zone it is UTC.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
-    if let Ok(milliseconds) = text.parse::<i64>() {
-        return Some(Timestamp(milliseconds));
-    }
-    if let Ok(time) = chrono::DateTime::parse_from_rfc3339(text) {
-        return Some(Timestamp(time.timestamp_millis()));
-    }
-    for format in [
-        "%Y-%m-%dT%H:%M:%S%.f",
-        "%Y-%m-%d %H:%M:%S%.f",
-        "%Y-%m-%dT%H:%M",
-    ] {
-        if let Ok(time) = chrono::NaiveDateTime::parse_from_str(text, format) {
-            return Some(Timestamp(time.and_utc().timestamp_millis()));
-        }
-    }
-    let date = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
-    let midnight = date.and_hms_opt(0, 0, 0)?;
-    Some(Timestamp(midnight.and_utc().timestamp_millis()))
+    text.parse().ok()
 }
 
 fn decode_msgpack(body: &[u8]) -> Result<Vec<RequestRecord<'_>>, Problem> {

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::CheckpointId;
-use common::plan::connector::WebhookSink as Spec;
+use common::plan::connector::{IDEMPOTENCY_KEY, WebhookSink as Spec};
 use common::plan::task_graph::PlannedSink;
 use common::time::Span;
 use common::transport::client::{Forward, Transport};
@@ -54,7 +54,7 @@ impl WebhookSink {
         context: &SinkContext,
     ) -> Result<WebhookSink, Problem> {
         let (address, target) = split_url(&spec.url)?;
-        if let Some(column) = planned.columns.iter().find(|c| c.name == "idempotency_key") {
+        if let Some(column) = planned.columns.iter().find(|c| c.name == IDEMPOTENCY_KEY) {
             return Err(Problem::new(
                 ErrorCode::InvalidGraph,
                 format!(
