@@ -1,7 +1,7 @@
 //! What a job is: sources, operators and sinks as data.
 //!
 //! A user writes a [`JobGraph`], as JSON or as the SQL that compiles to it. The coordinator checks it
-//! (`validate`), types it and cuts it into stages (`task_graph`): that is what workers run.
+//! (`form`, `validate`), types it and cuts it into stages (`task_graph`): that is what workers run.
 //! Expressions stay SQL text from end to end: what a user reads in `explain` is what a worker evaluates.
 
 pub mod expression;
@@ -11,6 +11,7 @@ pub mod operator;
 pub mod connector;
 pub mod generator;
 pub mod edge;
+pub mod form;
 pub mod validate;
 pub mod task_graph;
 

@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use super::JobGraph;
-use super::connector::{Format, SinkSpec, SourceSpec};
+use super::connector::{
+    BoundedMode, Format, SinkSpec, SourceSpec, StartupMode, TopicSource, WebhookSink,
+};
 use super::operator::OperatorSpec;
 use super::window::WindowSpec;
+use crate::json::escaped;
 use crate::limits::{MAX_JOB_NODES, MAX_JOB_TEXT_BYTES};
 
 /// One mistake in a graph.
@@ -214,7 +217,7 @@ fn check_operator(i: usize, operator: &OperatorSpec, mistakes: &mut Mistakes) {
             mistakes.add(
                 format!("{at}/inputs"),
                 "a union needs at least two inputs",
-                "",
+                "Leave it out, or name the streams that it joins in \"inputs\".",
             );
         }
         OperatorSpec::Union(_) | OperatorSpec::Custom(_) => {}
@@ -239,7 +242,7 @@ fn check_operator(i: usize, operator: &OperatorSpec, mistakes: &mut Mistakes) {
                 mistakes.add(
                     format!("{at}/columns"),
                     "a project needs at least one column",
-                    "",
+                    "Name columns of its input in \"columns\", or {\"expr\": …, \"as\": …}.",
                 );
             }
         }
@@ -251,7 +254,7 @@ fn check_operator(i: usize, operator: &OperatorSpec, mistakes: &mut Mistakes) {
         mistakes.add(
             format!("{at}/config"),
             "the configuration is over 1 MiB",
-            "",
+            "Put what is large into a topic or a file, and its name into the configuration.",
         );
     }
 }
@@ -264,7 +267,7 @@ fn check_window(at: &str, window: &WindowSpec, mistakes: &mut Mistakes) {
         mistakes.add(
             format!("{at}/window"),
             "a window's size and slide must be at least 1ms",
-            "",
+            "Write for example 500ms, 10s or 5m.",
         );
     } else if slide > size {
         mistakes.add(
@@ -312,14 +315,133 @@ fn check_connectors(graph: &JobGraph, mistakes: &mut Mistakes) {
             );
         }
     }
+    for (name, spec) in &graph.sources {
+        let at = format!("/sources/{name}");
+        match spec {
+            SourceSpec::Topic(topic) => check_startup(&at, topic, mistakes),
+            SourceSpec::Generator(generator) => {
+                let options = [
+                    ("rate", generator.rate == Some(0)),
+                    ("splits", generator.splits == 0),
+                ];
+                for (option, _) in options.iter().filter(|(_, is_zero)| *is_zero) {
+                    mistakes.add(
+                        format!("{at}/{option}"),
+                        format!("with \"{option}\" 0 the generator would never give a row"),
+                        "Make it at least 1, or leave it out.",
+                    );
+                }
+            }
+            SourceSpec::Files(_) => {}
+        }
+    }
     for (name, spec) in &graph.sinks {
-        if let SinkSpec::Webhook(webhook) = spec
-            && !webhook.url.starts_with("http://")
+        if let SinkSpec::Webhook(webhook) = spec {
+            check_webhook(&format!("/sinks/{name}"), webhook, mistakes);
+        }
+    }
+    check_loops(graph, mistakes);
+}
+
+/// A mode that needs a value has it, and a value has the mode in which it counts.
+fn check_startup(at: &str, topic: &TopicSource, mistakes: &mut Mistakes) {
+    for (mode, option, given, example) in [
+        (
+            StartupMode::Timestamp,
+            "scan.startup.timestamp",
+            topic.startup_timestamp_ms.is_some(),
+            "milliseconds since 1970, or a time in ISO 8601",
+        ),
+        (
+            StartupMode::Offsets,
+            "scan.startup.offsets",
+            !topic.startup_offsets.is_empty(),
+            "the offset to begin at for each partition",
+        ),
+    ] {
+        let name = match mode {
+            StartupMode::Timestamp => "timestamp",
+            _ => "offsets",
+        };
+        if topic.startup == mode && !given {
+            mistakes.add(
+                format!("{at}/scan.startup.mode"),
+                format!("with scan.startup.mode {name} the option {option} is needed"),
+                format!("Set {option}: {example}."),
+            );
+        }
+        if topic.startup != mode && given {
+            mistakes.add(
+                format!("{at}/{option}"),
+                format!("{option} means nothing without scan.startup.mode {name}"),
+                format!("Set scan.startup.mode to {name}, or leave {option} out."),
+            );
+        }
+    }
+    if let Some((partition, offset)) = topic.startup_offsets.iter().find(|(_, o)| **o < 0) {
+        mistakes.add(
+            format!("{at}/scan.startup.offsets"),
+            format!("the offset {offset} of partition {partition} is below 0"),
+            "Offsets count from 0; partitions that are not named start at the earliest.",
+        );
+    }
+}
+
+fn check_webhook(at: &str, webhook: &WebhookSink, mistakes: &mut Mistakes) {
+    if !webhook.url.starts_with("http://") {
+        mistakes.add(
+            format!("{at}/url"),
+            format!("the URL \"{}\" does not start with http://", webhook.url),
+            "Write it as http://host:port/path.",
+        );
+    }
+    if webhook.max_rows == 0 {
+        mistakes.add(
+            format!("{at}/max_rows"),
+            "with \"max_rows\" 0 no request would carry a row",
+            "Make it at least 1, or leave it out.",
+        );
+    }
+    for (name, value) in &webhook.headers {
+        let is_token =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_token) {
+            mistakes.add(
+                format!("{at}/headers/{}", escaped(name)),
+                format!("\"{name}\" is not a header's name"),
+                "A header's name has letters, digits and \"-\".",
+            );
+        } else if !value
+            .bytes()
+            .all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
         {
             mistakes.add(
-                format!("/sinks/{name}/url"),
-                format!("the URL \"{}\" does not start with http://", webhook.url),
-                "Write it as http://host:port/path.",
+                format!("{at}/headers/{}", escaped(name)),
+                format!("the value of the header \"{name}\" cannot be sent"),
+                "A header's value is one line of printable ASCII characters.",
+            );
+        }
+    }
+}
+
+/// What a job writes to a topic that it reads to no end comes back to it, again and again.
+fn check_loops(graph: &JobGraph, mistakes: &mut Mistakes) {
+    for (name, sink) in &graph.sinks {
+        let SinkSpec::Topic(sink) = sink else {
+            continue;
+        };
+        let read = graph.sources.iter().find(|(_, source)| {
+            matches!(source, SourceSpec::Topic(source)
+                if source.topic == sink.topic && source.bounded == BoundedMode::Unbounded)
+        });
+        if let Some((source, _)) = read {
+            mistakes.add(
+                format!("/sinks/{name}/topic"),
+                format!(
+                    "the job reads the topic \"{}\" (\"{source}\") and would read its own results for ever",
+                    sink.topic
+                ),
+                "Write to another topic, split it into two jobs, or read with scan.bounded.mode latest.",
             );
         }
     }
@@ -399,6 +521,71 @@ mod tests {
                 "/sinks/hook/url"
             ]
         );
+    }
+
+    /// The places of what is wrong with one source and one sink.
+    fn wrong_options(source: &str, sink: &str) -> Vec<String> {
+        let json = format!(
+            r#"{{"sources": {{"in": {{{source}}}}}, "sinks": {{"out": {{{sink}, "input": "in"}}}}}}"#
+        );
+        let found = validate(&serde_json::from_str(&json).unwrap());
+        assert!(
+            found.iter().all(|mistake| !mistake.hint.is_empty()),
+            "{found:?}"
+        );
+        found.into_iter().map(|mistake| mistake.at).collect()
+    }
+
+    #[test]
+    fn options_that_mean_nothing_are_refused_by_name() {
+        const NOWHERE: &str = r#""connector": "blackhole""#;
+        for (options, at) in [
+            (r#""scan.startup.mode": "timestamp""#, "scan.startup.mode"),
+            (r#""scan.startup.mode": "offsets""#, "scan.startup.mode"),
+            (r#""scan.startup.timestamp": 7"#, "scan.startup.timestamp"),
+            (
+                r#""scan.startup.offsets": {"0": 7}"#,
+                "scan.startup.offsets",
+            ),
+            (
+                r#""scan.startup.mode": "offsets", "scan.startup.offsets": {"0": -7}"#,
+                "scan.startup.offsets",
+            ),
+        ] {
+            let source =
+                format!(r#""connector": "topic", "topic": "bids", "schema": [], {options}"#);
+            assert_eq!(
+                wrong_options(&source, NOWHERE),
+                [format!("/sources/in/{at}")]
+            );
+        }
+        for option in ["rate", "splits"] {
+            let source =
+                format!(r#""connector": "generator", "generator": "sensors", "{option}": 0"#);
+            assert_eq!(
+                wrong_options(&source, NOWHERE),
+                [format!("/sources/in/{option}")]
+            );
+        }
+        for (options, at) in [
+            (r#""max_rows": 0"#, "max_rows"),
+            (r#""headers": {"a b": "c"}"#, "headers/a b"),
+            (r#""headers": {"a/b": "c"}"#, "headers/a~1b"),
+            (r#""headers": {"a": "b\nc: d"}"#, "headers/a"),
+        ] {
+            let source = r#""connector": "generator", "generator": "sensors""#;
+            let sink = format!(r#""connector": "webhook", "url": "http://a/", {options}"#);
+            assert_eq!(wrong_options(source, &sink), [format!("/sinks/out/{at}")]);
+        }
+    }
+
+    #[test]
+    fn a_job_that_would_read_its_own_results_for_ever_is_refused() {
+        const SINK: &str = r#""connector": "topic", "topic": "bids""#;
+        let source = r#""connector": "topic", "topic": "bids", "schema": []"#;
+        assert_eq!(wrong_options(source, SINK), ["/sinks/out/topic"]);
+        let once = format!(r#"{source}, "scan.bounded.mode": "latest""#);
+        assert_eq!(wrong_options(&once, SINK), Vec::<String>::new());
     }
 
     #[test]

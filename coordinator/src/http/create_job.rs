@@ -11,13 +11,15 @@ use uuid::Uuid;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{JobName, TopicId, TopicName};
+use common::limits::MAX_REQUEST_BYTES;
 use common::plan::JobGraph;
+use common::plan::form;
 use common::protocol::job::CreateJob;
-use common::transport::server::read_json;
+use common::transport::server::{Query, read_body, read_json};
 
 use super::State;
 use super::jobs::{describe, find};
-use crate::job::creation;
+use crate::job::creation::{self, point_into};
 use crate::job::describe::JobDescription;
 use crate::planner::{PlannedJob, explain};
 
@@ -80,15 +82,16 @@ impl Plan {
 )]
 pub(crate) async fn create_job(
     state: web::Data<State>,
-    options: web::Query<Options>,
-    body: web::Bytes,
+    Query(options): Query<Options>,
+    payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
+    let body = read_body(payload, MAX_REQUEST_BYTES).await?;
     let Named { name } = read_json(&body)?;
     JobName::new(name)?;
-    let spec: CreateJob = read_json(&body)?;
+    let spec = read_job(&body)?;
     let (taken, context) = state.controller.view().read(|metadata| {
         let taken = metadata.job_named(&spec.name).is_some();
-        (taken, creation::plan_context(metadata))
+        (taken, creation::plan_context(metadata, Some(&spec.name)))
     });
     if taken && !options.dry_run {
         return Err(name_taken(&spec.name));
@@ -115,6 +118,18 @@ pub(crate) async fn create_job(
     Ok(HttpResponse::Created()
         .insert_header((LOCATION, format!("/v1/jobs/{name}")))
         .json(describe(&state, &row).await))
+}
+
+/// Of a graph that is none, the place says what of it is not as it should be.
+fn read_job(body: &[u8]) -> Result<CreateJob, Problem> {
+    read_json(body).map_err(|problem| {
+        let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        let graph = document.as_ref().and_then(|document| document.get("graph"));
+        match graph.and_then(form::problem) {
+            Some(problem) => point_into(problem, "/graph"),
+            None => problem,
+        }
+    })
 }
 
 fn name_taken(name: &JobName) -> Problem {

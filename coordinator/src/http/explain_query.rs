@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use common::error::{ErrorCode, Problem};
 use common::limits::DEFAULT_KEY_GROUPS;
+use common::transport::server::JsonBody;
 
 use super::State;
 use super::create_job::Plan;
@@ -31,10 +32,13 @@ pub(crate) struct Explain {
 )]
 pub(crate) async fn explain_query(
     state: Data<State>,
-    request: Json<Explain>,
+    JsonBody(request): JsonBody<Explain>,
 ) -> Result<Json<Plan>, Problem> {
-    let Explain { sql, parallelism } = request.into_inner();
-    let context = state.controller.view().read(creation::plan_context);
+    let Explain { sql, parallelism } = request;
+    let context = state
+        .controller
+        .view()
+        .read(|metadata| creation::plan_context(metadata, None));
     let planned = block(move || plan_sql(&sql, parallelism, DEFAULT_KEY_GROUPS, &context))
         .await
         .map_err(|_| Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping"))??;

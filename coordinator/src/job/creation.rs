@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{TopicId, TopicName};
+use common::ids::{JobName, TopicId, TopicName};
 use common::limits::{DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MIN_CHECKPOINT_INTERVAL};
 use common::protocol::job::CreateJob;
 use common::protocol::topic::{CreateTopic, TopicConfig};
@@ -16,7 +16,8 @@ use crate::metadata::command::Command;
 use crate::planner::{PlanContext, PlannedJob, plan_graph, plan_sql};
 
 /// What of the cluster a plan depends on.
-pub fn plan_context(metadata: &ClusterMetadata) -> PlanContext {
+/// `job`: its name, if it has one.
+pub fn plan_context(metadata: &ClusterMetadata, job: Option<&JobName>) -> PlanContext {
     PlanContext {
         topics: metadata
             .topics_by_name()
@@ -33,6 +34,7 @@ pub fn plan_context(metadata: &ClusterMetadata) -> PlanContext {
             .active_workers()
             .flat_map(|worker| worker.operators.iter().cloned())
             .collect(),
+        dead_letters: job.map(JobName::dead_letters),
     }
 }
 
@@ -47,7 +49,8 @@ pub fn plan(spec: &CreateJob, context: &PlanContext) -> Result<PlannedJob, Probl
         (Some(_), Some(_)) | (None, None) => Err(Problem::new(
             ErrorCode::InvalidRequest,
             "a job is defined by exactly one of \"sql\" and \"graph\"",
-        )),
+        )
+        .hint("Give its query as \"sql\", or its nodes as \"graph\".")),
     }
 }
 
@@ -125,7 +128,7 @@ fn check(spec: &CreateJob) -> Result<(), Problem> {
 }
 
 /// The planner points into the graph; its user sent a document around it.
-fn point_into(mut problem: Problem, prefix: &str) -> Problem {
+pub fn point_into(mut problem: Problem, prefix: &str) -> Problem {
     problem.at = problem.at.map(|at| match at.starts_with('/') {
         true if at != "/parallelism" => format!("{prefix}{at}"),
         _ => at,

@@ -137,6 +137,27 @@ const GRAPHS: &[(&str, &str, &str, &str, &[&str])] = &[
         &["\"magic\""],
     ),
     (
+        "a sink on the job's own dead letters",
+        r#"{"type": "filter", "id": "f", "inputs": ["in"], "predicate": "true"}"#,
+        r#""out": {"connector": "topic", "topic": "sums.dead-letters", "input": "f"}"#,
+        "/sinks/out/topic",
+        &["dead letters", "another topic"],
+    ),
+    (
+        "a column that a webhook adds",
+        r#"{"type": "project", "id": "p", "inputs": ["in"], "columns": [{"expr": "a", "as": "idempotency_key"}]}"#,
+        r#""out": {"connector": "webhook", "url": "http://a/", "input": "p"}"#,
+        "/sinks/out/input",
+        &["idempotency_key", "another name"],
+    ),
+    (
+        "a number compared with a text that is none",
+        r#"{"type": "filter", "id": "f", "inputs": ["in"], "predicate": "a > 'abc'"}"#,
+        r#""out": {"connector": "blackhole", "input": "f"}"#,
+        "/operators/0/predicate",
+        &["'abc' is no BIGINT", "CAST"],
+    ),
+    (
         "a record key of no column",
         r#"{"type": "filter", "id": "f", "inputs": ["in"], "predicate": "true"}"#,
         r#""out": {"connector": "topic", "topic": "r", "key": ["b"], "input": "f"}"#,

@@ -61,6 +61,8 @@ pub struct PlanContext {
     pub worker_cores: u32,
     /// Custom operators that active workers carry.
     pub custom_operators: BTreeSet<String>,
+    /// The topic of the job's own dead letters, if the job has a name.
+    pub dead_letters: Option<TopicName>,
 }
 
 /// A job as it will run.
@@ -94,11 +96,7 @@ pub fn plan_sql(
             key_groups,
             context,
         )
-        // A pointer into a graph its user has not written would not help.
-        .map_err(|mut problem| {
-            problem.at = problem.at.filter(|at| !at.starts_with('/'));
-            problem
-        })?;
+        .map_err(|problem| compiled.placed(problem))?;
         Ok(PlannedJob {
             warnings: compiled.warnings,
             ..planned
@@ -136,7 +134,8 @@ fn plan(
             ErrorCode::InvalidRequest,
             format!("the parallelism is {parallelism}; it is 1 to {key_groups}, the key groups of the job"),
         )
-        .at("/parallelism"));
+        .at("/parallelism")
+        .hint("Leave it out for a default by sources and cores."));
     }
     let typed = typing::type_graph(functions, graph)?;
     let tasks = task_graph::cut(graph, &typed, parallelism, key_groups, context)?;
@@ -171,7 +170,25 @@ fn plan(
 
 /// What a graph names must exist: topics it reads, operators that workers carry.
 fn check_surroundings(graph: &JobGraph, context: &PlanContext) -> Result<(), Problem> {
+    check_dead_letters(graph, context)?;
     for (name, source) in &graph.sources {
+        if let SourceSpec::Topic(topic) = source
+            && let Some(partitions) = context.topics.get(&topic.topic)
+            && let Some(partition) = topic.startup_offsets.keys().find(|p| *p >= partitions)
+        {
+            return Err(Problem::new(
+                ErrorCode::UnknownPartition,
+                format!(
+                    "topic \"{}\" has no partition {partition}, it has {partitions} from 0",
+                    topic.topic
+                ),
+            )
+            .at(format!(
+                "{}/scan.startup.offsets",
+                typing::pointer("sources", name)
+            ))
+            .hint("Name only partitions that it has; the others start at the earliest."));
+        }
         if let SourceSpec::Topic(topic) = source
             && !context.topics.contains_key(&topic.topic)
         {
@@ -212,6 +229,34 @@ fn check_surroundings(graph: &JobGraph, context: &PlanContext) -> Result<(), Pro
                 true => "Workers carry the operators they were built with.".to_owned(),
                 false => format!("There are: {}.", known.join(", ")),
             }));
+        }
+    }
+    Ok(())
+}
+
+/// What the job writes as dead letters is not for its sinks, and would come back to its sources for ever.
+fn check_dead_letters(graph: &JobGraph, context: &PlanContext) -> Result<(), Problem> {
+    let Some(own) = &context.dead_letters else {
+        return Ok(());
+    };
+    let refused = |at: String, what: &str| {
+        Err(Problem::new(
+            ErrorCode::InvalidGraph,
+            format!("the topic \"{own}\" is for this job's own dead letters, and {what}"),
+        )
+        .at(format!("{at}/topic"))
+        .hint("Choose another topic, or another name for the job."))
+    };
+    for (name, sink) in &graph.sinks {
+        if matches!(sink, SinkSpec::Topic(topic) if topic.topic == *own) {
+            let at = typing::pointer("sinks", name);
+            return refused(at, &format!("\"{name}\" would write its results there"));
+        }
+    }
+    for (name, source) in &graph.sources {
+        if matches!(source, SourceSpec::Topic(topic) if topic.topic == *own) {
+            let at = typing::pointer("sources", name);
+            return refused(at, &format!("\"{name}\" would read them"));
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ pub(super) fn context() -> PlanContext {
         topics: BTreeMap::from([(topic("bids"), 4), (topic("auctions"), 2)]),
         worker_cores: 8,
         custom_operators: BTreeSet::new(),
+        dead_letters: TopicName::new("sums.dead-letters").ok(),
     }
 }
 

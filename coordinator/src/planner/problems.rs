@@ -1,6 +1,8 @@
 //! What SQL planning says when it fails → problem documents with a place and a next step.
 
 use common::error::{ErrorCode, Problem};
+use common::schema::ColumnType;
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
@@ -24,9 +26,7 @@ pub(super) fn plan_problem(error: &DataFusionError, tokens: &[TokenWithSpan]) ->
     if problem.at.is_some() {
         return problem;
     }
-    let place = diagnosed
-        .or_else(|| find_quoted(&problem.detail, tokens))
-        .or_else(|| tokens.first().map(|token| token.span.start.into()));
+    let place = diagnosed.or_else(|| find_quoted(&problem.detail, tokens));
     match place {
         Some(place) => problem.at(place.to_string()),
         None => problem,
@@ -103,6 +103,17 @@ fn explained(text: &str) -> Option<Problem> {
         return Some(
             problem(format!("\"{function}\" does not take a {given}"))
                 .hint("CAST its argument to a type that it takes."),
+        );
+    }
+    if text.contains("Cannot cast string ") {
+        let (value, kind) = (quoted('\''), text.split(" to value of ").nth(1));
+        let kind: Option<DataType> = kind.and_then(|kind| kind.split(' ').next()?.parse().ok());
+        let kind = kind.and_then(|kind| ColumnType::from_arrow(&kind).ok());
+        let kind = kind.map_or_else(|| "number".to_owned(), |kind| kind.to_string());
+        return Some(
+            problem(format!("the text '{value}' is no {kind}")).hint(
+                "Write a number without quotes, or CAST what it is compared with to VARCHAR.",
+            ),
         );
     }
     let hint = match text {
@@ -215,15 +226,24 @@ pub(super) fn with_meant_word(problem: Problem, tokens: &[TokenWithSpan]) -> Pro
     }
 }
 
-/// The place of the first token whose word stands in the problem's quotes.
-fn find_quoted(detail: &str, tokens: &[TokenWithSpan]) -> Option<Place> {
+/// The place of the first token whose word or text stands in the problem's quotes, else where the tokens begin.
+pub(super) fn find_quoted(detail: &str, tokens: &[TokenWithSpan]) -> Option<Place> {
     let words: Vec<&str> = detail
         .split(['"', '\''])
         .skip(1)
         .step_by(2)
         .flat_map(|quoted| quoted.rsplit('.').take(1))
         .collect();
-    words.into_iter().find_map(|word| find_word(word, tokens))
+    let text = |wanted: &str| {
+        tokens
+            .iter()
+            .find(|token| matches!(&token.token, Token::SingleQuotedString(t) if t == wanted))
+            .map(|token| token.span.start.into())
+    };
+    words
+        .into_iter()
+        .find_map(|word| find_word(word, tokens).or_else(|| text(word)))
+        .or_else(|| tokens.first().map(|token| token.span.start.into()))
 }
 
 /// The place of a word among tokens.

@@ -200,7 +200,7 @@ const STATEMENTS: &[Case] = &[
         SqlPlan, (1, 55), &["nexmark_bit"], &["nexmark_bid"]),
     case("a topic that does not exist",
         "CREATE TABLE t (a INT) WITH (connector = 'topic', topic = 'bidz'); INSERT INTO out SELECT a FROM t",
-        ErrorCode::UnknownTopic, (0, 0), &["\"bidz\""], &["\"bids\""]),
+        ErrorCode::UnknownTopic, (1, 51), &["\"bidz\""], &["\"bids\""]),
     case("a source that says it is a sink",
         "CREATE TABLE t (a INT) WITH (connector = 'topic', topic = 'bids', type = 'sink'); INSERT INTO out SELECT a FROM t",
         SqlPlan, (1, 67), &["is read here"], &[]),
@@ -319,10 +319,10 @@ const STATEMENTS: &[Case] = &[
         SqlPlan, (1, 52), &["months", "days"], &[]),
     case("a window of no length",
         "INSERT INTO out SELECT count(*) FROM bids GROUP BY tumble(INTERVAL '0' SECOND)",
-        ErrorCode::InvalidGraph, (0, 0), &["at least 1ms"], &[]),
+        ErrorCode::InvalidGraph, (1, 13), &["at least 1ms"], &["10s"]),
     case("a slide longer than its window",
         "INSERT INTO out SELECT count(*) FROM bids GROUP BY hop(INTERVAL '10' SECOND, INTERVAL '2' SECOND)",
-        ErrorCode::InvalidGraph, (0, 0), &["longer than"], &["slide"]),
+        ErrorCode::InvalidGraph, (1, 13), &["longer than"], &["slide"]),
     case("a size that is no interval",
         "INSERT INTO out SELECT count(*) FROM bids GROUP BY tumble(10)",
         SqlPlan, (1, 52), &["interval"], &[]),
@@ -357,6 +357,48 @@ const STATEMENTS: &[Case] = &[
     case("changes into a sink that cannot take them",
         "INSERT INTO appended SELECT count(*) FROM plain",
         UnsupportedFeature, (0, 0), &["\"appended\"", "updates"], &["debezium_json"]),
+    case("a number compared with a text that is none",
+        "INSERT INTO out SELECT auction FROM bids WHERE price > 'abc'",
+        SqlPlan, (1, 56), &["'abc' is no BIGINT"], &["without quotes"]),
+    case("a decimal of too many digits",
+        "CREATE TABLE t (a DECIMAL(50, 2)) WITH (connector = 'topic', topic = 'bids'); INSERT INTO out SELECT a FROM t",
+        SqlSyntax, (1, 19), &["DECIMAL", "1 to 38 digits"], &["VARCHAR"]),
+    case("a time to start from that is none",
+        "CREATE TABLE t (a INT) WITH (connector = 'topic', topic = 'bids', scan.startup.mode = 'timestamp', scan.startup.timestamp = 'soon'); INSERT INTO out SELECT a FROM t",
+        SqlPlan, (1, 100), &["scan.startup.timestamp", "soon"], &["'2026-01-31T12:00:00Z'"]),
+    case("a startup mode without its value",
+        "CREATE TABLE t (a INT) WITH (connector = 'topic', topic = 'bids', scan.startup.mode = 'offsets'); INSERT INTO out SELECT a FROM t",
+        ErrorCode::InvalidGraph, (1, 67), &["scan.startup.offsets"], &["scan.startup.offsets"]),
+    case("a partition to start from that the topic does not have",
+        "CREATE TABLE t (a INT) WITH (connector = 'topic', topic = 'bids', 'scan.startup.mode' = 'offsets', 'scan.startup.offsets' = 'partition:9,offset:1'); INSERT INTO out SELECT a FROM t",
+        ErrorCode::UnknownPartition, (1, 100), &["no partition 9", "it has 4"], &["earliest"]),
+    case("a sink on the job's own dead letters",
+        "CREATE TABLE t WITH (connector = 'topic', topic = 'sums.dead-letters'); INSERT INTO t SELECT auction FROM bids",
+        ErrorCode::InvalidGraph, (1, 43), &["sums.dead-letters"], &["another topic"]),
+    case("a job that reads what it writes",
+        "INSERT INTO plain SELECT auction, price FROM plain",
+        ErrorCode::InvalidGraph, (0, 0), &["for ever", "auctions"], &["two jobs"]),
+    case("a column that a webhook adds",
+        "CREATE TABLE hook WITH (connector = 'webhook', url = 'http://a/'); INSERT INTO hook SELECT auction AS idempotency_key FROM bids",
+        ErrorCode::InvalidGraph, (1, 14), &["idempotency_key"], &["another name"]),
+    case("a webhook that is not reached by http",
+        "CREATE TABLE hook WITH (connector = 'webhook', url = 'https://a/'); INSERT INTO hook SELECT auction FROM bids",
+        ErrorCode::InvalidGraph, (1, 48), &["https://a/"], &["http://host"]),
+    case("a header that is none",
+        "CREATE TABLE hook WITH (connector = 'webhook', url = 'http://a/', 'headers.a b' = 'c'); INSERT INTO hook SELECT auction FROM bids",
+        ErrorCode::InvalidGraph, (1, 67), &["a b"], &["letters"]),
+    case("a record key of no column",
+        "CREATE TABLE t WITH (connector = 'topic', topic = 'r', key = 'nope'); INSERT INTO t SELECT auction FROM bids",
+        ErrorCode::InvalidGraph, (1, 56), &["\"nope\""], &["There are: auction"]),
+    case("an empty path",
+        "CREATE TABLE t WITH (connector = 'files', path = ''); INSERT INTO t SELECT auction FROM bids",
+        ErrorCode::InvalidGraph, (1, 43), &["path is empty"], &["directory"]),
+    case("a generator without a rate",
+        "CREATE TABLE t (sensor BIGINT) WITH (connector = 'generator', generator = 'sensors', rate = '0'); INSERT INTO out SELECT sensor FROM t",
+        ErrorCode::InvalidGraph, (1, 86), &["rate"], &["at least 1"]),
+    case("a column a generator does not have",
+        "CREATE TABLE b (sensor VARCHAR) WITH (connector = 'generator', generator = 'nexmark_bid'); INSERT INTO out SELECT sensor FROM b",
+        ErrorCode::InvalidGraph, (1, 14), &["no column sensor"], &["It has"]),
     case("the current time",
         "INSERT INTO out SELECT now() FROM bids",
         UnsupportedFeature, (1, 24), &["now"], &["column"]),
@@ -404,6 +446,12 @@ fn every_mistake_in_sql_is_told_with_its_place_and_a_way_on() {
             if !problem.hint.contains(word) {
                 missing.push(format!("in the hint: {word}"));
             }
+        }
+        if place.starts_with('/') {
+            missing.push("a place in the text".to_owned());
+        }
+        if problem.hint.is_empty() {
+            missing.push("a hint".to_owned());
         }
         if !missing.is_empty() {
             wrong.push(format!(

@@ -19,12 +19,13 @@ use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
 use datafusion::sql::sqlparser::tokenizer::TokenWithSpan;
 
 use super::bounds;
-use super::catalog::Declared;
+use super::catalog::{Declared, unescaped};
 use super::expressions::Functions;
 use super::lower::Lowering;
 use super::parse::{Insert, Name, Statement, View, parse};
 use super::problems::{nearest, plan_problem};
 use super::rewrite_plan::{prepare, with_bare_windows};
+use super::tokens::Place;
 use super::windows::{WindowsInFrom, group_functions};
 
 /// What a text compiles to.
@@ -32,6 +33,63 @@ use super::windows::{WindowsInFrom, group_functions};
 pub(super) struct Compiled {
     pub(super) graph: JobGraph,
     pub(super) warnings: Vec<String>,
+    tables: BTreeMap<String, Declared>,
+    /// Where the first INSERT into each table names it.
+    inserts: BTreeMap<String, Place>,
+}
+
+impl Compiled {
+    /// What is said of the graph, at the place in the text: a pointer into a graph that its user has not
+    /// written would not help.
+    pub(super) fn placed(&self, mut problem: Problem) -> Problem {
+        problem.at = problem.at.and_then(|at| match at.strip_prefix('/') {
+            Some("parallelism") | None => Some(at),
+            Some(pointer) => self.place_of(pointer).map(|place| place.to_string()),
+        });
+        problem
+    }
+
+    fn place_of(&self, pointer: &str) -> Option<Place> {
+        let mut parts = pointer.splitn(3, '/');
+        let (section, node) = (parts.next()?, unescaped(parts.next()?));
+        let path = parts.next().unwrap_or_default();
+        if section == "operators" {
+            let operator = self.graph.operators.get(node.parse::<usize>().ok()?)?;
+            let sink = self.sink_behind(operator.id())?;
+            return self.inserts.get(self.table_of(sink)?).copied();
+        }
+        let table = self.table_of(&node)?;
+        Some(self.tables[table].place_of(path))
+    }
+
+    /// The table that a source or a sink is of.
+    fn table_of<'a>(&self, node: &'a str) -> Option<&'a str> {
+        let of_sink = node.strip_suffix("-sink");
+        [Some(node), of_sink]
+            .into_iter()
+            .flatten()
+            .find(|table| self.tables.contains_key(*table))
+    }
+
+    /// A sink that rows of this node come to.
+    fn sink_behind(&self, node: &str) -> Option<&str> {
+        let mut reached = vec![node];
+        let mut next = 0;
+        while let Some(node) = reached.get(next).copied() {
+            let sinks = self.graph.sinks.iter();
+            if let Some((sink, _)) = sinks.into_iter().find(|(_, sink)| sink.input() == node) {
+                return Some(sink);
+            }
+            let readers = self.graph.operators.iter();
+            for reader in readers.filter(|reader| reader.inputs().iter().any(|i| i == node)) {
+                if !reached.contains(&reader.id()) {
+                    reached.push(reader.id());
+                }
+            }
+            next += 1;
+        }
+        None
+    }
 }
 
 /// Compiles a text of statements.
@@ -40,11 +98,16 @@ pub(super) fn compile(text: &str, functions: &Arc<Functions>) -> Result<Compiled
     bounds::check(&statements)?;
     let mut script = Script::new(Arc::clone(functions));
     let mut inserts = Vec::new();
+    let mut places = BTreeMap::new();
     for statement in statements {
         match statement {
             Statement::Table(table) => script.declare(Declared::new(*table, functions)?)?,
             Statement::View(view) => script.view(view)?,
-            Statement::Insert(insert) => inserts.push(script.insert(insert)?),
+            Statement::Insert(insert) => {
+                let table = insert.table.clone();
+                places.entry(table.value).or_insert(table.at);
+                inserts.push(script.insert(insert)?);
+            }
         }
     }
     if inserts.is_empty() {
@@ -59,7 +122,12 @@ pub(super) fn compile(text: &str, functions: &Arc<Functions>) -> Result<Compiled
     }
     let (graph, mut warnings) = lowering.finish()?;
     script.warn(&mut warnings, &graph);
-    Ok(Compiled { graph, warnings })
+    Ok(Compiled {
+        graph,
+        warnings,
+        tables: script.tables,
+        inserts: places,
+    })
 }
 
 /// An INSERT, planned.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::error::{ErrorCode, Problem};
 use common::plan::JobGraph;
-use common::plan::connector::{SinkSpec, SourceSpec};
+use common::plan::connector::{IDEMPOTENCY_KEY, SinkSpec, SourceSpec};
 use common::plan::expression::NamedExpression;
 use common::plan::operator::{AggregateCall, OperatorSpec, WindowAggregate};
 use common::plan::window::WindowSpec;
@@ -409,6 +409,7 @@ pub(super) fn type_graph(functions: &Functions, graph: &JobGraph) -> Result<Type
     // First with all columns: mistakes are named whether or not a column is needed.
     let full = type_operators(functions, graph, &order, nodes.clone())?;
     check_sink_keys(graph, &full)?;
+    check_webhook_rows(graph, &full)?;
     let needed = needed_columns(functions, graph, &order, &full)?;
     for name in graph.sources.keys() {
         let node = nodes.get_mut(name).expect("every source was typed");
@@ -537,6 +538,25 @@ fn check_sink_keys(graph: &JobGraph, nodes: &BTreeMap<String, Node>) -> Result<(
                 return Err(invalid(format!("there is no column \"{key}\""), &at)
                     .hint(format!("There are: {}.", names.join(", "))));
             }
+        }
+    }
+    Ok(())
+}
+
+/// The sink adds a column to what it sends.
+fn check_webhook_rows(graph: &JobGraph, nodes: &BTreeMap<String, Node>) -> Result<(), Problem> {
+    for (name, sink) in &graph.sinks {
+        let columns = &nodes[sink.input()].columns;
+        if matches!(sink, SinkSpec::Webhook(_))
+            && columns.iter().any(|column| column.name == IDEMPOTENCY_KEY)
+        {
+            let detail = format!(
+                "the rows of \"{name}\" have a column \"{IDEMPOTENCY_KEY}\", which a webhook adds"
+            );
+            return Err(
+                invalid(detail, &format!("{}/input", pointer("sinks", name)))
+                    .hint("Give the column another name."),
+            );
         }
     }
     Ok(())

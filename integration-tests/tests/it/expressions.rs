@@ -198,7 +198,7 @@ fn planned(text: &str) -> Result<(Expression, Vec<Column>), String> {
     let context = PlanContext {
         topics: BTreeMap::from([(TopicName::new("in").unwrap(), 1)]),
         worker_cores: 1,
-        custom_operators: BTreeSet::new(),
+        ..PlanContext::default()
     };
     let job = plan_sql(&sql, None, 256, &context).map_err(|problem| problem.to_string())?;
     let operator = job.tasks.stages[0]

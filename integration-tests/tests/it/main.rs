@@ -15,4 +15,5 @@ mod live_tail;
 mod produce_fetch;
 mod real_data;
 mod rest_errors;
+mod startup;
 mod steps;

@@ -211,6 +211,42 @@ fn of_topics() -> Vec<Mistake> {
             "max",
         ),
         mistake(
+            get("/v1/topics/orders/partitions/0/records?wait_ms=-1"),
+            NOTHING,
+            (400, "INVALID_REQUEST"),
+            "wait_ms",
+        ),
+        mistake(
+            get("/v1/jobs?limit=many"),
+            NOTHING,
+            (400, "INVALID_REQUEST"),
+            "many",
+        ),
+        mistake(
+            TOPICS,
+            (JSON, r#"{"name": "t", "partitions": "4"}"#),
+            (400, "INVALID_REQUEST"),
+            "/partitions",
+        ),
+        mistake(
+            TOPICS,
+            (JSON, "[]"),
+            (400, "INVALID_REQUEST"),
+            "an object is expected",
+        ),
+        mistake(
+            TOPICS,
+            (JSON, vec![b' '; (64 << 20) + 1]),
+            (413, "REQUEST_TOO_LARGE"),
+            "67108864",
+        ),
+        mistake(
+            JOBS,
+            (JSON, vec![b' '; (64 << 20) + 1]),
+            (413, "REQUEST_TOO_LARGE"),
+            "67108864",
+        ),
+        mistake(
             get("/v1/topics/orders/stream?from=soon"),
             NOTHING,
             (400, "INVALID_REQUEST"),
@@ -312,6 +348,11 @@ fn of_jobs() -> Vec<Mistake> {
                                "schema": [{"name": "id", "type": "BIGINT"}]}},
         "operators": [{"id": "a", "type": "filter", "inputs": ["ordres"], "predicate": "id > 1"}],
         "sinks": {"out": {"input": "a", "connector": "topic", "topic": "results", "format": "json"}}});
+    let formless = json!({
+        "sources": {"orders": {"connector": "topic", "topic": "orders", "format": "json",
+                               "schema": [{"name": "id", "type": "BIGINT"}]}},
+        "operators": [{"id": "a", "type": "filter", "inputs": ["orders"]}],
+        "sinks": {"out": {"input": "a", "connector": "topic", "topic": "results", "format": "json"}}});
     vec![
         mistake(
             JOBS,
@@ -386,6 +427,20 @@ fn of_jobs() -> Vec<Mistake> {
             (400, "SQL_PLAN"),
             "topic",
         ),
+        mistake(
+            JOBS,
+            sql(
+                "CREATE TABLE o (id BIGINT) WITH (connector = 'topic', topic = 'orders'); CREATE TABLE r WITH (connector = 'topic', topic = 'fresh.dead-letters'); INSERT INTO r SELECT id FROM o",
+            ),
+            (400, "INVALID_GRAPH"),
+            "line 1, column",
+        ),
+        mistake(
+            JOBS,
+            graph(&formless),
+            (400, "INVALID_GRAPH"),
+            "/graph/operators/0/predicate",
+        ),
         mistake(JOBS, graph(&cycle), (400, "INVALID_GRAPH"), "/operators"),
         mistake(JOBS, graph(&dangling), (400, "INVALID_GRAPH"), "ordres"),
         mistake(
@@ -417,6 +472,18 @@ fn of_jobs() -> Vec<Mistake> {
             NOTHING,
             (404, "UNKNOWN_OPERATOR"),
             "none",
+        ),
+        mistake(
+            job("/v1/jobs/running/operators/results/state"),
+            NOTHING,
+            (404, "UNKNOWN_OPERATOR"),
+            "keeps no state",
+        ),
+        mistake(
+            ("DELETE", "/v1/jobs/running"),
+            NOTHING,
+            (409, "CONFLICT"),
+            "job \\\"running\\\" is RUNNING",
         ),
         mistake(
             job("/v1/jobs/running/offsets?epoch=999999999"),
@@ -483,6 +550,9 @@ async fn unexpected_answer(node: &str, mistake: &Mistake) -> Option<String> {
         && problem["status"] == mistake.status
         && problem["code"] == mistake.code
         && problem["title"].is_string()
+        && problem["hint"]
+            .as_str()
+            .is_some_and(|hint| !hint.is_empty())
         && said.contains(mistake.telling);
     (!right).then(|| {
         format!(

@@ -26,7 +26,7 @@ use super::catalog::Declared;
 use super::expression_text;
 use super::expressions::{Functions, df_schema};
 use super::names::{Label, name_operators};
-use super::problems::find_word;
+use super::problems::{find_quoted, find_word};
 use super::sql::PlannedInsert;
 use super::tokens::unsupported;
 use super::typing::{Node, operator_node, source_node};
@@ -109,9 +109,21 @@ impl<'a> Lowering<'a> {
     pub(super) fn insert(&mut self, insert: PlannedInsert) -> Result<(), Problem> {
         self.sink = insert.sink;
         self.tokens = insert.tokens;
-        let names: Vec<String> = field_names(insert.plan.schema());
+        self.lower_insert(&insert.plan)
+            .map_err(|problem| match problem.at {
+                Some(_) => problem,
+                // Somewhere in this statement is better than nowhere.
+                None => match find_quoted(&problem.detail, &self.tokens) {
+                    Some(place) => problem.at(place.to_string()),
+                    None => problem,
+                },
+            })
+    }
+
+    fn lower_insert(&mut self, plan: &LogicalPlan) -> Result<(), Problem> {
+        let names: Vec<String> = field_names(plan.schema());
         let wanted = names.iter().cloned().map(Some).collect();
-        let relation = self.lower(&insert.plan, wanted)?;
+        let relation = self.lower(plan, wanted)?;
         let relation = self.materialize(relation, &names)?;
         self.sinks
             .entry(self.sink.clone())
@@ -245,7 +257,8 @@ impl<'a> Lowering<'a> {
         if !self.sources.contains_key(&name) {
             self.sources.insert(name.clone(), table.source()?);
         }
-        let node = source_node(&self.sources[&name], &format!("/sources/{name}"))?;
+        let node =
+            source_node(&self.sources[&name], "").map_err(|problem| table.placed(problem))?;
         let slots = scan
             .projected_schema
             .fields()
