@@ -1,7 +1,7 @@
 //! What a user's expression means is what a worker evaluates: through the planner, the text that a plan
 //! carries, and the worker's reading of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::ids::TopicName;

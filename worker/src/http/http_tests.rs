@@ -455,10 +455,18 @@ fn a_request_with_one_bad_record_writes_nothing_and_says_which() {
         let problem = answer.json();
         assert_eq!(problem["code"], "UNSUPPORTED_MEDIA_TYPE");
         assert!(problem["detail"].as_str().unwrap().contains("gzip"));
-        assert!(problem["hint"].as_str().unwrap().contains("Content-Encoding"));
+        assert!(
+            problem["hint"]
+                .as_str()
+                .unwrap()
+                .contains("Content-Encoding")
+        );
         let answer = worker.get(0, "?wait_ms=-1").await;
         let detail = answer.json()["detail"].take();
-        assert!(detail.as_str().unwrap().contains("\"wait_ms\" is \"-1\""), "{detail}");
+        assert!(
+            detail.as_str().unwrap().contains("\"wait_ms\" is \"-1\""),
+            "{detail}"
+        );
     });
 }
 
