@@ -216,19 +216,19 @@ impl ErrorCode {
                 400,
                 "The SQL does not parse",
                 false,
-                "Look at the place named in \"at\".",
+                "POST /v1/sql/explain tries a query without deploying it.",
             ),
             ErrorCode::SqlPlan => (
                 400,
                 "The SQL cannot be planned",
                 false,
-                "Look at the place named in \"at\".",
+                "POST /v1/sql/explain tries a query without deploying it.",
             ),
             ErrorCode::InvalidGraph => (
                 400,
                 "The job graph is not valid",
                 false,
-                "Look at the place named in \"at\"; POST /v1/sql/explain shows the graph of a query.",
+                "POST /v1/sql/explain shows the graph of a query.",
             ),
             ErrorCode::DuplicateSequence => (
                 409,

@@ -115,7 +115,8 @@ impl FileSink {
         let restored = context.restored.unwrap_or_default();
         let tidied = sink.on_files(move |files| files.tidy(restored)).await;
         tidied.map_err(|error| match error {
-            SinkError::Fatal(why) => Problem::new(ErrorCode::InvalidGraph, why),
+            SinkError::Fatal(why) => Problem::new(ErrorCode::InvalidGraph, why)
+                .hint("Name a directory that the worker may make and write to."),
             SinkError::Broken(why) => Problem::new(ErrorCode::Internal, why),
         })?;
         Ok(sink)
