@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::limits::{MAX_JOB_NAME_BYTES, MAX_TOPIC_NAME_BYTES};
@@ -146,7 +147,7 @@ pub enum NameError {
 }
 
 /// A topic's name, as Kafka allows it: 1 to 249 of `A-Z a-z 0-9 . _ -`, neither `.` nor `..`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(transparent)]
 pub struct TopicName(String);
 

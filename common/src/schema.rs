@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// The type of a column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +46,7 @@ pub enum ColumnType {
 }
 
 /// A named, typed column.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Column {
     pub name: String,
@@ -197,6 +200,16 @@ impl ColumnType {
         })
     }
 }
+
+impl PartialSchema for ColumnType {
+    fn schema() -> RefOr<utoipa::openapi::Schema> {
+        let text = Object::builder().schema_type(Type::String);
+        let description = format!("As in SQL: {TYPE_NAMES}.");
+        text.description(Some(description)).build().into()
+    }
+}
+
+impl ToSchema for ColumnType {}
 
 impl fmt::Display for ColumnType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{Object, OneOf, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Milliseconds since 1970-01-01T00:00:00Z: event time, and what records carry.
 #[derive(
@@ -266,6 +269,24 @@ impl<'de> Deserialize<'de> for Span {
         deserializer.deserialize_any(SpanVisitor)
     }
 }
+
+impl PartialSchema for Span {
+    fn schema() -> RefOr<Schema> {
+        let text = Object::builder()
+            .schema_type(Type::String)
+            .pattern(Some("^[0-9]+(ms|s|m|h|d)?$"));
+        let milliseconds = Object::builder()
+            .schema_type(Type::Integer)
+            .minimum(Some(0));
+        let one_of = OneOf::builder()
+            .item(text.build())
+            .item(milliseconds.build());
+        let description = "A length of time such as 5s, or a number of milliseconds.";
+        Schema::OneOf(one_of.description(Some(description)).build()).into()
+    }
+}
+
+impl ToSchema for Span {}
 
 #[cfg(test)]
 mod tests {

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::TopicName;
 use crate::schema::Column;
 use crate::time::{Span, Timestamp};
 
 /// Where rows come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "connector", rename_all = "snake_case")]
 pub enum SourceSpec {
     Topic(TopicSource),
@@ -21,7 +22,7 @@ pub enum SourceSpec {
 }
 
 /// A topic of this cluster. One split per partition.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TopicSource {
     pub topic: TopicName,
@@ -59,7 +60,7 @@ pub struct TopicSource {
 }
 
 /// A file, or the files of a directory. One split per file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileSource {
     /// A file or directory on every worker that runs a task of this source. Names ending in `.gz` are unpacked.
@@ -83,7 +84,7 @@ pub struct FileSource {
 }
 
 /// Deterministic rows: the same seed gives the same rows, at any parallelism.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GeneratorSource {
     pub generator: GeneratorKind,
@@ -155,7 +156,7 @@ fn offsets_by_partition<'de, D: Deserializer<'de>>(
 }
 
 /// The streams that can be generated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GeneratorKind {
     NexmarkPerson,
@@ -167,7 +168,7 @@ pub enum GeneratorKind {
 }
 
 /// Where rows go.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "connector", rename_all = "snake_case")]
 pub enum SinkSpec {
     Topic(TopicSink),
@@ -179,7 +180,7 @@ pub enum SinkSpec {
 }
 
 /// A topic of this cluster; created with the job's parallelism as partitions if it is missing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TopicSink {
     pub input: String,
@@ -196,7 +197,7 @@ pub struct TopicSink {
 }
 
 /// Files in a directory, or one file, written by one task; rows are visible once their epoch is complete.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileSink {
     pub input: String,
@@ -218,7 +219,7 @@ impl FileSink {
 pub const IDEMPOTENCY_KEY: &str = "idempotency_key";
 
 /// One POST per batch of rows. At least once; each row carries an `idempotency_key` that repeats are known by.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookSink {
     pub input: String,
@@ -235,21 +236,21 @@ fn default_webhook_rows() -> u32 {
 }
 
 /// Counts rows and forgets them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BlackholeSink {
     pub input: String,
 }
 
 /// Prints rows on the worker's standard output.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleSink {
     pub input: String,
 }
 
 /// How a record's bytes are read and written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     #[default]
@@ -260,7 +261,7 @@ pub enum Format {
 }
 
 /// Which column is event time, and how far behind the latest one the watermark stays.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WatermarkSpec {
     pub column: String,
@@ -268,7 +269,7 @@ pub struct WatermarkSpec {
     pub delay: Span,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StartupMode {
     #[default]
@@ -279,7 +280,7 @@ pub enum StartupMode {
 }
 
 /// `latest`: the end offsets are taken when the job is first deployed and kept in its checkpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BoundedMode {
     #[default]
@@ -287,7 +288,7 @@ pub enum BoundedMode {
     Latest,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
     #[default]
@@ -295,7 +296,7 @@ pub enum Isolation {
     ReadUncommitted,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
     #[default]
@@ -304,7 +305,7 @@ pub enum Delivery {
 }
 
 /// What becomes of a record that cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BadRecords {
     #[default]
@@ -314,7 +315,7 @@ pub enum BadRecords {
 }
 
 /// Which partition a row goes to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Partitioner {
     /// By the record key; rows without one go to the task's own partition.

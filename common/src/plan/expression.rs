@@ -3,9 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::openapi::schema::{AdditionalProperties, Object, OneOf, Schema, SchemaType, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 /// A SQL expression over the columns of an operator's input.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Expression(pub String);
 
@@ -120,6 +123,28 @@ impl<'de> Deserialize<'de> for NamedExpression {
                 Ok(NamedExpression { expr, name })
             }
         }
+    }
+}
+
+impl PartialSchema for NamedExpression {
+    fn schema() -> RefOr<Schema> {
+        let text = || Object::with_type(SchemaType::new(Type::String));
+        let named = Object::builder()
+            .property("expr", Ref::from_schema_name(Expression::name()))
+            .property("as", text())
+            .required("expr")
+            .required("as")
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+            .build();
+        let one_of = OneOf::builder().item(text()).item(named);
+        let description = "A column's name, or an expression and the name of what it computes.";
+        Schema::OneOf(one_of.description(Some(description)).build()).into()
+    }
+}
+
+impl ToSchema for NamedExpression {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Expression::name().into_owned(), Expression::schema()));
     }
 }
 

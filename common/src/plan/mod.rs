@@ -18,12 +18,13 @@ pub mod task_graph;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use connector::{SinkSpec, SourceSpec};
 use operator::OperatorSpec;
 
 /// A job as its user sees it: what `POST /v1/jobs` takes and `explain` answers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobGraph {
     pub sources: BTreeMap<String, SourceSpec>,

@@ -1,13 +1,14 @@
 //! `OperatorSpec`: one variant per operator a job may have.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::expression::{Expression, NamedExpression};
 use super::window::WindowSpec;
 use crate::time::Span;
 
 /// An operator of a job. `inputs` name sources or other operators; their order numbers the inputs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OperatorSpec {
     Filter(Filter),
@@ -19,7 +20,7 @@ pub enum OperatorSpec {
 }
 
 /// Keeps the rows for which `predicate` is true.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
     pub id: String,
@@ -28,7 +29,7 @@ pub struct Filter {
 }
 
 /// Computes the columns of its output from those of its input.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Project {
     pub id: String,
@@ -37,7 +38,7 @@ pub struct Project {
 }
 
 /// All rows of all its inputs, which have the same columns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Union {
     pub id: String,
@@ -46,7 +47,7 @@ pub struct Union {
 
 /// Aggregates per key and window; a window's rows come out once, when the watermark passes its end.
 /// Output: the keys, `window_start`, `window_end`, the aggregates.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WindowAggregate {
     pub id: String,
@@ -67,7 +68,7 @@ pub struct WindowAggregate {
 
 /// Aggregates per key over all rows so far; every change of a result comes out as a change of kind.
 /// Output: the keys, the aggregates.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Aggregate {
     pub id: String,
@@ -78,7 +79,7 @@ pub struct Aggregate {
 }
 
 /// An operator that a worker was built with; workers announce which they carry.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Custom {
     pub id: String,
@@ -95,7 +96,7 @@ pub struct Custom {
 }
 
 /// One aggregate function applied to the rows of a group.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AggregateCall {
     /// `count`, `sum`, … as SQL names them.

@@ -1,11 +1,12 @@
 //! How event time is divided into windows.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::time::Span;
 
 /// The windows a row belongs to. Windows start at multiples of their slide since 1970, plus `offset`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum WindowSpec {
     /// Adjacent windows: every row is in exactly one.

@@ -16,7 +16,6 @@ pub struct CreateJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
     pub graph: Option<JobGraph>,
     /// Default: the partitions of the largest source, at most the cores of the active workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]

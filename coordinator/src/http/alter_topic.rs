@@ -20,7 +20,8 @@ use crate::controller::topics::AlterTopic;
         (status = 200, body = TopicDescription),
         (status = 400, body = Problem),
         (status = 404, body = Problem),
-        (status = 409, body = Problem, description = "It was changed at the same time")
+        (status = 409, body = Problem, description = "It was changed at the same time"),
+        (status = 422, body = Problem, description = "Something this version does not do")
     )
 )]
 pub(crate) async fn alter_topic(

@@ -62,6 +62,7 @@ pub(crate) async fn resume(
         (status = 200, description = "It ends at a last checkpoint", body = JobDescription),
         (status = 400, body = Problem),
         (status = 404, body = Problem),
+        (status = 409, description = "Its life is over", body = Problem),
     )
 )]
 pub(crate) async fn stop(
@@ -93,6 +94,7 @@ pub(crate) struct StopOptions {
     responses(
         (status = 200, description = "It ends at once; what came after its last checkpoint is undone", body = JobDescription),
         (status = 404, body = Problem),
+        (status = 409, description = "It is finished", body = Problem),
     )
 )]
 pub(crate) async fn cancel(

@@ -43,12 +43,11 @@ struct Named {
 pub(crate) struct Plan {
     parallelism: u32,
     /// The job as a graph: posting it deploys the same job.
-    #[schema(value_type = Object)]
     graph: JobGraph,
     /// The stages it runs as, as text.
     plan: String,
     /// Topics that would be created, and their partitions.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, u32>)]
     creates_topics: BTreeMap<TopicName, u32>,
     warnings: Vec<String>,
 }
@@ -77,7 +76,10 @@ impl Plan {
         (status = 400, description = "The query, the graph or an option is wrong", body = Problem),
         (status = 404, description = "A topic it reads does not exist", body = Problem),
         (status = 409, description = "The name is taken", body = Problem),
+        (status = 413, description = "The query is too long", body = Problem),
+        (status = 422, description = "It wants something that is not supported", body = Problem),
         (status = 503, description = "It needs a topic, and no worker is active", body = Problem),
+        (status = 507, description = "The coordinator's disk is full", body = Problem),
     )
 )]
 pub(crate) async fn create_job(

@@ -28,6 +28,9 @@ pub(crate) struct Explain {
     responses(
         (status = 200, body = Plan),
         (status = 400, description = "The query is wrong; `at` says where", body = Problem),
+        (status = 404, description = "A topic it reads does not exist", body = Problem),
+        (status = 413, description = "The query is too long", body = Problem),
+        (status = 422, description = "It wants something that is not supported", body = Problem),
     )
 )]
 pub(crate) async fn explain_query(

@@ -35,6 +35,8 @@ mod http_tests;
 mod fake_worker;
 #[cfg(test)]
 mod jobs_tests;
+#[cfg(test)]
+mod docs_tests;
 
 use std::sync::Arc;
 

@@ -70,9 +70,11 @@ const ATTEMPTS: usize = 3;
             ("X-Generation" = u32),
             ("X-Watermark" = i64, description = "Milliseconds since 1970"),
         )),
+        (status = 400, description = "An option is wrong", body = Problem),
         (status = 404, description = "No such job, operator or epoch", body = Problem),
         (status = 409, description = "Nothing of the job runs, so there is no live state", body = Problem),
         (status = 410, description = "The epoch is no longer kept", body = Problem),
+        (status = 503, description = "The job is recovering", body = Problem),
     )
 )]
 pub(crate) async fn query_state(

@@ -38,6 +38,8 @@ struct ProducedPartition {
     partition: u32,
     base_offset: Option<i64>,
     count: u64,
+    /// These records had been appended by an earlier request with the same `Idempotency-Key`; this is where.
+    duplicate: Option<bool>,
     error: Option<Problem>,
 }
 
@@ -66,8 +68,13 @@ struct ProduceOptions {
         (status = 207, description = "What became of it differs by partition", body = Produced),
         (status = 400, description = "A record is wrong, and nothing was written; `at` says which", body = Problem),
         (status = 404, body = Problem),
+        (status = 409, description = "The `Idempotency-Key` was used for another request", body = Problem),
         (status = 413, body = Problem),
         (status = 415, body = Problem),
+        (status = 429, description = "Too much waits at the partition", body = Problem),
+        (status = 503, description = "The partition has no live leader, or the node is stopping", body = Problem),
+        (status = 504, description = "It was not acknowledged in time, and may yet be written", body = Problem),
+        (status = 507, description = "The disk is full: nothing of it was written", body = Problem),
     )
 )]
 #[expect(dead_code, reason = "a description")]
@@ -114,8 +121,11 @@ struct FetchOptions {
     params(("topic" = String, Path), ("partition" = u32, Path), FetchOptions),
     responses(
         (status = 200, description = "Also as application/x-ndjson and application/msgpack", body = Page),
+        (status = 400, description = "An option is wrong", body = Problem),
         (status = 404, body = Problem),
         (status = 416, description = "The offset is outside the log", body = Problem),
+        (status = 500, description = "What is stored there is damaged", body = Problem),
+        (status = 503, description = "The partition has no live leader", body = Problem),
     )
 )]
 #[expect(dead_code, reason = "a description")]
@@ -138,6 +148,7 @@ struct StreamOptions {
     params(("topic" = String, Path), StreamOptions),
     responses(
         (status = 200, description = "Every record of all partitions as it comes, as server-sent events", body = String, content_type = "text/event-stream"),
+        (status = 400, description = "An option is wrong", body = Problem),
         (status = 404, body = Problem),
     )
 )]

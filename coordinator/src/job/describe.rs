@@ -44,7 +44,6 @@ pub struct JobDescription {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sql: Option<String>,
     /// Posting it back gives the same job.
-    #[schema(value_type = Object)]
     pub graph: JobGraph,
     /// The chains of operators that share a task.
     pub stages: Vec<StageDescription>,
