@@ -114,13 +114,19 @@ fn killed_processes_neither_lose_nor_double_a_bid() {
         let _: Value = client.post("/v1/jobs", &job).await.unwrap();
         wait_for(&client, "counts", "RUNNING").await;
     });
+    // The generation and the newest epoch before each kill of a worker.
+    let mut kills: Vec<(u64, u64)> = Vec::new();
     for portion in 0..PORTIONS {
         talk(async {
             let bids: Vec<_> = (portion * PORTION..(portion + 1) * PORTION)
                 .map(bid)
                 .collect();
             produce_until_acknowledged(&client, &bids).await;
-            wait_for_epoch_above(&client, if portion == 0 { 0 } else { -1 }).await;
+            let last = kills.last().map_or(0, |(_, epoch)| *epoch);
+            let seen = wait_for_epoch_above(&client, last).await;
+            if portion % 2 == 1 {
+                kills.push(seen);
+            }
         });
         match portion % 4 {
             1 => {
@@ -153,11 +159,7 @@ fn killed_processes_neither_lose_nor_double_a_bid() {
         let rows = wait_for_rows(&client, expected.len()).await;
         assert_eq!(rows, expected);
         let job = client.job("counts").await.unwrap();
-        let restarts = job["restarts"].as_array().unwrap();
-        assert!(
-            restarts.len() >= 6,
-            "every killed worker restarts the job: {restarts:?}"
-        );
+        check_restarts(&job["restarts"], &kills);
         let stop = "/v1/jobs/counts/stop";
         let _: Value = client.post(stop, &json!({})).await.unwrap();
         wait_for(&client, "counts", "STOPPED").await;
@@ -197,21 +199,47 @@ async fn produce_until_acknowledged(client: &common::client::Client, bids: &[Val
         .expect("it is never acknowledged");
 }
 
-/// Waits until an epoch above this one is completed.
-async fn wait_for_epoch_above(client: &common::client::Client, epoch: i64) {
+/// Every kill ended a generation, and whatever was begun since went on from an epoch that is not older than
+/// what was completed before the kill.
+fn check_restarts(restarts: &Value, kills: &[(u64, u64)]) {
+    let restarts = restarts.as_array().unwrap();
+    let generation = |restart: &Value| restart["generation"].as_u64().unwrap();
+    assert_eq!(kills.len(), 6);
+    for (number, (killed, epoch)) in kills.iter().enumerate() {
+        let next = kills.get(number + 1).map_or(u64::MAX, |(next, _)| *next);
+        let of_kill: Vec<&Value> = restarts
+            .iter()
+            .filter(|restart| (*killed..next).contains(&generation(restart)))
+            .collect();
+        assert!(
+            !of_kill.is_empty(),
+            "generation {killed} was killed and did not end: {restarts:#?}"
+        );
+        for restart in of_kill {
+            assert!(
+                restart["resumed_from"].as_u64() >= Some(*epoch),
+                "epoch {epoch} was completed before: {restart}"
+            );
+        }
+    }
+}
+
+/// Waits until an epoch above this one is completed; answers the generation that runs, and the epoch.
+async fn wait_for_epoch_above(client: &common::client::Client, epoch: u64) -> (u64, u64) {
     let waiting = async {
         loop {
             if let Ok(job) = client.job("counts").await
-                && job["last_checkpoint"]["epoch"].as_i64().unwrap_or(-1) > epoch
+                && let Some(newest) = job["last_checkpoint"]["epoch"].as_u64()
+                && newest > epoch
             {
-                return;
+                return (job["generation"].as_u64().unwrap(), newest);
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(crate::steps::PATIENCE, waiting)
         .await
-        .expect("no epoch is completed");
+        .expect("no epoch is completed")
 }
 
 async fn wait_for_rows(client: &common::client::Client, count: usize) -> Vec<(i64, i64, i64, i64)> {
