@@ -1,5 +1,6 @@
 //! Disks that lie: files flipped, cut off, deleted and full while a worker is down, and what is left.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use common::client::Client;
@@ -238,45 +239,82 @@ impl Shops {
         assert!(waited.is_ok(), "{all} sales are not read: {seen}");
     }
 
-    fn completed(&self) -> u64 {
-        let mut epoch = 0;
-        talk(async {
-            let job = self.client.job("totals").await.unwrap();
-            epoch = job["last_checkpoint"]["epoch"].as_u64().unwrap();
-        });
-        epoch
-    }
-
-    /// The totals that came out last, compared with what they have to be.
+    /// Everything that came out since the job began, compared with what had to: a shop sells once before
+    /// the job is waited for, so each of its totals comes out by itself, in order, and once.
     fn check(&self, context: &str) {
+        type Totals = BTreeMap<i64, Vec<(i64, i64)>>;
+        let of_shop = |shop: i64| {
+            let total = move |sales: i64| shop * sales + sales * (sales - 1) / 2;
+            (1..=self.sold).map(|sales| (sales, total(sales))).collect()
+        };
+        let expected: Totals = (0..self.shops).map(|shop| (shop, of_shop(shop))).collect();
+        let rows: usize = expected.values().map(Vec::len).sum();
+        let mut found = Totals::new();
         talk(async {
             // What is completed is committed a moment later.
-            let mut last = std::collections::BTreeMap::new();
-            let complete = |last: &std::collections::BTreeMap<i64, (i64, i64)>| {
-                last.len() as i64 == self.shops && last.values().all(|(n, _)| *n == self.sold)
-            };
             let waiting = async {
-                while !complete(&last) {
+                while found.values().map(Vec::len).sum::<usize>() < rows {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    found.clear();
                     for value in all_values(&self.client, "totals").await {
                         let number = |name: &str| value[name].as_i64().unwrap();
-                        last.insert(number("shop"), (number("sales"), number("total")));
+                        let of_shop = found.entry(number("shop")).or_default();
+                        of_shop.push((number("sales"), number("total")));
                     }
                 }
             };
             let waited = tokio::time::timeout(crate::steps::PATIENCE, waiting).await;
-            let rounds = self.sold * (self.sold - 1) / 2;
-            let expected: std::collections::BTreeMap<i64, (i64, i64)> = (0..self.shops)
-                .map(|shop| (shop, (self.sold, shop * self.sold + rounds)))
-                .collect();
-            assert_eq!(last, expected, "{context}");
-            waited.unwrap_or_else(|_| panic!("{context}: the totals do not come out"));
+            assert!(waited.is_ok(), "{context}: {found:?}");
         });
+        assert_eq!(found, expected, "{context}");
+    }
+
+    /// The generation that runs, and the newest completed epoch.
+    fn progress(&self) -> (u64, u64) {
+        let job = self.job();
+        let epoch = &job["last_checkpoint"]["epoch"];
+        (job["generation"].as_u64().unwrap(), epoch.as_u64().unwrap())
+    }
+
+    /// The job went on in new generations, and each of them began at a completed epoch that is not older
+    /// than this one.
+    fn check_resumed(&self, (generation, epoch): (u64, u64), context: &str) {
+        let job = self.job();
+        assert_eq!(job["state"], "RUNNING", "{context}: {job:#}");
+        let restarts = job["restarts"].as_array().unwrap().iter();
+        let since: Vec<&Value> = restarts
+            .filter(|restart| restart["generation"].as_u64() >= Some(generation))
+            .collect();
+        assert!(!since.is_empty(), "{context}: it was not restarted");
+        for restart in since {
+            let resumed = restart["resumed_from"].as_u64();
+            assert!(
+                resumed >= Some(epoch),
+                "{context}: after epoch {epoch}: {restart}"
+            );
+        }
+        let (_, newest) = self.progress();
+        assert!(newest > epoch, "{context}: {newest} is not after {epoch}");
+    }
+
+    fn job(&self) -> Value {
+        let mut job = Value::Null;
+        talk(async { job = self.client.job("totals").await.unwrap() });
+        job
     }
 }
 
+/// What a file of sled is for: its path without what sled numbers it by. A snapshot gets another number with
+/// every start.
+fn role(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap().to_string_lossy();
+    let is_number = |part: &str| part.len() == 16 && u64::from_str_radix(part, 16).is_ok();
+    let kept: Vec<&str> = name.split('.').filter(|part| !is_number(part)).collect();
+    path.with_file_name(kept.join("."))
+}
+
 /// The views a worker keeps in sled can all be rebuilt: whichever file is damaged, the job goes on from
-/// the epoch it had completed, and counts right.
+/// the epoch it had completed, and what comes out in all is what a job that was never disturbed gives.
 #[test]
 fn no_file_of_sled_is_missed() {
     let mut shops = Shops::open(50);
@@ -284,46 +322,49 @@ fn no_file_of_sled_is_missed() {
     for _ in 0..12 {
         shops.sell();
     }
-    let of_sled = |path: &PathBuf| is_in(path, "log.sled") || is_in(path, "state.sled");
-    let names: Vec<PathBuf> = files_below(&shops.directory())
-        .into_iter()
-        .filter(of_sled)
-        .map(|path| path.strip_prefix(shops.directory()).unwrap().to_owned())
-        .collect();
-    assert!(
-        names.iter().any(|path| is_in(path, "log.sled")),
-        "{names:?}"
-    );
-    assert!(
-        names.iter().any(|path| is_in(path, "state.sled")),
-        "{names:?}"
-    );
-    for name in names {
+    // What it reads at a start, and writes then, is there from the second one on.
+    shops.cluster.kill_worker(0).unwrap();
+    shops.cluster.restart_worker(0).unwrap();
+    shops.sell();
+    let directory = shops.directory();
+    let of_sled = || -> Vec<PathBuf> {
+        let in_sled = |path: &PathBuf| is_in(path, "log.sled") || is_in(path, "state.sled");
+        files_below(&directory)
+            .into_iter()
+            .filter(in_sled)
+            .collect()
+    };
+    let roles: BTreeSet<PathBuf> = of_sled().iter().map(|path| role(path)).collect();
+    for sled in ["log.sled", "state.sled"] {
+        let files = roles.iter().filter(|path| is_in(path, sled));
+        assert!(files.count() >= 3, "{sled}: {roles:?}");
+    }
+    for wanted in roles {
         for damage in DAMAGES {
-            let path = shops.directory().join(&name);
-            // A snapshot gets another name with every start.
-            if !path.exists() {
-                continue;
-            }
-            let context = format!("{damage:?} {}", name.display());
-            let before = shops.completed();
-            shops.cluster.kill_worker(0).unwrap();
-            damage.inflict(&path);
+            let context = format!("{damage:?} {}", wanted.display());
+            let mut starts = 0;
+            let (before, files) = loop {
+                let before = shops.progress();
+                shops.cluster.kill_worker(0).unwrap();
+                // Named by what is there while nobody runs: it may have been renamed since the last time.
+                let files = of_sled().into_iter().filter(|path| role(path) == wanted);
+                let files: Vec<PathBuf> = files.collect();
+                if !files.is_empty() {
+                    break (before, files);
+                }
+                // What was built anew, after other damage, has all of its files from its second start on.
+                assert!(starts < 2, "{context}: {:?}", of_sled());
+                starts += 1;
+                shops.cluster.restart_worker(0).unwrap();
+                shops.sell();
+            };
+            files.iter().for_each(|path| damage.inflict(path));
             shops.cluster.restart_worker(0).unwrap();
             shops.sell();
-            assert!(shops.completed() > before, "{context}");
+            shops.check_resumed(before, &context);
             shops.check(&context);
         }
     }
-    // Not from nothing: each generation went on where the one before had come.
-    let state = talk_job(&shops.client);
-    assert_ne!(state["state"], "FAILED", "{state:#}");
-}
-
-fn talk_job(client: &Client) -> Value {
-    let mut job = Value::Null;
-    talk(async { job = client.job("totals").await.unwrap() });
-    job
 }
 
 /// What cannot be rebuilt: the deltas and base files of a job. Whatever is done to one of them, the job
