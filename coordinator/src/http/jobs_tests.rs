@@ -349,10 +349,11 @@ fn a_job_waits_for_the_worker_that_holds_its_state_and_goes_on_when_it_is_back()
         assert_eq!(waiting["restarts"][0]["reason"], "worker 1 is gone");
         let operator = waiting["graph"]["operators"][0]["id"].as_str().unwrap();
         let path = format!("/v1/jobs/warm/operators/{operator}/state");
+        // It is on the disk of a worker that is away.
         let state = cluster.get(&path).await;
         assert_eq!(
             (state.status, &state.body["code"]),
-            (409, &json!("CONFLICT"))
+            (503, &json!("METADATA_STALE"))
         );
 
         let back = cluster.worker(1, 8);
