@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterId, NodeId, StorageId};
+use crate::ids::{ClusterId, CoordinatorId, NodeId, StorageId};
 
 const CLEAN: &str = "CLEAN";
 
@@ -33,6 +33,9 @@ pub struct Identity {
     pub cluster: Option<ClusterId>,
     /// A worker's number; `None` for a coordinator, and before the first registration.
     pub worker: Option<NodeId>,
+    /// A coordinator's number in its group; `None` for a worker, and before it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,7 @@ impl DataDir {
                     storage: StorageId(uuid::Uuid::new_v4()),
                     cluster: None,
                     worker: None,
+                    coordinator: None,
                 };
                 self.keep_identity(&identity)?;
                 return Ok(identity);

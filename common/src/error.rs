@@ -29,6 +29,7 @@ pub enum ErrorCode {
     UnknownJob,
     UnknownOperator,
     UnknownWorker,
+    UnknownCoordinator,
     UnknownCheckpoint,
     OffsetOutOfRange,
     AlreadyExists,
@@ -163,6 +164,12 @@ impl ErrorCode {
                 "The worker does not exist",
                 false,
                 "GET /v1/workers lists the workers.",
+            ),
+            ErrorCode::UnknownCoordinator => (
+                404,
+                "The coordinator does not exist",
+                false,
+                "GET /v1/cluster lists the coordinators.",
             ),
             ErrorCode::UnknownCheckpoint => (
                 404,

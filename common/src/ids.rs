@@ -23,6 +23,13 @@ pub struct ClusterId(pub Uuid);
 #[serde(transparent)]
 pub struct NodeId(pub u32);
 
+/// A coordinator's number in its group, given when it joins and never given to another one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct CoordinatorId(pub u64);
+
 /// Identifies a data directory; a worker id that comes with another one has lost its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -221,6 +228,12 @@ impl Generation {
     }
 }
 
+impl From<u64> for CoordinatorId {
+    fn from(number: u64) -> CoordinatorId {
+        CoordinatorId(number)
+    }
+}
+
 impl LeaderEpoch {
     pub fn next(self) -> LeaderEpoch {
         LeaderEpoch(self.0 + 1)
@@ -240,6 +253,12 @@ impl fmt::Display for ClusterId {
 }
 
 impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for CoordinatorId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -2,6 +2,7 @@
 
 pub mod metadata;
 pub mod metadata_log;
+pub mod raft;
 pub mod election;
 pub mod placement;
 pub mod controller;
@@ -13,4 +14,5 @@ pub mod checkpoint;
 
 pub mod http;
 pub mod metrics;
+mod reign;
 pub mod node;

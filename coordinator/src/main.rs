@@ -36,7 +36,9 @@ fn main() -> ExitCode {
 }
 
 fn run(config: CoordinatorConfig) -> anyhow::Result<()> {
-    common::telemetry::start(&config.log, config.log_format).context("cannot log")?;
+    // A member that is down is worth a line of ours, not five a second; who asks for more of it gets it.
+    let filter = format!("openraft=error,{}", config.log);
+    common::telemetry::start(&filter, config.log_format).context("cannot log")?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let patience = config.shutdown_timeout;
     // Without a disk to store decisions on, a coordinator that stays up only hides that it is down.

@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 
 use crate::metadata::ClusterMetadata;
 use crate::metadata::nodes::WorkerStatus;
+use crate::raft::membership::GroupStatus;
 
 type Count = Gauge<u64, AtomicU64>;
 
@@ -23,6 +24,9 @@ pub struct Metrics {
     partitions_without_leader: Count,
     jobs: Count,
     jobs_running: Count,
+    raft_term: Count,
+    leads: Count,
+    coordinators: Count,
 }
 
 impl Metrics {
@@ -45,12 +49,21 @@ impl Metrics {
             ),
             jobs: gauge("jobs", "Jobs that are not deleted"),
             jobs_running: gauge("jobs_running", "Jobs with tasks that should run"),
+            raft_term: gauge(
+                "raft_term",
+                "Grows with every election of the coordinators' group",
+            ),
+            leads: gauge("leads", "1 if this coordinator leads"),
+            coordinators: gauge(
+                "coordinators",
+                "Coordinators of the group, as this one knows it",
+            ),
             registry,
         }
     }
 
     /// The text that Prometheus reads.
-    pub fn text(&self, metadata: &ClusterMetadata) -> String {
+    pub fn text(&self, metadata: &ClusterMetadata, group: &GroupStatus) -> String {
         let count = |n: usize| n as u64;
         let workers = |status| count(metadata.workers().filter(|w| w.status == status).count());
         let partitions = || metadata.topics_by_name().flat_map(|row| &row.partitions);
@@ -65,6 +78,13 @@ impl Metrics {
             .set(count(leaderless.count()));
         self.jobs.set(count(metadata.jobs_by_name().count()));
         self.jobs_running.set(count(running.count()));
+        let leads = group
+            .members
+            .iter()
+            .any(|m| m.leads && Some(m.coordinator) == group.me);
+        self.raft_term.set(group.term);
+        self.leads.set(u64::from(leads));
+        self.coordinators.set(count(group.members.len()));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a text takes whatever is written to it");
         text

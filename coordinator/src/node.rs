@@ -1,35 +1,35 @@
-//! Builds a coordinator: opens what it keeps, begins its reign, starts its actors and its HTTP server.
+//! Builds a coordinator: opens what it keeps, takes part in its group, and serves.
 //!
-//! A node owns its threads and shares nothing with another one in the same process. They start from the
-//! disk outwards, so that nothing is served before the metadata is complete, and stop the other way round.
+//! A node owns its threads and shares nothing with another one in the same process. It is opened from the
+//! disk outwards, so that nothing is said before it is known what was said before, and stops the other way
+//! round. Whether it decides anything is the group's choice: see `reign.rs`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use tokio::sync::{oneshot, watch};
-use tracing::{error, info};
+use tokio::sync::watch;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use common::config::coordinator::CoordinatorConfig;
-use common::data_dir::{DataDir, DataDirError, Identity};
-use common::ids::{ClusterId, ControlEpoch};
+use common::data_dir::{DataDir, DataDirError};
+use common::error::Problem;
+use common::ids::{ClusterId, CoordinatorId};
 use common::seglog::fs::FsStorage;
 use common::time::{Clock, SystemClock};
 use common::transport::client::Transport;
 use common::transport::server::HttpServer;
 
-use crate::controller::Controller;
-use crate::controller::actor::ControllerActor;
-use crate::controller::seen::Seen;
-use crate::http::{self, State};
-use crate::job::jobs_actor::Jobs;
-use crate::liveness::Liveness;
-use crate::metadata::command::{Command, Entry, Outcome};
-use crate::metadata_log::single::{OpenError, SingleNodeLog, SnapshotPolicy};
-use crate::metadata_log::{MetadataLog, ProposeError};
+use crate::http;
+use crate::http::gate::Gate;
 use crate::metrics::Metrics;
+use crate::raft::formation::{Beginning, beginning, keep_identity};
+use crate::raft::membership::Members;
+use crate::raft::records::Belongs;
+use crate::raft::types::Member;
+use crate::raft::{Group, GroupThread, OpenError, SnapshotPolicy};
+use crate::reign::{Reigns, Throne};
 
 /// A running coordinator.
 #[derive(Debug)]
@@ -38,8 +38,8 @@ pub struct Node {
     stopping: watch::Sender<bool>,
     // In the order in which they end, should the node be dropped.
     http: Option<HttpServer>,
-    control: Option<ControlThread>,
-    log: Option<SingleNodeLog>,
+    reigns: Option<Reigns>,
+    log: Option<GroupThread>,
     _data_dir: Arc<DataDir>,
 }
 
@@ -67,8 +67,20 @@ pub enum StartError {
     },
     #[error("could not start a thread: {0}")]
     Thread(#[from] io::Error),
-    #[error("could not begin to reign: {0}")]
-    Announce(#[from] ProposeError),
+    #[error("could not take part in the group of coordinators: {0}")]
+    Group(#[from] Problem),
+    #[error(
+        "\"{}\" is that of coordinator {coordinator}, which the group knows at {known}, and this one is at {address}",
+        directory.display()
+    )]
+    OtherMember {
+        directory: PathBuf,
+        coordinator: CoordinatorId,
+        known: String,
+        address: String,
+        /// The member that is known at this address.
+        here: Option<CoordinatorId>,
+    },
     #[error(
         "\"{}\" belongs to cluster {kept} by its identity.json, to {found} by its metadata",
         directory.display()
@@ -97,11 +109,24 @@ impl StartError {
                 "Delete \"{}\": it is made again from the metadata.",
                 path.display()
             )),
+            StartError::OtherMember {
+                coordinator,
+                here: Some(here),
+                ..
+            } => Some(format!(
+                "Start coordinator {here} with its own data directory, not with that of coordinator {coordinator}."
+            )),
+            StartError::OtherMember {
+                known, here: None, ..
+            } => Some(format!(
+                "Start it with --advertise {known}, or replace it: POST /v1/coordinators with the address of one \
+                 that has an empty data directory, then DELETE this one."
+            )),
             StartError::Metadata { .. }
             | StartError::DataDir(_)
             | StartError::Listen { .. }
             | StartError::Thread(_)
-            | StartError::Announce(_) => None,
+            | StartError::Group(_) => None,
         }
     }
 }
@@ -116,7 +141,7 @@ fn put_back(directory: &Path) -> String {
 }
 
 impl Node {
-    /// Starts a coordinator. Returns when it serves.
+    /// Starts a coordinator. Returns when it serves; one that is alone decides by then.
     pub fn start(config: CoordinatorConfig) -> Result<Node, StartError> {
         Node::start_with(config, SystemClock::shared(), || ())
     }
@@ -130,50 +155,37 @@ impl Node {
     ) -> Result<Node, StartError> {
         let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
         let storage = FsStorage::create(config.data_dir.join("metadata"))?;
-        let (log_thread, log) = SingleNodeLog::open(
+        let (log_thread, group, log) = GroupThread::open(
             storage,
             Arc::clone(&data_dir),
             SnapshotPolicy::default(),
-            |_| on_failure(),
+            // Of its own: entries and votes must not wait behind what users ask.
+            Transport::start("coordinator-group")?,
+            on_failure,
         )
         .map_err(|source| StartError::Metadata {
             directory: config.data_dir.clone(),
             source,
         })?;
-        let (cluster, identity) = cluster_of(&data_dir, &log)?;
+        let kept = whose(&data_dir, &group)?;
         let transport = Transport::start("coordinator")?;
-        let seen = Seen::default();
-        let (control, started) = ControlThread::start(Parts {
-            log,
-            cluster,
-            clock,
-            transport: transport.clone(),
-            seen: seen.clone(),
-            config: config.clone(),
-        })?;
-        // Not before the metadata names the cluster: a directory that is somebody's has metadata.
-        if identity.cluster.is_none() {
-            data_dir.keep_identity(&Identity {
-                cluster: Some(cluster),
-                ..identity
-            })?;
-        }
         let (stopping, stopped) = watch::channel(false);
-        let state = State {
-            controller: started.controller,
-            liveness: started.liveness,
-            jobs: started.jobs,
-            transport,
-            seen,
-            metrics: Arc::new(Metrics::new()),
-            stopping: stopped,
+        let (reign_sender, reign) = watch::channel(None);
+        let metrics = Arc::new(Metrics::new());
+        let gate = Gate {
+            group: group.clone(),
+            reign: reign.clone(),
+            transport: transport.clone(),
+            metrics: Arc::clone(&metrics),
+            peers: Arc::new(config.peers.clone()),
+            stopping: stopped.clone(),
         };
         let http = HttpServer::start(
             "coordinator",
             config.listen,
             config.http_threads as usize,
             config.shutdown_timeout,
-            move |routes| http::routes(routes, &state),
+            move |routes| http::routes(routes, &gate),
         )
         .map_err(|source| StartError::Listen {
             address: config.listen.to_string(),
@@ -182,12 +194,44 @@ impl Node {
         let address = config
             .advertise
             .unwrap_or_else(|| format!("http://{}", http.address()));
-        info!(%address, %cluster, epoch = %started.epoch, "coordinating");
+        let reigns = Reigns::start(
+            Throne {
+                group: group.clone(),
+                log,
+                clock,
+                transport,
+                metrics,
+                address: address.clone(),
+                session_timeout: config.session_timeout,
+                stopping: stopped,
+            },
+            reign_sender,
+        )?;
+        let place = Place {
+            data_dir: &data_dir,
+            group: &group,
+            address: &address,
+            peers: &config.peers,
+        };
+        let alone = place.take(kept)?;
+        if alone {
+            let mut reign = reign;
+            group.wait(async move {
+                // An error says that the log has ended, which the next request is told.
+                reign
+                    .wait_for(Option::is_some)
+                    .await
+                    .map(drop)
+                    .unwrap_or_default();
+                Ok(())
+            })?;
+        }
+        info!(%address, coordinator = ?group.belongs(), "serving");
         Ok(Node {
             address,
             stopping,
             http: Some(http),
-            control: Some(control),
+            reigns: Some(reigns),
             log: Some(log_thread),
             _data_dir: data_dir,
         })
@@ -205,8 +249,8 @@ impl Node {
         if let Some(http) = self.http.take() {
             http.stop();
         }
-        if let Some(control) = self.control.take() {
-            control.stop();
+        if let Some(reigns) = self.reigns.take() {
+            reigns.stop();
         }
         if let Some(log) = self.log.take() {
             log.stop();
@@ -214,121 +258,117 @@ impl Node {
     }
 }
 
-/// The cluster this data directory belongs to: a new one if it is empty.
-fn cluster_of(data_dir: &DataDir, log: &MetadataLog) -> Result<(ClusterId, Identity), StartError> {
+/// Whose this data directory is; `None`: nobody's yet.
+fn whose(data_dir: &DataDir, group: &Group) -> Result<Option<Belongs>, StartError> {
     let identity = data_dir.identity()?;
     let directory = || data_dir.path().to_owned();
-    let named = log.view().read(|metadata| metadata.cluster());
-    let cluster = match (identity.cluster, named) {
-        (Some(kept), Some(found)) if kept != found => {
-            return Err(StartError::OtherCluster {
-                directory: directory(),
-                kept,
-                found,
-            });
-        }
-        (Some(cluster), None) => {
-            return Err(StartError::NoMetadata {
-                directory: directory(),
-                cluster,
-            });
-        }
-        (_, Some(cluster)) => cluster,
-        (None, None) => ClusterId(Uuid::new_v4()),
-    };
-    Ok((cluster, identity))
-}
-
-/// The thread whose arbiter runs everything that decides.
-#[derive(Debug)]
-struct ControlThread {
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-struct Parts {
-    log: MetadataLog,
-    cluster: ClusterId,
-    clock: Arc<dyn Clock>,
-    transport: Transport,
-    seen: Seen,
-    config: CoordinatorConfig,
-}
-
-struct Started {
-    epoch: ControlEpoch,
-    controller: Controller,
-    liveness: Liveness,
-    jobs: Jobs,
-}
-
-impl ControlThread {
-    fn start(parts: Parts) -> Result<(ControlThread, Started), StartError> {
-        let (stop, stopped) = oneshot::channel();
-        let (report, outcome) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("coordinator-control".to_owned())
-            .spawn(move || {
-                actix_rt::System::new().block_on(async move {
-                    let started = reign(parts).await;
-                    let failed = started.is_err();
-                    if report.send(started).is_err() || failed {
-                        return;
-                    }
-                    // An error says that the node was dropped: that ends it too.
-                    stopped.await.unwrap_or_default();
-                });
-            })?;
-        let started = outcome
-            .recv()
-            .map_err(|_| io::Error::other("the control thread ended before it started"))??;
-        Ok((ControlThread { stop, thread }, started))
-    }
-
-    fn stop(self) {
-        drop(self.stop);
-        if self.thread.join().is_err() {
-            error!("the control thread panicked");
-        }
+    match (identity.cluster, group.belongs()) {
+        (Some(kept), Some(found)) if kept != found.cluster => Err(StartError::OtherCluster {
+            directory: directory(),
+            kept,
+            found: found.cluster,
+        }),
+        (Some(cluster), None) => Err(StartError::NoMetadata {
+            directory: directory(),
+            cluster,
+        }),
+        (_, found) => Ok(found),
     }
 }
 
-/// Announces the new reign and starts the actors, which act in its name.
-async fn reign(parts: Parts) -> Result<Started, StartError> {
-    let Parts {
-        log,
-        cluster,
-        clock,
-        transport,
-        seen,
-        config,
-    } = parts;
-    let announcement = Entry {
-        control_epoch: ControlEpoch(0),
-        at: clock.wall(),
-        command: Command::LeaderAnnounce { cluster },
-    };
-    let Outcome::Announced(epoch) = log.propose(announcement).await?.outcome else {
-        unreachable!("the outcome of an announcement is that it was announced");
-    };
-    let controller = Controller::start(ControllerActor::new(
-        log,
-        epoch,
-        Arc::clone(&clock),
-        seen,
-        config.session_timeout,
-    ));
-    let liveness = Liveness::start(
-        config.session_timeout,
-        controller.clone(),
-        transport.clone(),
-        Arc::clone(&clock),
-    );
-    let jobs = Jobs::start(controller.clone(), transport, clock, liveness.heartbeats());
-    Ok(Started {
-        epoch,
-        controller,
-        liveness,
-        jobs,
-    })
+/// The number of the one that begins a cluster.
+const FOUNDER: CoordinatorId = CoordinatorId(1);
+
+/// Where a coordinator is to take its place, and what it was told.
+struct Place<'a> {
+    data_dir: &'a Arc<DataDir>,
+    group: &'a Group,
+    address: &'a str,
+    peers: &'a [String],
+}
+
+impl Place<'_> {
+    /// Takes it. Says whether it is the only coordinator, and so leads as soon as it can.
+    fn take(&self, kept: Option<Belongs>) -> Result<bool, StartError> {
+        let begins = beginning(self.address, self.peers);
+        let me = match (kept, begins) {
+            (Some(me), _) => me,
+            (None, Beginning::Alone | Beginning::Founds) => Belongs {
+                cluster: ClusterId(Uuid::new_v4()),
+                coordinator: FOUNDER,
+            },
+            (None, Beginning::Waits) => {
+                if !self.peers.iter().any(|peer| peer == self.address) {
+                    let peers = self.peers.join(",");
+                    warn!(address = self.address, %peers, "not among its peers: waiting to be added");
+                }
+                return Ok(false);
+            }
+        };
+        let group = self.group.clone();
+        self.group.wait(async move { group.begin(me).await })?;
+        keep_identity(self.data_dir, me)?;
+        let group = self.group.clone();
+        let members = self.group.wait(async move { group.members().await })?;
+        if members.is_empty() {
+            return self.form(me, kept.is_some(), begins);
+        }
+        if members.len() == 1 && members.contains_key(&me.coordinator) {
+            // Nobody else can lead: there is nothing to wait for.
+            let group = self.group.clone();
+            self.group.wait(async move { group.elect().await })?;
+            return Ok(true);
+        }
+        self.is_mine(me, &members)?;
+        Ok(false)
+    }
+
+    /// There is no group yet that it is a member of.
+    fn form(&self, me: Belongs, again: bool, begins: Beginning) -> Result<bool, StartError> {
+        let group = self.group.clone();
+        // Only who named the cluster may form its group: whoever was taken in waits for the others, or there
+        // would be two groups of one cluster.
+        let begins = match me.coordinator {
+            FOUNDER => begins,
+            _ => Beginning::Waits,
+        };
+        match begins {
+            Beginning::Alone => {
+                let myself = Member {
+                    address: self.address.to_owned(),
+                };
+                let members = [(me.coordinator, myself)].into();
+                self.group.wait(async move { group.form(members).await })?;
+                Ok(true)
+            }
+            Beginning::Founds => {
+                if again {
+                    info!("forming the group that was not formed in the last life");
+                }
+                let peers = self.peers.to_vec();
+                self.group
+                    .apart(async move { group.found(me, &peers).await });
+                Ok(false)
+            }
+            Beginning::Waits => Ok(false),
+        }
+    }
+
+    /// The group must know this member at this address: a directory that was copied is another member's.
+    fn is_mine(&self, me: Belongs, members: &Members) -> Result<(), StartError> {
+        match members.get(&me.coordinator) {
+            Some(known) if known.address != self.address => {
+                let mut others = members.iter();
+                let here = others.find(|(_, member)| member.address == self.address);
+                Err(StartError::OtherMember {
+                    directory: self.data_dir.path().to_owned(),
+                    coordinator: me.coordinator,
+                    known: known.address.clone(),
+                    address: self.address.to_owned(),
+                    here: here.map(|(id, _)| *id),
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::http::{self, Routes};
 use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::keyed_state::base_file;
+use crate::link::coordinators::Coordinators;
 use crate::link::reports::TaskReports;
 use crate::link::{self, Link, Session};
 use crate::load::{SharedLoad, keep_measuring};
@@ -73,6 +74,7 @@ struct Parts {
     data_dir: DataDir,
     registration: RegisterWorker,
     registered: Registered,
+    coordinators: Coordinators,
     transport: Transport,
     control: Transport,
     routes: Arc<OnceLock<Routes>>,
@@ -126,11 +128,12 @@ impl Node {
             memory_bytes: config.memory_bytes,
             operators: custom.names().map(str::to_owned).collect(),
         };
+        let coordinators = Coordinators::new(config.coordinators.clone());
         let registering = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let registered = registering
-            .block_on(link::register(&config.coordinator, &control, &registration))
+            .block_on(link::register(&coordinators, &control, &registration))
             .map_err(StartError::Refused)?;
         data_dir.begin_life()?;
         data_dir.keep_identity(&Identity {
@@ -146,6 +149,7 @@ impl Node {
             data_dir,
             registration,
             registered,
+            coordinators,
             transport,
             control,
             routes,
@@ -239,7 +243,7 @@ async fn run(
     let memory = MemoryPlan::of(config.memory_bytes);
     let services = Services {
         session: session.clone(),
-        coordinator: config.coordinator.clone(),
+        coordinators: parts.coordinators.clone(),
         transport: parts.transport.clone(),
         image: image.clone(),
         log: log.clone(),
@@ -263,7 +267,7 @@ async fn run(
         exchange,
         image: image.clone(),
         transport: parts.transport.clone(),
-        coordinator: config.coordinator.clone(),
+        coordinators: parts.coordinators.clone(),
         clock,
         reports: reports.clone(),
         load: load.clone(),
@@ -278,7 +282,7 @@ async fn run(
     ));
     assert!(parts.routes.set(routes).is_ok(), "routes are set once");
     let link = Link {
-        coordinator: config.coordinator.clone(),
+        coordinators: parts.coordinators.clone(),
         transport: parts.control,
         image: image_sender,
         reports,

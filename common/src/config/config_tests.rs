@@ -87,6 +87,36 @@ fn one_file_may_serve_both_processes() {
 }
 
 #[test]
+fn several_addresses_are_a_list_in_a_file_and_have_commas_elsewhere() {
+    let expected = ["http://a:1", "http://b:2"];
+    let (_kept, config) = file(
+        "[worker]\ncoordinator = [\"http://a:1/\", \"http://b:2\"]\n[coordinator]\npeers = \"http://a:1\"\n",
+    );
+    let listed = WorkerConfig::load(arguments(&config), nothing).unwrap();
+    assert_eq!(listed.coordinators, expected);
+    let flag = arguments("--coordinator http://a:1,http://b:2");
+    assert_eq!(
+        WorkerConfig::load(flag, nothing).unwrap().coordinators,
+        expected
+    );
+    let variable =
+        |name: &str| (name == "MILLSTREAM_PEERS").then(|| "http://a:1, http://b:2".to_owned());
+    let peers = CoordinatorConfig::load(arguments(&config), variable).unwrap();
+    assert_eq!(peers.peers, expected, "the environment beats the file");
+    assert!(CoordinatorConfig::defaults().peers.is_empty());
+    for (wrong, detail) in [
+        ("", "is not a URL"),
+        ("http://a:1,nowhere", "\"nowhere\" is not a URL"),
+        ("http://a:1,http://a:1/", "is there twice"),
+    ] {
+        let mut all = arguments("--coordinator");
+        all.push(OsString::from(wrong));
+        let found = mistakes(WorkerConfig::load(all, nothing).unwrap_err());
+        assert!(found[0].contains(detail), "{found:?}");
+    }
+}
+
+#[test]
 fn all_mistakes_are_reported_at_once_and_say_where_they_were_made() {
     let (_kept, config) = file("top = 1\n[worker]\nslots = 0\nspeed = \"high\"\n[wrker]\n");
     let environment = |name: &str| (name == "MILLSTREAM_MEMORY").then(|| "lots".to_owned());

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{
-    ConfigError, LogFormat, Options, address, cores, count, directory, log_filter, log_format,
-    optional, span, url,
+    ConfigError, LogFormat, Options, address, cores, count, directory, list, log_filter,
+    log_format, optional, span, url,
 };
 use crate::limits::{HEARTBEAT_INTERVAL, MAX_HTTP_THREADS};
 use crate::time::Span;
@@ -15,6 +15,7 @@ use crate::time::Span;
 pub struct CoordinatorConfig {
     pub listen: SocketAddr,
     pub advertise: Option<String>,
+    pub peers: Vec<String>,
     pub data_dir: PathBuf,
     pub session_timeout: Span,
     pub http_threads: u32,
@@ -44,6 +45,7 @@ impl CoordinatorConfig {
     fn check(mut options: Options) -> Result<CoordinatorConfig, ConfigError> {
         let listen = options.get("listen", address);
         let advertise = options.get("advertise", optional(url));
+        let peers = options.get("peers", list(url));
         let data_dir = options.get("data-dir", directory);
         let session_timeout = options.get(
             "session-timeout",
@@ -60,6 +62,7 @@ impl CoordinatorConfig {
             Some(CoordinatorConfig {
                 listen: listen?,
                 advertise: advertise?,
+                peers: peers?,
                 data_dir: data_dir?,
                 session_timeout: session_timeout?,
                 http_threads: http_threads?,

@@ -149,6 +149,11 @@ impl Options {
                     toml::Value::String(text) => text,
                     toml::Value::Integer(number) => number.to_string(),
                     toml::Value::Boolean(choice) => choice.to_string(),
+                    toml::Value::Array(texts) if texts.iter().all(toml::Value::is_str) => {
+                        let texts: Vec<&str> =
+                            texts.iter().filter_map(|text| text.as_str()).collect();
+                        texts.join(",")
+                    }
                     toml::Value::Float(_)
                     | toml::Value::Datetime(_)
                     | toml::Value::Array(_)
@@ -300,7 +305,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(expected)
 }
 
-fn url(text: &str) -> Result<String, String> {
+/// An address as nodes are given it: `http://host:port`.
+pub fn url(text: &str) -> Result<String, String> {
     let expected = || format!("\"{text}\" is not a URL; write for example http://127.0.0.1:7070");
     let authority = text.strip_prefix("http://").ok_or_else(expected)?;
     let authority = authority.strip_suffix('/').unwrap_or(authority);
@@ -319,6 +325,37 @@ fn optional<T>(
     |text| match text {
         "" => Ok(None),
         text => parse(text).map(Some),
+    }
+}
+
+/// Any number of them, separated by commas, each once.
+fn list<T: PartialEq>(
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> impl FnOnce(&str) -> Result<Vec<T>, String> {
+    move |text| {
+        let mut values = Vec::new();
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
+            let value = parse(part)?;
+            if values.contains(&value) {
+                return Err(format!("\"{part}\" is there twice"));
+            }
+            values.push(value);
+        }
+        Ok(values)
+    }
+}
+
+/// At least one of them, separated by commas.
+fn some<T: PartialEq>(
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> impl FnOnce(&str) -> Result<Vec<T>, String> {
+    move |text| match text {
+        "" => parse(text).map(|only| vec![only]),
+        text => list(parse)(text),
     }
 }
 

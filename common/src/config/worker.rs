@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{
     ConfigError, LogFormat, Options, address, bytes, cores, count, directory, log_filter,
-    log_format, optional, span, url,
+    log_format, optional, some, span, url,
 };
 use crate::limits::{MAX_DATA_THREADS, MAX_HTTP_THREADS, MAX_SLOTS, SLOTS_PER_CORE};
 use crate::time::Span;
@@ -17,7 +17,8 @@ const MOST_MEMORY_BYTES: u64 = 16 << 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
-    pub coordinator: String,
+    /// At least one.
+    pub coordinators: Vec<String>,
     pub listen: SocketAddr,
     pub advertise: Option<String>,
     pub data_dir: PathBuf,
@@ -48,7 +49,7 @@ impl WorkerConfig {
     }
 
     fn check(mut options: Options) -> Result<WorkerConfig, ConfigError> {
-        let coordinator = options.get("coordinator", url);
+        let coordinators = options.get("coordinator", some(url));
         let listen = options.get("listen", address);
         let advertise = options.get("advertise", optional(url));
         let kafka_listen = options.get("kafka-listen", no_kafka_yet);
@@ -66,7 +67,7 @@ impl WorkerConfig {
         let config = (|| {
             kafka_listen?;
             Some(WorkerConfig {
-                coordinator: coordinator?,
+                coordinators: coordinators?,
                 listen: listen?,
                 advertise: advertise?,
                 data_dir: data_dir?,

@@ -49,6 +49,9 @@ pub struct MetadataDelta {
     pub removed_jobs: Vec<JobId>,
     /// The tasks of jobs that should run; a job that is in `jobs` and runs nothing has `running: false`.
     pub deployments: Vec<Arc<Deployment>>,
+    /// Where the coordinators are, the one that leads first.
+    #[serde(default)]
+    pub coordinators: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 
 pub mod topic;
 pub mod node;
+pub mod coordinator;
 pub mod metadata;
 pub mod produce;
 pub mod fetch;

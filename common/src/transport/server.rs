@@ -23,7 +23,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::client::{Forward, Transport};
+use super::client::{CallError, Forward, Transport};
 use super::msgpack::{self, Encoded};
 use super::{MSGPACK, PROBLEM_JSON, PROBLEM_MSGPACK};
 use crate::error::{ErrorCode, Problem};
@@ -267,8 +267,6 @@ pub struct Onward<'a> {
     pub address: &'a str,
     /// For the head of the answer.
     pub deadline: Span,
-    /// What to call the other node's absence to the user.
-    pub unreachable: ErrorCode,
     /// An answer that goes on and on ends when this becomes true.
     pub stopping: watch::Receiver<bool>,
 }
@@ -278,12 +276,11 @@ pub async fn forward(
     to: Onward<'_>,
     request: &HttpRequest,
     body: Bytes,
-) -> Result<HttpResponse, Problem> {
+) -> Result<HttpResponse, CallError> {
     let Onward {
         transport,
         address,
         deadline,
-        unreachable,
         mut stopping,
     } = to;
     let target = request.uri().path_and_query().map_or("/", |t| t.as_str());
@@ -295,11 +292,12 @@ pub async fn forward(
         .collect();
     let hops = hops(request);
     if hops >= MAX_HOPS {
-        return Err(Problem::new(
+        let problem = Problem::new(
             ErrorCode::Internal,
             format!("\"{target}\" was passed on {hops} times, and nobody answers it"),
         )
-        .hint("Nodes disagree about who answers this: ask the one it is about."));
+        .hint("Nodes disagree about who answers this: ask the one it is about.");
+        return Err(CallError::Problem(Box::new(problem)));
     }
     headers.push((HOPS.to_string(), (hops + 1).to_string().into_bytes()));
     let outgoing = Forward {
@@ -308,12 +306,10 @@ pub async fn forward(
         headers,
         body,
     };
-    let answer = transport
-        .forward(address, outgoing, deadline)
-        .await
-        .map_err(|error| error.into_problem(unreachable))?;
-    let status = StatusCode::from_u16(answer.status).map_err(|error| {
-        Problem::new(ErrorCode::Internal, format!("{address} answered {error}"))
+    let answer = transport.forward(address, outgoing, deadline).await?;
+    let status = StatusCode::from_u16(answer.status).map_err(|error| CallError::BadReply {
+        address: address.to_owned(),
+        detail: error.to_string(),
     })?;
     let mut response = HttpResponse::build(status);
     for (name, value) in &answer.headers {

@@ -3,8 +3,8 @@
 use common::error::Problem;
 use common::protocol::checkpoint::{AckCheckpoint, Acknowledged};
 
-use crate::job::jobs_actor::Jobs;
+use super::gate::Reigning;
 
-pub(crate) async fn handle(jobs: Jobs, ack: AckCheckpoint) -> Result<Acknowledged, Problem> {
-    jobs.acknowledge(ack).await
+pub(crate) async fn handle(reign: Reigning, ack: AckCheckpoint) -> Result<Acknowledged, Problem> {
+    reign.jobs.acknowledge(ack).await
 }

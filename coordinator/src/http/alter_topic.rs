@@ -1,13 +1,13 @@
 //! More partitions, or other options.
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 
 use common::error::Problem;
 use common::ids::TopicName;
 use common::transport::server::JsonBody;
 
-use super::State;
 use super::describe_topic::{TopicDescription, described};
+use super::gate::Reigning;
 use crate::controller::topics::AlterTopic;
 
 #[utoipa::path(
@@ -25,7 +25,7 @@ use crate::controller::topics::AlterTopic;
     )
 )]
 pub(crate) async fn alter_topic(
-    state: Data<State>,
+    state: Reigning,
     name: Path<String>,
     JsonBody(change): JsonBody<AlterTopic>,
 ) -> Result<Json<TopicDescription>, Problem> {

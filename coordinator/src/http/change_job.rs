@@ -3,7 +3,7 @@
 //! Each answers with the job as it is then; the job comes to what is wanted as fast as it can. Asking for
 //! what is wanted already changes nothing.
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -11,6 +11,7 @@ use common::error::{ErrorCode, Problem};
 use common::transport::server::Query;
 
 use super::State;
+use super::gate::Reigning;
 use super::jobs::{describe, find};
 use crate::job::describe::JobDescription;
 use crate::job::wishes::{Wish, wish};
@@ -29,7 +30,7 @@ use crate::metadata::jobs::Desired;
     )
 )]
 pub(crate) async fn pause(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
 ) -> Result<Json<JobDescription>, Problem> {
     want(&state, &job, Desired::Paused).await
@@ -47,7 +48,7 @@ pub(crate) async fn pause(
     )
 )]
 pub(crate) async fn resume(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
 ) -> Result<Json<JobDescription>, Problem> {
     want(&state, &job, Desired::Running).await
@@ -66,7 +67,7 @@ pub(crate) async fn resume(
     )
 )]
 pub(crate) async fn stop(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
     Query(options): Query<StopOptions>,
 ) -> Result<Json<JobDescription>, Problem> {
@@ -98,7 +99,7 @@ pub(crate) struct StopOptions {
     )
 )]
 pub(crate) async fn cancel(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
 ) -> Result<Json<JobDescription>, Problem> {
     want(&state, &job, Desired::Cancelled).await

@@ -4,9 +4,10 @@ use common::error::{ErrorCode, Problem};
 use common::limits::MAX_WAIT;
 use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 
-use super::State;
+use super::gate::Reigning;
 
-pub async fn handle(mut state: State, request: FetchMetadata) -> Result<MetadataDelta, Problem> {
+pub async fn handle(state: Reigning, request: FetchMetadata) -> Result<MetadataDelta, Problem> {
+    let mut stopping = state.stopping.clone();
     let view = state.controller.view();
     if view.read(|metadata| metadata.cluster()) != Some(request.cluster) {
         return Err(Problem::new(
@@ -22,11 +23,13 @@ pub async fn handle(mut state: State, request: FetchMetadata) -> Result<Metadata
         tokio::select! {
             // An error says that the log or the node has ended: then what there is is all there will be.
             _ = changes.wait_for(|version| *version != request.since) => {}
-            _ = state.stopping.wait_for(|stopping| *stopping) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
         }
     };
     let wait = request.wait.min(MAX_WAIT).as_duration();
     // Whether something came or time is up, the answer says how things are.
     drop(tokio::time::timeout(wait, news).await);
-    Ok(view.read(|metadata| metadata.delta_since(request.since)))
+    let mut delta = view.read(|metadata| metadata.delta_since(request.since));
+    delta.coordinators = state.group.status().addresses();
+    Ok(delta)
 }

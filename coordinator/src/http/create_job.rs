@@ -17,7 +17,7 @@ use common::plan::form;
 use common::protocol::job::CreateJob;
 use common::transport::server::{Query, read_body, read_json};
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::{describe, find};
 use crate::job::creation::{self, point_into};
 use crate::job::describe::JobDescription;
@@ -83,7 +83,7 @@ impl Plan {
     )
 )]
 pub(crate) async fn create_job(
-    state: web::Data<State>,
+    state: Reigning,
     Query(options): Query<Options>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {

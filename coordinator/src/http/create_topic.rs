@@ -2,7 +2,7 @@
 
 use actix_web::HttpResponse;
 use actix_web::http::header::LOCATION;
-use actix_web::web::{Data, Payload};
+use actix_web::web::Payload;
 use serde::Deserialize;
 
 use common::error::Problem;
@@ -11,8 +11,8 @@ use common::limits::MAX_REQUEST_BYTES;
 use common::protocol::topic::CreateTopic;
 use common::transport::server::{read_body, read_json};
 
-use super::State;
 use super::describe_topic::{TopicDescription, described};
+use super::gate::Reigning;
 
 /// Read first: a bad name has a code of its own.
 #[derive(Deserialize)]
@@ -34,7 +34,7 @@ struct Named {
     )
 )]
 pub(crate) async fn create_topic(
-    state: Data<State>,
+    state: Reigning,
     payload: Payload,
 ) -> Result<HttpResponse, Problem> {
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;

@@ -14,7 +14,7 @@ use common::limits::MAX_WAIT;
 use common::time::Span;
 use common::transport::client::Forward;
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::find;
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -43,7 +43,7 @@ pub(crate) struct Options {
     )
 )]
 pub(crate) async fn dead_letters(
-    state: web::Data<State>,
+    state: Reigning,
     request: HttpRequest,
     job: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {

@@ -3,11 +3,11 @@
 use common::error::Problem;
 use common::protocol::checkpoint::{Acknowledged, DeclineCheckpoint};
 
-use crate::job::jobs_actor::Jobs;
+use super::gate::Reigning;
 
 pub(crate) async fn handle(
-    jobs: Jobs,
+    reign: Reigning,
     decline: DeclineCheckpoint,
 ) -> Result<Acknowledged, Problem> {
-    jobs.decline(decline).await
+    reign.jobs.decline(decline).await
 }

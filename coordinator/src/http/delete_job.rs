@@ -5,7 +5,7 @@ use actix_web::web;
 
 use common::error::Problem;
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::find;
 use crate::metadata::command::Command;
 
@@ -21,7 +21,7 @@ use crate::metadata::command::Command;
     )
 )]
 pub(crate) async fn delete_job(
-    state: web::Data<State>,
+    state: Reigning,
     job: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let row = find(&state, &job)?;

@@ -1,12 +1,12 @@
 //! A topic and all its records go.
 
 use actix_web::HttpResponse;
-use actix_web::web::{Data, Path};
+use actix_web::web::Path;
 
 use common::error::Problem;
 use common::ids::TopicName;
 
-use super::State;
+use super::gate::Reigning;
 
 #[utoipa::path(
     delete,
@@ -16,7 +16,7 @@ use super::State;
     responses((status = 204, description = "It is gone"), (status = 404, body = Problem))
 )]
 pub(crate) async fn delete_topic(
-    state: Data<State>,
+    state: Reigning,
     name: Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let name = TopicName::new(name.into_inner())?;

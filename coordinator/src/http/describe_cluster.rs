@@ -1,11 +1,12 @@
 //! The cluster at a glance.
 
-use actix_web::web::{Data, Json};
+use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::State;
+use super::gate::Reigning;
 use crate::metadata::nodes::WorkerStatus;
+use crate::raft::membership::GroupStatus;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ClusterDescription {
@@ -16,12 +17,26 @@ pub struct ClusterDescription {
     pub control_epoch: u64,
     /// How many commands made the cluster what it is.
     pub metadata_version: u64,
+    /// Grows with every election among the coordinators.
+    pub term: u64,
+    /// Those that agree on the metadata, and those that are about to.
+    pub coordinators: Vec<CoordinatorDescription>,
     pub workers: WorkerCounts,
     pub topics: usize,
     pub partitions: usize,
     pub partitions_without_leader: usize,
     pub jobs: usize,
     pub jobs_running: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CoordinatorDescription {
+    pub id: u64,
+    pub address: String,
+    /// It decides, and whoever asks another one asks it.
+    pub leads: bool,
+    /// It counts for a majority; one that does not only listens.
+    pub votes: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -39,7 +54,9 @@ pub struct WorkerCounts {
     tag = "cluster",
     responses((status = 200, body = ClusterDescription))
 )]
-pub(crate) async fn describe_cluster(state: Data<State>) -> Json<ClusterDescription> {
+pub(crate) async fn describe_cluster(state: Reigning) -> Json<ClusterDescription> {
+    let group = state.group.status();
+    let coordinators = coordinators(&group);
     Json(state.controller.view().read(|metadata| {
         let workers = |status| metadata.workers().filter(|w| w.status == status).count();
         let partitions = || metadata.topics_by_name().flat_map(|row| &row.partitions);
@@ -49,6 +66,8 @@ pub(crate) async fn describe_cluster(state: Data<State>) -> Json<ClusterDescript
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control_epoch: metadata.control_epoch().0,
             metadata_version: metadata.version().0,
+            term: group.term,
+            coordinators,
             workers: WorkerCounts {
                 active: workers(WorkerStatus::Active),
                 registered: workers(WorkerStatus::Registered),
@@ -61,4 +80,14 @@ pub(crate) async fn describe_cluster(state: Data<State>) -> Json<ClusterDescript
             jobs_running: running.count(),
         }
     }))
+}
+
+pub(super) fn coordinators(group: &GroupStatus) -> Vec<CoordinatorDescription> {
+    let described = group.members.iter().map(|member| CoordinatorDescription {
+        id: member.coordinator.0,
+        address: member.address.clone(),
+        leads: member.leads,
+        votes: member.votes,
+    });
+    described.collect()
 }

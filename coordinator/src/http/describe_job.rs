@@ -1,10 +1,10 @@
 //! `GET /v1/jobs/{job}`: state, graph with tasks and workers, rates, lag, last checkpoint, restarts.
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 
 use common::error::Problem;
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::{describe, find};
 use crate::job::describe::JobDescription;
 
@@ -16,7 +16,7 @@ use crate::job::describe::JobDescription;
     responses((status = 200, body = JobDescription), (status = 404, body = Problem))
 )]
 pub(crate) async fn describe_job(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
 ) -> Result<Json<JobDescription>, Problem> {
     let row = find(&state, &job)?;

@@ -1,6 +1,6 @@
 //! A topic with its partitions, their leaders and their in-sync replicas.
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,6 +9,7 @@ use common::ids::TopicName;
 use common::protocol::topic::TopicConfig;
 
 use super::State;
+use super::gate::Reigning;
 use crate::controller::topics::find;
 use crate::metadata::topics::TopicRow;
 
@@ -42,7 +43,7 @@ pub struct PartitionDescription {
     responses((status = 200, body = TopicDescription), (status = 404, body = Problem))
 )]
 pub(crate) async fn describe_topic(
-    state: Data<State>,
+    state: Reigning,
     name: Path<String>,
 ) -> Result<Json<TopicDescription>, Problem> {
     let name = TopicName::new(name.into_inner())?;

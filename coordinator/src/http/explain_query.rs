@@ -1,6 +1,6 @@
 //! `POST /v1/sql/explain`: what a query would run as.
 
-use actix_web::web::{Data, Json, block};
+use actix_web::web::{Json, block};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -8,8 +8,8 @@ use common::error::{ErrorCode, Problem};
 use common::limits::DEFAULT_KEY_GROUPS;
 use common::transport::server::JsonBody;
 
-use super::State;
 use super::create_job::Plan;
+use super::gate::Reigning;
 use crate::job::creation;
 use crate::planner::plan_sql;
 
@@ -34,7 +34,7 @@ pub(crate) struct Explain {
     )
 )]
 pub(crate) async fn explain_query(
-    state: Data<State>,
+    state: Reigning,
     JsonBody(request): JsonBody<Explain>,
 ) -> Result<Json<Plan>, Problem> {
     let Explain { sql, parallelism } = request;

@@ -1,7 +1,7 @@
 //! Records live on workers: requests for them that come here go on to the partition's leader, or to any
 //! active worker, which knows where to go from there.
 
-use actix_web::web::{Data, Path, Payload};
+use actix_web::web::{Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ use common::limits::{MAX_REQUEST_BYTES, MAX_WAIT};
 use common::time::Span;
 use common::transport::server::{Onward, forward, read_body};
 
-use super::State;
+use super::gate::Reigning;
 use crate::controller::topics::find;
 use crate::metadata::ClusterMetadata;
 
@@ -26,7 +26,7 @@ pub(crate) struct TopicPath {
 }
 
 pub(crate) async fn forward_records(
-    state: Data<State>,
+    state: Reigning,
     path: Path<TopicPath>,
     request: HttpRequest,
     payload: Payload,
@@ -42,10 +42,10 @@ pub(crate) async fn forward_records(
         transport: &state.transport,
         address: &address,
         deadline: DEADLINE,
-        unreachable: ErrorCode::LeaderUnavailable,
         stopping: state.stopping.clone(),
     };
-    forward(onward, &request, body).await
+    let answer = forward(onward, &request, body).await;
+    answer.map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))
 }
 
 /// The worker that a request for records of a topic, or of one of its partitions, is sent to.

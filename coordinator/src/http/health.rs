@@ -4,9 +4,9 @@ use actix_web::web::{Data, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use common::error::{ErrorCode, Problem};
+use common::error::Problem;
 
-use super::State;
+use super::gate::Gate;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Health {
@@ -23,16 +23,14 @@ pub(crate) async fn live() -> Json<Health> {
     Json(Health { status: "alive" })
 }
 
+/// Ready: it leads, or knows who does.
 #[utoipa::path(
     get,
     path = "/health/ready",
     tag = "health",
     responses((status = 200, body = Health), (status = 503, body = Problem))
 )]
-pub(crate) async fn ready(state: Data<State>) -> Result<Json<Health>, Problem> {
-    if *state.stopping.borrow() {
-        let detail = "the coordinator is shutting down";
-        return Err(Problem::new(ErrorCode::ShuttingDown, detail));
-    }
+pub(crate) async fn ready(gate: Data<Gate>) -> Result<Json<Health>, Problem> {
+    gate.is_ready()?;
     Ok(Json(Health { status: "ready" }))
 }

@@ -3,8 +3,8 @@
 use common::error::Problem;
 use common::protocol::node::{Heartbeat, HeartbeatReply};
 
-use crate::liveness::Liveness;
+use super::gate::Reigning;
 
-pub async fn handle(liveness: Liveness, heartbeat: Heartbeat) -> Result<HeartbeatReply, Problem> {
-    liveness.heard(heartbeat).await
+pub async fn handle(reign: Reigning, heartbeat: Heartbeat) -> Result<HeartbeatReply, Problem> {
+    reign.liveness.heard(heartbeat).await
 }

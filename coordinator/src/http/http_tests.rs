@@ -514,6 +514,8 @@ fn everything_there_is_is_described_and_shown_without_a_network() {
             "/v1/topics/{topic}",
             "/v1/cluster",
             "/v1/workers",
+            "/v1/coordinators",
+            "/v1/coordinators/{coordinator}",
             "/metrics",
         ] {
             assert!(api["paths"][path].is_object(), "{path} is not described");
@@ -528,7 +530,7 @@ fn everything_there_is_is_described_and_shown_without_a_network() {
         );
         let (_, metrics) = cluster.request("GET", "/metrics", "").await;
         assert!(
-            metrics.contains("millstream_coordinator_metadata_version 1"),
+            metrics.contains("millstream_coordinator_metadata_version 2"),
             "{metrics}"
         );
         assert_eq!(cluster.request("GET", "/health/live", "").await.0, 200);

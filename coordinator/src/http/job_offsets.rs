@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -10,7 +10,7 @@ use common::error::{ErrorCode, Problem};
 use common::ids::CheckpointId;
 use common::transport::server::Query;
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::find;
 use crate::metadata::checkpoints::Positions;
 use crate::metadata::jobs::JobRow;
@@ -42,7 +42,7 @@ pub(crate) struct Offsets {
     )
 )]
 pub(crate) async fn job_offsets(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
     Query(options): Query<Options>,
 ) -> Result<Json<Offsets>, Problem> {

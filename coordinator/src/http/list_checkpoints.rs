@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::web::{Data, Json, Path};
+use actix_web::web::{Json, Path};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
 
-use super::State;
+use super::gate::Reigning;
 use super::jobs::find;
 use crate::checkpoint::actor::DatedRecord;
 use crate::checkpoint::history::Outcome;
@@ -59,7 +59,7 @@ pub(crate) struct CheckpointEntry {
     )
 )]
 pub(crate) async fn list_checkpoints(
-    state: Data<State>,
+    state: Reigning,
     job: Path<String>,
 ) -> Result<Json<CheckpointList>, Problem> {
     let row = find(&state, &job)?;

@@ -1,13 +1,13 @@
 //! `GET /v1/jobs`: names and states, in pages.
 
-use actix_web::web::{Data, Json};
+use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
 use common::transport::server::Query;
 
-use super::State;
+use super::gate::Reigning;
 use super::paging::Page;
 use crate::job::describe::JobSummary;
 
@@ -27,7 +27,7 @@ pub(crate) struct JobList {
     responses((status = 200, body = JobList), (status = 400, body = Problem))
 )]
 pub(crate) async fn list_jobs(
-    state: Data<State>,
+    state: Reigning,
     Query(page): Query<Page>,
 ) -> Result<Json<JobList>, Problem> {
     let (rows, next) = state

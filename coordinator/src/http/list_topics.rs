@@ -1,13 +1,13 @@
 //! The topics there are, in pages.
 
-use actix_web::web::{Data, Json};
+use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
 use common::transport::server::Query;
 
-use super::State;
+use super::gate::Reigning;
 use super::paging::Page;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -35,7 +35,7 @@ pub struct TopicSummary {
     responses((status = 200, body = TopicList), (status = 400, body = Problem))
 )]
 pub(crate) async fn list_topics(
-    state: Data<State>,
+    state: Reigning,
     Query(page): Query<Page>,
 ) -> Result<Json<TopicList>, Problem> {
     let (rows, next) = state.controller.view().read(|metadata| {

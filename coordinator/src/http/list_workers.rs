@@ -1,13 +1,13 @@
 //! The workers the cluster knows, how they stand, and what they use.
 
-use actix_web::web::{Data, Json};
+use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
 use common::transport::server::Query;
 
-use super::State;
+use super::gate::Reigning;
 use super::paging::Page;
 use crate::metadata::nodes::WorkerStatus;
 
@@ -57,7 +57,7 @@ pub struct LoadDescription {
     responses((status = 200, body = WorkerList), (status = 400, body = Problem))
 )]
 pub(crate) async fn list_workers(
-    state: Data<State>,
+    state: Reigning,
     Query(page): Query<Page>,
 ) -> Result<Json<WorkerList>, Problem> {
     let heard = state.liveness.describe().await;

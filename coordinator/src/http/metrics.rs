@@ -3,7 +3,7 @@
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 
-use super::State;
+use super::gate::Gate;
 
 #[utoipa::path(
     get,
@@ -11,11 +11,10 @@ use super::State;
     tag = "health",
     responses((status = 200, body = String, content_type = "application/openmetrics-text"))
 )]
-pub(crate) async fn metrics(state: Data<State>) -> HttpResponse {
-    let text = state
-        .controller
-        .view()
-        .read(|metadata| state.metrics.text(metadata));
+pub(crate) async fn metrics(gate: Data<Gate>) -> HttpResponse {
+    let group = gate.group.status();
+    let view = gate.group.view();
+    let text = view.read(|metadata| gate.metrics.text(metadata, &group));
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
         .body(text)

@@ -1,5 +1,10 @@
 //! The route table, one line per endpoint: decode, ask an actor or look at the facts, encode.
 
+pub mod gate;
+pub mod raft_append;
+pub mod raft_vote;
+pub mod raft_snapshot;
+pub mod join_group;
 pub mod register_node;
 pub mod heartbeat_node;
 pub mod cluster_metadata;
@@ -24,6 +29,7 @@ pub mod explain_query;
 pub mod acknowledge_checkpoint;
 pub mod decline_checkpoint;
 pub mod describe_cluster;
+pub mod change_membership;
 pub mod list_workers;
 pub mod health;
 pub mod metrics;
@@ -38,9 +44,11 @@ mod jobs_tests;
 #[cfg(test)]
 mod docs_tests;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
-use actix_web::web::{Data, ServiceConfig, delete, get, patch, post};
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, ServiceConfig, delete, get, patch, post};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
@@ -48,18 +56,21 @@ use common::error::Problem;
 use common::transport::client::Transport;
 use common::transport::server::{register, resource};
 
+use self::gate::{Gate, Reigning, to_the_leader};
 use crate::controller::Controller;
 use crate::controller::seen::Seen;
 use crate::job::jobs_actor::Jobs;
 use crate::liveness::Liveness;
 use crate::metrics::Metrics;
+use crate::raft::Group;
 
-/// What endpoints stand on.
+/// What endpoints stand on while this coordinator leads.
 #[derive(Clone, Debug)]
 pub struct State {
     pub controller: Controller,
     pub liveness: Liveness,
     pub jobs: Jobs,
+    pub group: Group,
     pub transport: Transport,
     pub seen: Seen,
     pub metrics: Arc<Metrics>,
@@ -97,6 +108,8 @@ pub struct State {
         dead_letters::dead_letters,
         explain_query::explain_query,
         describe_cluster::describe_cluster,
+        change_membership::add_coordinator,
+        change_membership::remove_coordinator,
         list_workers::list_workers,
         health::live,
         health::ready,
@@ -107,32 +120,47 @@ pub struct State {
 pub struct Api;
 
 /// Adds every endpoint. Called once per thread of the server.
-pub fn routes(config: &mut ServiceConfig, state: &State) {
-    config.app_data(Data::new(state.clone()));
+pub fn routes(config: &mut ServiceConfig, gate: &Gate) {
+    config.app_data(Data::new(gate.clone()));
+    of_every_coordinator(config, gate);
+    // Last, because it takes everything else.
+    let leaders = web::scope("").wrap(from_fn(to_the_leader));
+    config.service(leaders.configure(|config| of_the_leader(config, gate)));
+}
 
-    let State {
-        controller,
-        liveness,
-        jobs,
-        ..
-    } = state.clone();
-    let acknowledged = jobs.clone();
+/// What each coordinator answers for itself.
+fn of_every_coordinator(config: &mut ServiceConfig, gate: &Gate) {
+    let group = gate.group.clone();
     register(config, move |request| {
-        register_node::handle(controller.clone(), request)
+        raft_append::handle(group.clone(), request)
     });
+    let group = gate.group.clone();
     register(config, move |request| {
-        heartbeat_node::handle(liveness.clone(), request)
+        raft_vote::handle(group.clone(), request)
     });
+    let group = gate.group.clone();
     register(config, move |request| {
-        acknowledge_checkpoint::handle(acknowledged.clone(), request)
+        raft_snapshot::handle(group.clone(), request)
     });
+    let joining = gate.clone();
     register(config, move |request| {
-        decline_checkpoint::handle(jobs.clone(), request)
+        join_group::handle(joining.clone(), request)
     });
-    let parked = state.clone();
-    register(config, move |request| {
-        cluster_metadata::handle(parked.clone(), request)
-    });
+    config
+        .service(resource("/health/live").route(get().to(health::live)))
+        .service(resource("/health/ready").route(get().to(health::ready)))
+        .service(resource("/metrics").route(get().to(metrics::metrics)))
+        .service(resource("/openapi.json").route(get().to(docs::openapi)))
+        .service(resource("/docs").route(get().to(docs::docs)));
+}
+
+/// What only the leader answers; the others pass it on.
+fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
+    register(config, reigning(gate, register_node::handle));
+    register(config, reigning(gate, heartbeat_node::handle));
+    register(config, reigning(gate, acknowledge_checkpoint::handle));
+    register(config, reigning(gate, decline_checkpoint::handle));
+    register(config, reigning(gate, cluster_metadata::handle));
 
     config
         .service(
@@ -187,9 +215,27 @@ pub fn routes(config: &mut ServiceConfig, state: &State) {
         .service(resource("/v1/sql/explain").route(post().to(explain_query::explain_query)))
         .service(resource("/v1/cluster").route(get().to(describe_cluster::describe_cluster)))
         .service(resource("/v1/workers").route(get().to(list_workers::list_workers)))
-        .service(resource("/health/live").route(get().to(health::live)))
-        .service(resource("/health/ready").route(get().to(health::ready)))
-        .service(resource("/metrics").route(get().to(metrics::metrics)))
-        .service(resource("/openapi.json").route(get().to(docs::openapi)))
-        .service(resource("/docs").route(get().to(docs::docs)));
+        .service(resource("/v1/coordinators").route(post().to(change_membership::add_coordinator)))
+        .service(
+            resource("/v1/coordinators/{coordinator}")
+                .route(delete().to(change_membership::remove_coordinator)),
+        );
+}
+
+/// A handler of calls that is given the reign.
+fn reigning<C, H, F, R>(
+    gate: &Gate,
+    handler: H,
+) -> impl Fn(C) -> Pin<Box<dyn Future<Output = Result<R, Problem>>>> + Clone + 'static
+where
+    H: Fn(Reigning, C) -> F + Copy + 'static,
+    F: Future<Output = Result<R, Problem>> + 'static,
+    C: 'static,
+    R: 'static,
+{
+    let gate = gate.clone();
+    move |call| {
+        let reign = gate.reigning();
+        Box::pin(async move { handler(reign?, call).await })
+    }
 }

@@ -22,6 +22,7 @@ use common::transport::server::Query;
 use common::transport::{MSGPACK, msgpack};
 
 use super::State;
+use super::gate::Reigning;
 use super::jobs::find;
 use crate::job::state_query::{self, Ask, Cursor, Question, Reading};
 use crate::metadata::jobs::JobRow;
@@ -78,7 +79,7 @@ const ATTEMPTS: usize = 3;
     )
 )]
 pub(crate) async fn query_state(
-    state: web::Data<State>,
+    state: Reigning,
     request: HttpRequest,
     path: web::Path<(String, String)>,
     Query(options): Query<Options>,

@@ -3,11 +3,8 @@
 use common::error::Problem;
 use common::protocol::node::{RegisterWorker, Registered};
 
-use crate::controller::Controller;
+use super::gate::Reigning;
 
-pub async fn handle(
-    controller: Controller,
-    request: RegisterWorker,
-) -> Result<Registered, Problem> {
-    controller.register(request).await
+pub async fn handle(reign: Reigning, request: RegisterWorker) -> Result<Registered, Problem> {
+    reign.controller.register(request).await
 }

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use common::ids::{
-    ClusterId, ControlEpoch, JobId, JobName, MetadataVersion, NodeId, ProducerId, TopicId,
-    TopicName,
+    ClusterId, ControlEpoch, CoordinatorId, JobId, JobName, MetadataVersion, NodeId, ProducerId,
+    TopicId, TopicName,
 };
 use common::protocol::metadata::MetadataDelta;
 use common::time::Timestamp;
@@ -40,6 +40,8 @@ pub struct ClusterMetadata {
     next_worker: u32,
     next_job: u32,
     next_producer: i64,
+    next_coordinator: u64,
+    coordinators: BTreeMap<CoordinatorId, String>,
     workers: BTreeMap<NodeId, Arc<WorkerRow>>,
     topics: BTreeMap<TopicId, Arc<TopicRow>>,
     jobs: BTreeMap<JobId, Arc<JobRow>>,
@@ -60,6 +62,8 @@ impl Default for ClusterMetadata {
             next_worker: 1,
             next_job: 1,
             next_producer: 1,
+            next_coordinator: 1,
+            coordinators: BTreeMap::new(),
             workers: BTreeMap::new(),
             topics: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -106,6 +110,38 @@ impl ClusterMetadata {
             Command::Batch(commands) => self.batch(index, entry.at, commands),
             command => self.apply_one(index, entry.at, command),
         }
+    }
+
+    /// An entry of the log that says nothing about the cluster. Only the version moves, so that it stays the
+    /// index of the last entry. (The first entry of all has index 0, which nothing comes before.)
+    pub fn apply_nothing(&mut self, index: MetadataVersion) {
+        assert!(index >= self.version, "entries are applied in their order");
+        self.version = index;
+    }
+
+    /// The coordinators are these from here on, each with its address. A number that was given is never given
+    /// again, whether its coordinator is still there or not.
+    pub fn apply_members(
+        &mut self,
+        index: MetadataVersion,
+        coordinators: BTreeMap<CoordinatorId, String>,
+    ) {
+        self.apply_nothing(index);
+        let after = coordinators
+            .last_key_value()
+            .map_or(0, |(last, _)| last.0 + 1);
+        self.next_coordinator = self.next_coordinator.max(after);
+        self.coordinators = coordinators;
+    }
+
+    /// The coordinators, each with its address.
+    pub fn coordinators(&self) -> &BTreeMap<CoordinatorId, String> {
+        &self.coordinators
+    }
+
+    /// The number that the next coordinator to join is given.
+    pub fn next_coordinator(&self) -> CoordinatorId {
+        CoordinatorId(self.next_coordinator)
     }
 
     /// Every row that changed after `since`.

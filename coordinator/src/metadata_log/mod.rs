@@ -3,8 +3,6 @@
 //! Nothing is applied before it is on the disk, and nothing is answered before it is applied. A proposal
 //! that gets no answer may still have become a fact; whoever must know looks at the metadata.
 
-pub mod command_log;
-pub mod single;
 #[cfg(test)]
 mod metadata_log_tests;
 
@@ -59,6 +57,10 @@ pub(crate) struct Proposal {
 }
 
 impl MetadataLog {
+    pub(crate) fn new(proposals: mpsc::Sender<Proposal>, view: MetadataView) -> MetadataLog {
+        MetadataLog { proposals, view }
+    }
+
     pub fn view(&self) -> &MetadataView {
         &self.view
     }
@@ -117,7 +119,7 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    fn new(metadata: ClusterMetadata) -> (Published, MetadataView) {
+    pub(crate) fn new(metadata: ClusterMetadata) -> (Published, MetadataView) {
         let (sender, version) = watch::channel(metadata.version());
         let metadata = Arc::new(RwLock::new(metadata));
         let view = MetadataView {
@@ -131,24 +133,17 @@ impl Published {
         (published, view)
     }
 
-    fn read<T>(&self, look: impl FnOnce(&ClusterMetadata) -> T) -> T {
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&ClusterMetadata) -> T) -> T {
         look(&self.metadata.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn apply(
-        &self,
-        entries: impl Iterator<Item = (MetadataVersion, Entry)>,
-    ) -> Vec<Result<Committed, ProposeError>> {
+    /// Changes the facts, and says so once they are changed.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut ClusterMetadata) -> T) -> T {
         let mut metadata = self.metadata.write().expect("no command panics");
-        let answers = entries
-            .map(|(index, entry)| {
-                let outcome = metadata.apply(index, &entry)?;
-                Ok(Committed { index, outcome })
-            })
-            .collect();
+        let result = change(&mut metadata);
         let version = metadata.version();
         drop(metadata);
         self.version.send_replace(version);
-        answers
+        result
     }
 }

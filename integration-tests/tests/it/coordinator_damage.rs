@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use common::client::Client;
 use common::data_dir::DataDir;
-use common::ids::{ClusterId, ControlEpoch, TopicId, TopicName};
+use common::ids::{ClusterId, ControlEpoch, CoordinatorId, TopicId, TopicName};
 use common::protocol::topic::TopicConfig;
 use common::seglog::fs::FsStorage;
 use common::time::Timestamp;
+use common::transport::client::Transport;
 use coordinator::metadata::command::{Command, Entry, Outcome};
 use coordinator::metadata_log::MetadataLog;
-use coordinator::metadata_log::single::{SingleNodeLog, SnapshotPolicy};
+use coordinator::raft::records::Belongs;
+use coordinator::raft::types::Member;
+use coordinator::raft::{GroupThread, SnapshotPolicy};
 use integration_tests::process::{Process, binary};
 use serde_json::Value;
 use uuid::Uuid;
@@ -51,11 +54,26 @@ impl Kept {
         // A coordinator does the same after some megabytes.
         let policy = SnapshotPolicy {
             after_bytes: 4 << 10,
+            entries_kept: 4,
         };
-        let (owner, log) = SingleNodeLog::open(storage, data_dir, policy, |_| ()).unwrap();
+        let transport = Transport::start("test").unwrap();
+        let (owner, group, log) =
+            GroupThread::open(storage, data_dir, policy, transport, || ()).unwrap();
+        let cluster = ClusterId(Uuid::from_u128(7));
+        let me = Belongs {
+            cluster,
+            coordinator: CoordinatorId(1),
+        };
+        let forming = group.clone();
+        let alone = [(me.coordinator, Member::default())].into();
+        let formed = group.wait(async move {
+            forming.begin(me).await?;
+            forming.form(alone).await
+        });
+        assert!(formed.unwrap());
         let mut topics = BTreeSet::new();
         talk(async {
-            let cluster = ClusterId(Uuid::from_u128(7));
+            group.leads().await.unwrap();
             let announce = Command::LeaderAnnounce { cluster };
             let Outcome::Announced(epoch) = commit(&log, ControlEpoch(0), announce).await else {
                 panic!("not announced");
@@ -76,17 +94,17 @@ impl Kept {
             }
         });
         owner.stop();
-        drop(log);
+        drop((log, group));
         let kept = Kept {
             _temporary: temporary,
             directory,
             topics,
         };
         // The process itself adds its identity and the beginning of its reign.
-        let Start::Ready(found) = start(&kept.directory) else {
-            panic!("what was written is not read");
-        };
-        assert_eq!(found, kept.topics);
+        match start(&kept.directory) {
+            Start::Ready(found) => assert_eq!(found, kept.topics),
+            Start::Refused(said) => panic!("what was written is not read: {said}"),
+        }
         kept
     }
 

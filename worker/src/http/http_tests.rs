@@ -34,6 +34,7 @@ use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::link::Session;
+use crate::link::coordinators::Coordinators;
 use crate::log_client::LogClient;
 use crate::metadata_image::MetadataImage;
 use crate::operator::custom::CustomOperators;
@@ -231,7 +232,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
         };
         let services = Services {
             session: Session::of(&registered),
-            coordinator: address.clone(),
+            coordinators: Coordinators::new(vec![address.clone()]),
             transport: transport.clone(),
             image: image.clone(),
             log: log.clone(),
@@ -253,7 +254,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             exchange,
             image,
             transport: transport.clone(),
-            coordinator: address.clone(),
+            coordinators: Coordinators::new(vec![address.clone()]),
             clock,
             reports: Arc::default(),
             load: Arc::default(),

@@ -41,6 +41,7 @@ use tokio::sync::watch;
 
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
+use crate::link::coordinators::Coordinators;
 use crate::link::reports::TaskReports;
 use crate::load::SharedLoad;
 use crate::log_client::LogClient;
@@ -61,7 +62,7 @@ pub struct Routes {
     pub exchange: Exchange,
     pub image: ImageWatch,
     pub transport: Transport,
-    pub coordinator: String,
+    pub coordinators: Coordinators,
     pub clock: Arc<dyn Clock>,
     pub reports: Arc<TaskReports>,
     pub load: SharedLoad,

@@ -308,8 +308,8 @@ impl JobActor {
         let telling = async move {
             loop {
                 let told = services
-                    .transport
-                    .call(&services.coordinator, &ack, ACK_DEADLINE)
+                    .coordinators
+                    .call(&services.transport, &ack, ACK_DEADLINE)
                     .await;
                 match told {
                     Ok(_) => return,
@@ -340,8 +340,8 @@ impl JobActor {
         let telling = async move {
             // Lost, it is only noticed later: the checkpoint times out.
             let told = services
-                .transport
-                .call(&services.coordinator, &decline, ACK_DEADLINE)
+                .coordinators
+                .call(&services.transport, &decline, ACK_DEADLINE)
                 .await;
             drop(told);
         };

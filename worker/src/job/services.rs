@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::exchange::Exchange;
 use crate::link::Session;
+use crate::link::coordinators::Coordinators;
 use crate::link::reports::TaskReports;
 use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
@@ -19,7 +20,7 @@ use crate::task::memory::{MemoryPlan, StateMemory};
 #[derive(Clone, Debug)]
 pub struct Services {
     pub session: Arc<Session>,
-    pub coordinator: String,
+    pub coordinators: Coordinators,
     pub transport: Transport,
     pub image: ImageWatch,
     pub log: LogClient,

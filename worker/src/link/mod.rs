@@ -3,6 +3,7 @@
 //! It runs on a thread of its own, with connections of its own: a worker that is busy with data must
 //! never look dead.
 
+pub mod coordinators;
 pub mod reports;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::load::SharedLoad;
 use crate::metadata_image::MetadataImage;
+use coordinators::Coordinators;
 use reports::TaskReports;
 
 /// Who this worker is to the cluster, from its first registration on.
@@ -39,7 +41,7 @@ impl Session {
 /// What the link says about the worker, and what it is told.
 #[derive(Debug)]
 pub struct Link {
-    pub coordinator: String,
+    pub coordinators: Coordinators,
     pub transport: Transport,
     pub image: watch::Sender<Arc<MetadataImage>>,
     pub reports: Arc<TaskReports>,
@@ -56,17 +58,17 @@ const RETRY_EVERY: Span = Span::from_millis(250);
 
 /// Registers, and goes on trying while no coordinator answers. Fails only when registering can never succeed.
 pub async fn register(
-    coordinator: &str,
+    coordinators: &Coordinators,
     transport: &Transport,
     request: &RegisterWorker,
 ) -> Result<Registered, CallError> {
     let mut told = false;
     loop {
-        match transport.call(coordinator, request, CALL_DEADLINE).await {
+        match coordinators.call(transport, request, CALL_DEADLINE).await {
             Ok(registered) => return Ok(registered),
             Err(error) if error.is_retriable() => {
                 if !std::mem::replace(&mut told, true) {
-                    warn!(%coordinator, %error, "cannot register yet; trying on");
+                    warn!(%error, "cannot register yet; trying on");
                 }
                 tokio::time::sleep(RETRY_EVERY.as_duration()).await;
             }
@@ -128,8 +130,8 @@ impl Link {
                 load: *self.load.lock().unwrap_or_else(PoisonError::into_inner),
             };
             match self
-                .transport
-                .call(&self.coordinator, &heartbeat, CALL_DEADLINE)
+                .coordinators
+                .call(&self.transport, &heartbeat, CALL_DEADLINE)
                 .await
             {
                 Ok(_) => {}
@@ -137,7 +139,7 @@ impl Link {
                     // Fenced while it was silent. What ran under the old epoch is the past already; a
                     // new epoch is a new beginning for this process, with its disk as it is.
                     warn!(worker = %session.worker, "fenced: registering again");
-                    match register(&self.coordinator, &self.transport, registration).await {
+                    match register(&self.coordinators, &self.transport, registration).await {
                         Ok(registered) => {
                             session.epoch.store(registered.epoch.0, Ordering::Release);
                             info!(worker = %session.worker, epoch = %registered.epoch, "registered again");
@@ -168,11 +170,13 @@ impl Link {
             };
             let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
             match self
-                .transport
-                .call(&self.coordinator, &request, deadline)
+                .coordinators
+                .call(&self.transport, &request, deadline)
                 .await
             {
-                Ok(delta) => {
+                Ok(mut delta) => {
+                    self.coordinators
+                        .learn(std::mem::take(&mut delta.coordinators));
                     let after = self.image.borrow().after(delta);
                     match after {
                         Some(image) if image.version > since => {

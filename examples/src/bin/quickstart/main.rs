@@ -134,7 +134,7 @@ fn start_cluster(directory: &Path) -> Result<(coordinator::node::Node, Vec<worke
     let workers = (1..=2)
         .map(|number| {
             let config = WorkerConfig {
-                coordinator: coordinator.address().to_owned(),
+                coordinators: vec![coordinator.address().to_owned()],
                 listen: ([127, 0, 0, 1], 0).into(),
                 data_dir: directory.join(format!("worker{number}")),
                 ..WorkerConfig::defaults()

@@ -3,6 +3,7 @@
 //! A command is appended to the log, synced a little later with all that waited, then applied and
 //! answered. What is told to machines of the same process is told a moment later, as mailboxes do.
 
+mod command_log;
 mod jobs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,8 +24,8 @@ use coordinator::liveness::machine::LivenessMachine;
 use coordinator::metadata::ClusterMetadata;
 use coordinator::metadata::command::{Command, Entry, Outcome, Registration, Rejection};
 use coordinator::metadata::nodes::WorkerStatus;
-use coordinator::metadata_log::command_log::CommandLog;
 
+use self::command_log::CommandLog;
 use self::jobs::Job;
 use super::disk::{Crash, Disk};
 use super::env::{Env, Event as WorldEvent, Timer as WorldTimer};
