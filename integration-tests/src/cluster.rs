@@ -1,5 +1,6 @@
-//! A cluster of real processes on loopback: one coordinator, some workers, each with its own directory.
+//! A cluster of real processes on loopback: coordinators and workers, each with its own directory.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,7 +14,7 @@ pub struct Cluster {
     directory: PathBuf,
     /// Removes the directory at the end, if it is nobody's.
     _temporary: Option<TempDir>,
-    coordinator: Node,
+    coordinators: Vec<Node>,
     workers: Vec<Node>,
     worker_options: Vec<String>,
     /// Where each process writes what it says about itself, instead of where the test does.
@@ -46,7 +47,23 @@ impl Cluster {
     pub fn start_with(workers: usize, worker_options: &[&str]) -> Result<Cluster> {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
-        Cluster::assemble(directory, Some(temporary), None, workers, worker_options)
+        Cluster::assemble(directory, Some(temporary), None, 1, workers, worker_options)
+    }
+
+    /// With a group of so many coordinators, which their options alone make one.
+    pub fn start_group(coordinators: usize, workers: usize) -> Result<Cluster> {
+        let temporary = TempDir::new()?;
+        let directory = temporary.path().to_owned();
+        Cluster::assemble(directory, Some(temporary), None, coordinators, workers, &[])
+    }
+
+    /// Coordinators only, each started with a list of its own of who its peers are.
+    pub fn start_group_with(peers: &[&[usize]]) -> Result<Cluster> {
+        let temporary = TempDir::new()?;
+        let directory = temporary.path().to_owned();
+        let mut cluster = Cluster::empty(directory, Some(temporary), None, &[]);
+        cluster.start_coordinators(peers)?;
+        Ok(cluster)
     }
 
     /// In a directory that stays, with a log file per process in `logs/`.
@@ -58,33 +75,83 @@ impl Cluster {
             directory.to_owned(),
             None,
             Some(logs),
+            1,
             workers,
             worker_options,
         )
+    }
+
+    fn empty(
+        directory: PathBuf,
+        temporary: Option<TempDir>,
+        logs: Option<PathBuf>,
+        worker_options: &[&str],
+    ) -> Cluster {
+        Cluster {
+            directory,
+            _temporary: temporary,
+            coordinators: Vec::new(),
+            workers: Vec::new(),
+            worker_options: worker_options.iter().map(|o| (*o).to_owned()).collect(),
+            logs,
+        }
     }
 
     fn assemble(
         directory: PathBuf,
         temporary: Option<TempDir>,
         logs: Option<PathBuf>,
+        coordinators: usize,
         workers: usize,
         worker_options: &[&str],
     ) -> Result<Cluster> {
-        let data = directory.join("coordinator").display().to_string();
-        let args = vec!["--data-dir".into(), data];
-        let coordinator = Node::start("coordinator", args, logs.as_deref())?;
-        let mut cluster = Cluster {
-            directory,
-            _temporary: temporary,
-            coordinator,
-            workers: Vec::new(),
-            worker_options: worker_options.iter().map(|o| (*o).to_owned()).collect(),
-            logs,
-        };
+        let mut cluster = Cluster::empty(directory, temporary, logs, worker_options);
+        if coordinators == 1 {
+            cluster.start_coordinator(None, &[])?;
+        } else {
+            let all: Vec<usize> = (0..coordinators).collect();
+            cluster.start_coordinators(&vec![&all[..]; coordinators])?;
+        }
         for _ in 0..workers {
             cluster.add_worker()?;
         }
         Ok(cluster)
+    }
+
+    /// One coordinator for each list of those that it takes for its peers.
+    fn start_coordinators(&mut self, peers: &[&[usize]]) -> Result<()> {
+        let addresses = free_addresses(peers.len())?;
+        for (address, peers) in addresses.iter().zip(peers) {
+            let peers: Vec<String> = peers.iter().map(|peer| addresses[*peer].clone()).collect();
+            self.start_coordinator(Some(address), &peers)?;
+        }
+        Ok(())
+    }
+
+    fn start_coordinator(&mut self, address: Option<&str>, peers: &[String]) -> Result<()> {
+        let name = match self.coordinators.len() {
+            0 => "coordinator".to_owned(),
+            others => format!("coordinator{}", others + 1),
+        };
+        let data = self.directory.join(&name).display().to_string();
+        let mut args = vec!["--data-dir".into(), data];
+        if !peers.is_empty() {
+            args.extend(["--peers".into(), peers.join(",")]);
+        }
+        let node = Node::start(&name, args, address, self.logs.as_deref())?;
+        self.coordinators.push(node);
+        Ok(())
+    }
+
+    /// Another coordinator, which waits to be added to the group.
+    pub fn add_coordinator(&mut self) -> Result<()> {
+        let peer = self.coordinator().to_owned();
+        self.add_coordinator_with(&peer)
+    }
+
+    /// The same, by way of this member of the group.
+    pub fn add_coordinator_with(&mut self, peer: &str) -> Result<()> {
+        self.start_coordinator(None, &[peer.to_owned()])
     }
 
     pub fn add_worker(&mut self) -> Result<()> {
@@ -92,22 +159,33 @@ impl Cluster {
         let data = self.directory.join(&name).display().to_string();
         let mut args = vec![
             "--coordinator".into(),
-            self.coordinator.address.clone(),
+            self.coordinator_addresses().join(","),
             "--data-dir".into(),
             data,
         ];
         args.extend(self.worker_options.iter().cloned());
         self.workers
-            .push(Node::start(&name, args, self.logs.as_deref())?);
+            .push(Node::start(&name, args, None, self.logs.as_deref())?);
         Ok(())
     }
 
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::connect(&self.coordinator.address)?)
+        Ok(Client::connect(self.coordinator())?)
     }
 
+    /// The first one.
     pub fn coordinator(&self) -> &str {
-        &self.coordinator.address
+        &self.coordinators[0].address
+    }
+
+    /// All that were ever started.
+    pub fn coordinator_addresses(&self) -> Vec<String> {
+        let coordinators = self.coordinators.iter();
+        coordinators.map(|node| node.address.clone()).collect()
+    }
+
+    pub fn coordinator_directory(&self, index: usize) -> PathBuf {
+        self.directory.join(&self.coordinators[index].name)
     }
 
     pub fn worker(&self, index: usize) -> &str {
@@ -136,15 +214,23 @@ impl Cluster {
     }
 
     pub fn kill_coordinator(&mut self) -> Result<()> {
-        self.coordinator.kill()
+        self.kill_coordinator_at(0)
+    }
+
+    pub fn kill_coordinator_at(&mut self, index: usize) -> Result<()> {
+        self.coordinators[index].kill()
     }
 
     pub fn restart_coordinator(&mut self) -> Result<()> {
-        self.coordinator.restart()
+        self.restart_coordinator_at(0)
+    }
+
+    pub fn restart_coordinator_at(&mut self, index: usize) -> Result<()> {
+        self.coordinators[index].restart()
     }
 
     pub fn coordinator_process(&mut self) -> Result<&mut Process> {
-        self.coordinator
+        self.coordinators[0]
             .process
             .as_mut()
             .context("the coordinator is not running")
@@ -156,12 +242,15 @@ impl Cluster {
     }
 
     pub fn begin_coordinator(&mut self) -> Result<()> {
-        self.coordinator.begin()
+        self.coordinators[0].begin()
     }
 
     /// Waits until every process that was begun is ready.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        self.coordinator.wait_until_ready()?;
+        let coordinators = &mut self.coordinators;
+        coordinators
+            .iter_mut()
+            .try_for_each(Node::wait_until_ready)?;
         self.workers.iter_mut().try_for_each(Node::wait_until_ready)
     }
 
@@ -174,9 +263,15 @@ impl Cluster {
 }
 
 impl Node {
-    fn start(program: &str, mut args: Vec<String>, logs: Option<&Path>) -> Result<Node> {
+    /// `address`: `None` takes any free one.
+    fn start(
+        program: &str,
+        mut args: Vec<String>,
+        address: Option<&str>,
+        logs: Option<&Path>,
+    ) -> Result<Node> {
         let name = program.to_owned();
-        // Workers are told apart by a number.
+        // Nodes are told apart by a number.
         let program = binary(program.trim_end_matches(|c: char| c.is_ascii_digit()))?;
         args.push("--listen".to_owned());
         let mut node = Node {
@@ -184,7 +279,7 @@ impl Node {
             name,
             program,
             args,
-            address: "http://127.0.0.1:0".to_owned(),
+            address: address.unwrap_or("http://127.0.0.1:0").to_owned(),
             file_bytes_max: None,
             process: None,
             beginning: false,
@@ -232,4 +327,16 @@ impl Node {
             .context("the node is not running")?
             .kill()
     }
+}
+
+/// Addresses nobody listens at. They have to be known before the processes that listen there are started.
+fn free_addresses(count: usize) -> Result<Vec<String>> {
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+        .collect::<Result<_, _>>()?;
+    let addresses = listeners.iter().map(|listener| {
+        let address = listener.local_addr()?;
+        Ok(format!("http://{address}"))
+    });
+    addresses.collect()
 }

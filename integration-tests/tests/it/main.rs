@@ -7,6 +7,7 @@
 mod changes;
 mod chaos;
 mod coordinator_damage;
+mod coordinator_group;
 mod damage;
 mod exactly_once;
 mod expressions;
