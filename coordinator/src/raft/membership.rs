@@ -238,15 +238,14 @@ impl Group {
 
 fn membership(raft: &Raft) -> Membership {
     let metrics = raft.metrics();
-    let membership = metrics.borrow().membership_config.membership().clone();
-    membership
+    metrics.borrow().membership_config.membership().clone()
 }
 
 /// The voters, if those who listen can vote too without their number becoming even or too large.
 fn voters_with_those_who_listen(membership: &Membership) -> BTreeSet<CoordinatorId> {
     let voters: BTreeSet<CoordinatorId> = membership.voter_ids().collect();
     let all: BTreeSet<CoordinatorId> = membership.nodes().map(|(id, _)| *id).collect();
-    if all.len() % 2 == 1 && all.len() <= MAX_VOTERS {
+    if !all.len().is_multiple_of(2) && all.len() <= MAX_VOTERS {
         all
     } else {
         voters
@@ -276,7 +275,7 @@ fn voters_without(
     voters.remove(&coordinator);
     // Who joined first takes the place.
     voters.extend(listeners.pop_first());
-    if voters.len() % 2 == 0 {
+    if voters.len().is_multiple_of(2) {
         let detail = format!(
             "without coordinator {coordinator} there would be {} coordinators that vote, which all are needed \
              for a majority",

@@ -1,10 +1,11 @@
 //! Three coordinators that are one: killed, replaced, cut down to a minority, and mixed up by their operators.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::client::Client;
 use integration_tests::cluster::Cluster;
+use integration_tests::measure::Stopwatch;
 use integration_tests::process::{Process, binary};
 use serde_json::{Value, json};
 
@@ -61,7 +62,7 @@ async fn leader(cluster: &Cluster, asked: usize) -> usize {
 /// Creates a topic, and goes on trying while nobody leads; says how long it took.
 async fn create(address: &str, topic: &str) -> Duration {
     let client = Client::connect(address).unwrap();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let creating = async {
         loop {
             let body = json!({"name": topic, "partitions": 1});
