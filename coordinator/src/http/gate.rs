@@ -155,9 +155,13 @@ pub(super) async fn to_the_leader(
             let mut stopping = gate.stopping.clone();
             // A long poll ends when the node does; everything else is answered first.
             let polls = request.path() == FetchMetadata::PATH;
+            let mut leadership = gate.group.leadership();
+            let replaced = leadership.wait_for(|now| !is_led_by(now, &leader));
             tokio::select! {
                 answer = pass_on(&gate, &leader, &mut request) => answer,
                 _ = stopping.wait_for(|stopping| *stopping), if polls => Err(gate.nobody_leads()),
+                // One that hangs would keep whoever asks for as long as it hangs.
+                _ = replaced => Err(replaced_meanwhile(&leader)),
             }
         }
         Some(_) | None => Err(gate.nobody_leads()),
@@ -165,6 +169,22 @@ pub(super) async fn to_the_leader(
     let answer =
         answer.unwrap_or_else(|problem| actix_web::ResponseError::error_response(&problem));
     Ok(request.into_response(answer).map_into_boxed_body())
+}
+
+fn is_led_by(leadership: &Leadership, address: &str) -> bool {
+    match leadership {
+        Leadership::Follows {
+            leader: Some(leader),
+        } => leader.address == address,
+        Leadership::Leads { .. } | Leadership::Follows { leader: None } | Leadership::Ended => {
+            false
+        }
+    }
+}
+
+fn replaced_meanwhile(leader: &str) -> Problem {
+    let detail = format!("the coordinator at {leader} lost the lead while it had the request");
+    Problem::new(ErrorCode::Unknown, detail).hint("Look whether it happened before you repeat it.")
 }
 
 async fn pass_on(

@@ -9,12 +9,14 @@ use common::error::ErrorCode;
 use common::protocol::Call;
 use common::time::Span;
 use common::transport::client::{CallError, Transport};
+use tokio::sync::watch;
 use tracing::debug;
 
 /// A handle that all of the worker shares.
 #[derive(Clone, Debug)]
 pub struct Coordinators {
     known: Arc<Mutex<Known>>,
+    current: watch::Sender<String>,
 }
 
 #[derive(Debug)]
@@ -22,19 +24,19 @@ struct Known {
     configured: Vec<String>,
     /// As the leader told them.
     learned: Vec<String>,
-    current: String,
 }
 
 impl Coordinators {
     /// `configured`: at least one.
     pub fn new(configured: Vec<String>) -> Coordinators {
         let current = configured.first().cloned();
+        let current = current.expect("the configuration names a coordinator");
         Coordinators {
             known: Arc::new(Mutex::new(Known {
-                current: current.expect("the configuration names a coordinator"),
                 configured,
                 learned: Vec::new(),
             })),
+            current: watch::Sender::new(current),
         }
     }
 
@@ -45,28 +47,51 @@ impl Coordinators {
 
     /// The one to ask.
     pub fn current(&self) -> String {
-        self.known().current.clone()
+        self.current.borrow().clone()
+    }
+
+    /// Returns when somebody has found that another one is to be asked. Who waits long for an answer of this
+    /// one would not notice that it hangs.
+    pub async fn moved_on_from(&self, address: &str) {
+        let mut current = self.current.subscribe();
+        // The sender is this handle's own.
+        current
+            .wait_for(|now| now != address)
+            .await
+            .map(drop)
+            .unwrap_or_default();
     }
 
     /// The coordinators are these, the one that leads first.
     pub fn learn(&self, coordinators: Vec<String>) {
-        let mut known = self.known();
         if let Some(leader) = coordinators.first() {
-            known.current.clone_from(leader);
+            self.ask_from_now_on(leader);
         }
-        known.learned = coordinators;
+        self.known().learned = coordinators;
     }
 
     /// This one did not do. Somebody else may have gone on to the next one already.
     pub fn pass_over(&self, failed: &str) {
-        let mut known = self.known();
-        if known.current != failed {
-            return;
-        }
-        let all = known.all();
+        let all = self.known().all();
         let at = all.iter().position(|address| *address == failed);
-        let next = at.map_or(0, |at| (at + 1) % all.len());
-        known.current = all[next].clone();
+        let next = &all[at.map_or(0, |at| (at + 1) % all.len())];
+        self.current.send_if_modified(|current| {
+            let passes = *current == failed && next != failed;
+            if passes {
+                current.clone_from(next);
+            }
+            passes
+        });
+    }
+
+    fn ask_from_now_on(&self, address: &str) {
+        self.current.send_if_modified(|current| {
+            let changes = *current != address;
+            if changes {
+                address.clone_into(current);
+            }
+            changes
+        });
     }
 
     /// Puts a call to a coordinator, and to the next one if that one is not there or knows of no leader: each

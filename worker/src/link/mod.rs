@@ -55,6 +55,8 @@ pub struct Link {
 /// A call that takes longer is repeated.
 const CALL_DEADLINE: Span = Span::from_secs(3);
 const RETRY_EVERY: Span = Span::from_millis(250);
+/// When another coordinator is to be asked; all of them may be gone.
+const MOVE_AFTER: Span = Span::from_millis(50);
 
 /// Registers, and goes on trying while no coordinator answers. Fails only when registering can never succeed.
 pub async fn register(
@@ -169,11 +171,16 @@ impl Link {
                 wait: MAX_WAIT,
             };
             let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
-            match self
-                .coordinators
-                .call(&self.transport, &request, deadline)
-                .await
-            {
+            let asked = self.coordinators.current();
+            let answer = tokio::select! {
+                answer = self.coordinators.call(&self.transport, &request, deadline) => answer,
+                // A heartbeat has found that it hangs, or this call that it is gone.
+                () = self.coordinators.moved_on_from(&asked) => {
+                    tokio::time::sleep(MOVE_AFTER.as_duration()).await;
+                    continue;
+                }
+            };
+            match answer {
                 Ok(mut delta) => {
                     self.coordinators
                         .learn(std::mem::take(&mut delta.coordinators));
