@@ -96,7 +96,7 @@ fn a_jobs_graph_is_what_the_schema_says() {
     let taken =
         |graph: &Value| serde_json::from_value::<common::plan::JobGraph>(graph.clone()).is_ok();
     let good = graph();
-    assert_eq!((told(&good), taken(&good)), (None, true));
+    assert_eq!(told(&good), None);
     let again = serde_json::from_value::<common::plan::JobGraph>(good.clone()).unwrap();
     let again = serde_json::to_value(again).unwrap();
     assert_eq!(told(&again), None, "what is answered is of the same kind");
