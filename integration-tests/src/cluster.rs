@@ -2,8 +2,9 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use common::client::Client;
 use tempfile::TempDir;
 
@@ -213,6 +214,23 @@ impl Cluster {
         self.workers[index].file_bytes_max = bytes;
     }
 
+    /// Takes such a limit off a worker while it runs: its disk has room again.
+    pub fn make_room_for_worker(&mut self, index: usize) -> Result<()> {
+        self.limit_files_of_worker(index, None);
+        let pid = self.worker_process(index)?.id().to_string();
+        let status = Command::new("prlimit")
+            .args(["--pid", &pid, "--fsize=unlimited"])
+            .status()
+            .context("cannot start prlimit")?;
+        ensure!(status.success(), "prlimit ended with {status}");
+        Ok(())
+    }
+
+    /// As for a worker.
+    pub fn limit_files_of_coordinator(&mut self, bytes: Option<u64>) {
+        self.coordinator.file_bytes_max = bytes;
+    }
+
     pub fn kill_coordinator(&mut self) -> Result<()> {
         self.kill_coordinator_at(0)
     }
@@ -300,7 +318,7 @@ impl Node {
         if let Some(bytes) = self.file_bytes_max {
             // The signal is ignored, so that what goes beyond is an error of the write.
             let limited = format!(
-                "trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"",
+                "trap '' XFSZ; ulimit -S -f {}; exec \"$0\" \"$@\"",
                 bytes / 512
             );
             let program = std::mem::replace(&mut program, "/bin/sh".into());

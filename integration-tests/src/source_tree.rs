@@ -26,6 +26,15 @@ impl SourceFile {
             .filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
+    /// What of the file is a test: all of it, its inline module, or nothing. What tests only stand on is none.
+    pub fn tests(&self) -> Option<&str> {
+        if self.path.ends_with("_tests.rs") || self.path.contains("/tests/") {
+            return Some(&self.text);
+        }
+        let inline = self.text.find("#[cfg(test)]\nmod tests {")?;
+        Some(&self.text[inline..])
+    }
+
     pub fn is_test(&self) -> bool {
         self.path.ends_with("_tests.rs")
             || self.path.contains("/tests/")

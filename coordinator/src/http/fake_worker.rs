@@ -48,6 +48,8 @@ struct Life {
     sources: TaskState,
     others: TaskState,
     acknowledges: bool,
+    /// What it says instead of the state of its tasks.
+    refuses_state: Option<ErrorCode>,
     barriers: Vec<(CheckpointId, CheckpointKind)>,
     /// The generation whose last checkpoint was acknowledged.
     finished: Option<Generation>,
@@ -67,6 +69,7 @@ impl FakeWorker {
                 sources: TaskState::Running,
                 others: TaskState::Running,
                 acknowledges: true,
+                refuses_state: None,
                 barriers: Vec::new(),
                 finished: None,
                 beats: 0,
@@ -133,6 +136,10 @@ impl FakeWorker {
         self.shared.life().acknowledges = acknowledges;
     }
 
+    pub(super) fn refuse_state(&self, code: ErrorCode) {
+        self.shared.life().refuses_state = Some(code);
+    }
+
     pub(super) fn barriers(&self) -> Vec<(CheckpointId, CheckpointKind)> {
         self.shared.life().barriers.clone()
     }
@@ -197,6 +204,9 @@ impl Shared {
     /// Three keys per task, at checkpoints that are complete here.
     fn answer(&self, question: &QueryState) -> Result<StateEntries, Problem> {
         let life = self.life();
+        if let Some(code) = life.refuses_state {
+            return Err(Problem::new(code, "as the test wants it"));
+        }
         let deployment = life.deployments.get(&question.job);
         if deployment.map(|deployment| deployment.generation) != Some(question.generation) {
             return Err(Problem::new(

@@ -103,20 +103,7 @@ impl Cluster {
     }
 
     async fn register(&self, storage: u128, address: &str) -> Result<Registered, CallError> {
-        self.call(&RegisterWorker {
-            cluster: None,
-            worker: None,
-            storage: StorageId(Uuid::from_u128(storage)),
-            incarnation: Uuid::from_u128(storage),
-            address: address.to_owned(),
-            clean_shutdown: true,
-            version: "1".to_owned(),
-            cores: 2,
-            slots: 32,
-            memory_bytes: 1 << 30,
-            operators: Vec::new(),
-        })
-        .await
+        self.call(&introduction(storage, address)).await
     }
 
     async fn beat(&self, worker: &Registered, sequence: u64, ready: bool) -> Result<(), CallError> {
@@ -182,6 +169,22 @@ impl Cluster {
             }
         });
         worker
+    }
+}
+
+fn introduction(storage: u128, address: &str) -> RegisterWorker {
+    RegisterWorker {
+        cluster: None,
+        worker: None,
+        storage: StorageId(Uuid::from_u128(storage)),
+        incarnation: Uuid::from_u128(storage),
+        address: address.to_owned(),
+        clean_shutdown: true,
+        version: "1".to_owned(),
+        cores: 2,
+        slots: 32,
+        memory_bytes: 1 << 30,
+        operators: Vec::new(),
     }
 }
 
@@ -426,6 +429,13 @@ fn nodes_of_another_cluster_are_refused_by_every_call() {
         };
         let refused = cluster.call(&fetch).await.unwrap_err();
         assert_eq!(refused.code(), Some(ErrorCode::WrongCluster));
+        let unknown = RegisterWorker {
+            cluster: Some(worker.cluster),
+            worker: Some(NodeId(99)),
+            ..introduction(9, &nobody())
+        };
+        let refused = cluster.call(&unknown).await.unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::UnknownWorker));
         let wrong_epoch = Registered {
             epoch: WorkerEpoch(worker.epoch.0 + 1),
             ..worker

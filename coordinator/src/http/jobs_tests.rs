@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use common::config::coordinator::CoordinatorConfig;
+use common::error::ErrorCode;
 use common::ids::{CheckpointId, Generation};
 use common::protocol::checkpoint::CheckpointKind;
 use common::protocol::task::TaskState;
@@ -532,6 +533,30 @@ fn the_state_of_an_operator_is_read_in_pages_at_one_epoch() {
             source.body["hint"],
             format!("State is kept by: {operator}.")
         );
+    });
+}
+
+/// A task may have been replaced, or have forgotten an epoch, at every attempt.
+#[test]
+fn a_reader_is_told_why_a_task_does_not_give_its_state() {
+    let cluster = Cluster::start();
+    let worker = cluster.worker(1, 8);
+    run(async {
+        cluster.deploy().await;
+        cluster.until_completed(0).await;
+        let job = cluster.get("/v1/jobs/warm").await.body;
+        let operator = job["stages"][1]["operators"][0].as_str().unwrap();
+        let path = format!("/v1/jobs/warm/operators/{operator}/state");
+        for (code, status, name) in [
+            (ErrorCode::StaleGeneration, 409, "STALE_GENERATION"),
+            (ErrorCode::EpochGone, 410, "EPOCH_GONE"),
+            (ErrorCode::Timeout, 504, "TIMEOUT"),
+        ] {
+            worker.refuse_state(code);
+            let answer = cluster.get(&path).await;
+            let said = (answer.status, &answer.body["code"]);
+            assert_eq!(said, (status, &json!(name)));
+        }
     });
 }
 

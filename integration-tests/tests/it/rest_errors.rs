@@ -1,9 +1,11 @@
 //! Every mistake a user of the REST interface can make, and what is said about it: by both kinds of node alike.
 
+use common::client::Client;
+use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::steps::{all_values, talk, wait_for};
+use crate::steps::{LOOK, PATIENCE, all_values, talk, wait_for};
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
@@ -441,6 +443,23 @@ fn of_jobs() -> Vec<Mistake> {
             (400, "INVALID_GRAPH"),
             "/graph/operators/0/predicate",
         ),
+        mistake(
+            JOBS,
+            sql(&format!(
+                "{SOURCE}{SINK}INSERT INTO results SELECT a.id FROM orders a JOIN orders b ON a.id = b.id"
+            )),
+            (422, "UNSUPPORTED_FEATURE"),
+            "JOIN",
+        ),
+        mistake(
+            JOBS,
+            sql(&format!(
+                "{SOURCE}{SINK}INSERT INTO results SELECT id FROM orders --{}",
+                "x".repeat(2 << 20)
+            )),
+            (413, "REQUEST_TOO_LARGE"),
+            "at most",
+        ),
         mistake(JOBS, graph(&cycle), (400, "INVALID_GRAPH"), "/operators"),
         mistake(JOBS, graph(&dangling), (400, "INVALID_GRAPH"), "ordres"),
         mistake(
@@ -560,4 +579,175 @@ async fn unexpected_answer(node: &str, mistake: &Mistake) -> Option<String> {
             mistake.status, mistake.code, mistake.telling
         )
     })
+}
+
+/// The code of the answer to a request, with its status.
+async fn refusal(request: reqwest::RequestBuilder) -> (u16, String) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+    let code = problem["code"].as_str().unwrap_or(&text).to_owned();
+    (status, code)
+}
+
+fn refused(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+async fn wait_for_epoch_above(client: &Client, job: &str, epoch: u64) -> u64 {
+    let waiting = async {
+        loop {
+            let description = client.job(job).await.unwrap();
+            match description["last_checkpoint"]["epoch"].as_u64() {
+                Some(newest) if newest > epoch => return newest,
+                Some(_) | None => tokio::time::sleep(LOOK).await,
+            }
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.expect("no epoch is completed")
+}
+
+/// What is right in itself and comes at the wrong time.
+#[test]
+fn what_comes_too_late_or_twice_is_refused_with_its_code() {
+    const COUNTS: &str = "
+        CREATE TABLE orders (id BIGINT) WITH (connector = 'topic', topic = 'orders');
+        CREATE TABLE counts (id BIGINT PRIMARY KEY, n BIGINT) WITH (connector = 'topic', topic = 'counts');
+        INSERT INTO counts SELECT id, count(*) AS n FROM orders GROUP BY id;";
+    let cluster = Cluster::start(1).unwrap();
+    let client = cluster.client().unwrap();
+    let http = reqwest::Client::new();
+    let at = |path: &str| format!("{}{path}", cluster.coordinator());
+    talk(async {
+        client.create_topic("orders", 1).await.unwrap();
+        // A key is for one request.
+        let produce = |line: &'static str| {
+            let request = http.post(at("/v1/topics/orders/records"));
+            let request = request.header("content-type", NDJSON);
+            request.header("idempotency-key", "k").body(line)
+        };
+        for _ in 0..2 {
+            assert_eq!(produce("{\"id\": 1}\n").send().await.unwrap().status(), 200);
+        }
+        let other = refusal(produce("{\"id\": 2}\n")).await;
+        assert_eq!(other, refused(409, "CONFLICT"));
+        assert_eq!(all_values(&client, "orders").await.len(), 1);
+
+        let job = json!({"name": "counts", "sql": COUNTS, "checkpoint_interval_ms": 100});
+        let _: Value = client.post("/v1/jobs", &job).await.unwrap();
+        let first = wait_for_epoch_above(&client, "counts", 0).await;
+        wait_for_epoch_above(&client, "counts", first + 15).await;
+        let job = client.job("counts").await.unwrap();
+        let operators = job["graph"]["operators"].as_array().unwrap();
+        let counts = operators
+            .iter()
+            .find(|operator| operator["type"] == "aggregate");
+        let state = format!(
+            "/v1/jobs/counts/operators/{}/state",
+            counts.unwrap()["id"].as_str().unwrap()
+        );
+        for path in ["/v1/jobs/counts/offsets", &state] {
+            let gone = refusal(http.get(at(&format!("{path}?epoch={first}")))).await;
+            assert_eq!(gone, refused(410, "EPOCH_GONE"), "{path}");
+            assert_eq!(http.get(at(path)).send().await.unwrap().status(), 200);
+        }
+
+        let _: Value = client
+            .post("/v1/jobs/counts/pause", &json!({}))
+            .await
+            .unwrap();
+        wait_for(&client, "counts", "PAUSED").await;
+        let paused = refusal(http.get(at(&state))).await;
+        assert_eq!(paused, refused(409, "CONFLICT"));
+        let _: Value = client
+            .post("/v1/jobs/counts/cancel", &json!({}))
+            .await
+            .unwrap();
+        wait_for(&client, "counts", "CANCELLED").await;
+        let over = refusal(http.post(at("/v1/jobs/counts/resume"))).await;
+        assert_eq!(over, refused(409, "CONFLICT"));
+    });
+}
+
+/// Who is away is named: the leader of a partition is not the coordinator.
+#[test]
+fn a_node_that_is_away_is_called_what_it_is() {
+    let mut cluster = Cluster::start(2).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async { drop(client.create_topic("orders", 2).await.unwrap()) });
+    let coordinator = cluster.coordinator().to_owned();
+    let worker = cluster.worker(1).to_owned();
+    cluster.kill_worker(0).unwrap();
+    talk(async {
+        let http = reqwest::Client::new();
+        let mut answers = Vec::new();
+        for partition in 0..2 {
+            let path = format!("{coordinator}/v1/topics/orders/partitions/{partition}/records");
+            let response = http.get(path).send().await.unwrap();
+            let status = response.status().as_u16();
+            let body: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+            answers.push((status, body["code"].as_str().map(str::to_owned)));
+        }
+        answers.sort();
+        let away = (503, Some("LEADER_UNAVAILABLE".to_owned()));
+        assert_eq!(answers, [(200, None), away]);
+    });
+    cluster.kill_coordinator().unwrap();
+    talk(async {
+        let code = refusal(reqwest::Client::new().get(format!("{worker}/v1/jobs"))).await;
+        assert_eq!(code, refused(503, "COORDINATOR_UNAVAILABLE"));
+    });
+}
+
+/// The coordinator's disk is full: jobs are refused, those there are stay, and once there is room the refused
+/// one is taken.
+#[test]
+fn a_full_disk_of_the_coordinator_refuses_jobs_and_loses_none() {
+    let mut cluster = Cluster::start(1).unwrap();
+    let client = cluster.client().unwrap();
+    cluster.kill_coordinator().unwrap();
+    cluster.limit_files_of_coordinator(Some(512 << 10));
+    cluster.restart_coordinator().unwrap();
+    let deploy = async |number: usize| {
+        let sql = format!(
+            "CREATE TABLE clicks WITH (connector = 'generator', generator = 'clickstream', rate = '1');
+             CREATE TABLE nothing WITH (connector = 'blackhole');
+             INSERT INTO nothing SELECT session FROM clicks -- {}",
+            "x".repeat(20_000)
+        );
+        let job = json!({"name": format!("job{number}"), "sql": sql, "parallelism": 1});
+        client.post::<Value>("/v1/jobs", &job).await
+    };
+    let names = async || -> Vec<String> {
+        let jobs: Value = client.get("/v1/jobs").await.unwrap();
+        let jobs = jobs["jobs"].as_array().unwrap().iter();
+        let mut names: Vec<String> = jobs
+            .map(|job| job["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let mut taken = Vec::new();
+    talk(async {
+        let refusal = loop {
+            match deploy(taken.len()).await {
+                Ok(_) => taken.push(format!("job{}", taken.len())),
+                Err(error) => break error,
+            }
+            assert!(taken.len() < 100, "the disk is never full");
+        };
+        assert_eq!(refusal.code(), Some(ErrorCode::DiskFull), "{refusal}");
+        taken.sort();
+        assert_eq!(names().await, taken);
+    });
+    cluster.kill_coordinator().unwrap();
+    cluster.limit_files_of_coordinator(None);
+    cluster.restart_coordinator().unwrap();
+    talk(async {
+        assert_eq!(names().await, taken);
+        deploy(taken.len()).await.unwrap();
+        assert_eq!(names().await.len(), taken.len() + 1);
+    });
 }

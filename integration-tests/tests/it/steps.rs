@@ -7,7 +7,7 @@ use integration_tests::topics;
 use serde_json::Value;
 
 /// How often something that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 /// What takes longer than this does not happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -91,6 +91,7 @@ fn crates_depend_one_way() {
             "common" => &["worker::", "coordinator::"],
             "worker" => &["coordinator::"],
             "coordinator" => &["worker::"],
+            "examples" if file.path.ends_with("/own_operator.rs") => &["coordinator::"],
             "examples" if !file.path.contains("/quickstart/") => &["worker::", "coordinator::"],
             _ => &[],
         };
@@ -105,6 +106,48 @@ fn crates_depend_one_way() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// A code that no test names is a promise that nobody has seen kept.
+#[test]
+fn every_error_code_is_in_a_test() {
+    let files = rust_files().unwrap();
+    let tests: Vec<&str> = files.iter().filter_map(SourceFile::tests).collect();
+    let table = files.iter().find(|file| file.path == "common/src/error.rs");
+    let table = &table.unwrap().text;
+    let start = table.find("pub enum ErrorCode {").unwrap();
+    let table = &table[start..start + table[start..].find("\n}").unwrap()];
+    let codes: Vec<&str> = table
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//"))
+        .map(|line| line.trim_end_matches(','))
+        .collect();
+    assert!(codes.len() > 40, "{codes:?}");
+    let is_in_a_test = |code: &&str| {
+        let variant = format!("ErrorCode::{code}");
+        let text = format!("\"{}\"", screaming(code));
+        tests.iter().any(|test| {
+            let mut places = test.match_indices(&variant);
+            let ends = |at: usize| !test[at..].starts_with(|c: char| c.is_ascii_alphanumeric());
+            test.contains(&text) || places.any(|(at, _)| ends(at + variant.len()))
+        })
+    };
+    let untested: Vec<&&str> = codes.iter().filter(|code| !is_in_a_test(code)).collect();
+    assert!(untested.is_empty(), "in no test: {untested:?}");
+}
+
+/// As a code is written in answers.
+fn screaming(variant: &str) -> String {
+    let mut text = String::new();
+    for letter in variant.chars() {
+        if letter.is_ascii_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.push(letter.to_ascii_uppercase());
+    }
+    text
 }
 
 #[test]

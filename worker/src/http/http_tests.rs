@@ -7,14 +7,15 @@ use std::sync::{Arc, OnceLock};
 use actix_rt::System;
 use common::error::ErrorCode;
 use common::ids::{
-    ClusterId, ControlEpoch, LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, PartitionId,
-    TopicId, TopicName, TopicPartition, WorkerEpoch,
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, LeaderEpoch, MetadataVersion, NodeId,
+    PartitionEpoch, PartitionId, TopicId, TopicName, TopicPartition, WorkerEpoch,
 };
 use common::limits::{HEARTBEAT_INTERVAL, TARGET_BATCH_BYTES};
 use common::log_batch::LogBatchBuilder;
 use common::offset::Offset;
 use common::partitioner::partition_of_key;
 use common::plan::connector::Isolation;
+use common::protocol::checkpoint::{CheckpointKind, InjectBarrier};
 use common::protocol::fetch::{FetchBatches, ListOffsets};
 use common::protocol::metadata::{MetadataDelta, PartitionImage, TopicImage, WorkerImage};
 use common::protocol::node::Registered;
@@ -162,6 +163,7 @@ fn image() -> MetadataImage {
     };
     let delta = MetadataDelta {
         version: MetadataVersion(1),
+        control_epoch: ControlEpoch(1),
         topics: vec![topic(1, "clicks")],
         ..MetadataDelta::default()
     };
@@ -178,6 +180,7 @@ fn with_address(image: &MetadataImage, address: &str) -> MetadataImage {
     let delta = MetadataDelta {
         since: image.version,
         version: MetadataVersion(image.version.0 + 1),
+        control_epoch: image.control_epoch,
         workers: vec![worker],
         ..MetadataDelta::default()
     };
@@ -704,6 +707,20 @@ fn other_nodes_append_fetch_and_ask_over_calls() {
             (found.at, found.log_end_offset),
             (Some(Offset(0)), Offset(3))
         );
+
+        let former = InjectBarrier {
+            control_epoch: ControlEpoch(0),
+            worker: ME,
+            job: JobId(1),
+            generation: Generation(1),
+            checkpoint: CheckpointId(1),
+            kind: CheckpointKind::Periodic,
+        };
+        let asking = worker
+            .transport
+            .call(&worker.address, &former, Span::from_secs(60));
+        let refused = asking.await.unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::StaleControlEpoch));
 
         let too_large = batch(&[b'x'; 3_000]);
         let refused = worker

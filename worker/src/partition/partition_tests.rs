@@ -9,7 +9,7 @@ use actix_rt::{Arbiter, System};
 use common::error::ErrorCode;
 use common::ids::{
     CheckpointId, Generation, JobId, JobName, LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch,
-    PartitionId, TopicId, TopicName, TopicPartition, WorkerEpoch,
+    PartitionId, ProducerEpoch, ProducerId, TopicId, TopicName, TopicPartition, WorkerEpoch,
 };
 use common::kv::MemoryStore;
 use common::log_batch::{LogBatch, LogBatchBuilder, LogBatches, ProducerStamp};
@@ -25,6 +25,7 @@ use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
 use common::time::{Span, SystemClock, Timestamp};
 use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
@@ -247,6 +248,72 @@ fn a_full_disk_refuses_appends_until_there_is_room() {
             .unwrap();
         assert_eq!(appended.base_offset, Offset(1));
         assert!(node.failures.lock().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_producer_that_is_behind_is_told_in_which_way() {
+    System::new().block_on(async {
+        let node = Node::new();
+        let partition = node.start();
+        let send = |epoch, sequence| {
+            let stamp = ProducerStamp {
+                id: ProducerId(7),
+                epoch: ProducerEpoch(epoch),
+                base_sequence: sequence,
+            };
+            let batch = batch(LogBatchBuilder::new().producer(stamp), &["x"]);
+            partition.append(batch, Acks::All, None)
+        };
+        for sequence in 0..20 {
+            send(2, sequence).await.unwrap();
+        }
+        assert!(send(2, 19).await.unwrap().duplicate);
+        for (epoch, sequence, code) in [
+            (2, 0, ErrorCode::DuplicateSequence),
+            (2, 99, ErrorCode::OutOfOrderSequence),
+            (1, 20, ErrorCode::FencedProducer),
+        ] {
+            let refused = send(epoch, sequence).await.unwrap_err();
+            assert_eq!(refused.code, code, "{refused}");
+        }
+        assert_eq!(read(&partition, 0, Span(0)).await.len(), 20);
+    });
+}
+
+#[test]
+fn a_partition_whose_disk_is_busy_takes_so_much_and_one_that_closes_takes_nothing() {
+    System::new().block_on(async {
+        let node = Node::new();
+        let disk = Arc::new(Semaphore::new(0));
+        let settings = PartitionSettings {
+            disk: disk.clone(),
+            ..node.settings.clone()
+        };
+        let starter = PartitionStarter::new(vec![Arbiter::current()], settings);
+        let partition = starter.start(ID, ME, led_by(ME, 1), TopicConfig::default());
+        let large = "x".repeat(15 << 20);
+        let mut appends: FuturesUnordered<_> = (0..5)
+            .map(|_| partition.append(plain(&[&large]), Acks::All, None))
+            .collect();
+        // Nothing else is answered while the disk is away.
+        let refused = appends.next().await.unwrap().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+
+        let closing = partition.close();
+        let late = async {
+            let late = partition.append(plain(&["late"]), Acks::All, None).await;
+            disk.add_permits(4);
+            late.unwrap_err()
+        };
+        let ((), late) = futures_util::join!(closing, late);
+        assert_eq!(late.code, ErrorCode::ShuttingDown, "{late}");
+        // What had been taken before is written all the same.
+        while let Some(appended) = appends.next().await {
+            appended.unwrap();
+        }
+        let closed = partition.append(plain(&["x"]), Acks::All, None).await;
+        assert_eq!(closed.unwrap_err().code, ErrorCode::LeaderUnavailable);
     });
 }
 

@@ -125,3 +125,40 @@ fn transaction_code(refusal: &TransactionRefusal) -> ErrorCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{LeaderEpoch, PartitionId, TopicId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// What a partition cannot be brought to do in a test of its own: its cluster has one replica of everything,
+    /// and the times that pass are long.
+    #[test]
+    fn what_only_a_larger_or_slower_cluster_says_has_its_code_too() {
+        let id = TopicPartition {
+            topic: TopicId(Uuid::from_u128(1)),
+            partition: PartitionId(0),
+        };
+        let (current, found) = (LeaderEpoch(1), LeaderEpoch(2));
+        let (online, needed) = (1, 2);
+        for (problem, code, retriable) in [
+            (
+                append_refused(AppendRefusal::NotHeardOf { current, found }),
+                ErrorCode::MetadataStale,
+                true,
+            ),
+            (
+                append_refused(AppendRefusal::NotEnoughReplicas { online, needed }),
+                ErrorCode::NotEnoughReplicas,
+                true,
+            ),
+            (not_committed(id), ErrorCode::Timeout, true),
+            (lost(id), ErrorCode::Unknown, true),
+        ] {
+            assert_eq!(problem.code, code, "{problem}");
+            assert_eq!(problem.code.is_retriable(), retriable, "{problem}");
+        }
+    }
+}
