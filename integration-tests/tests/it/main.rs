@@ -6,6 +6,7 @@
 
 mod changes;
 mod chaos;
+mod connectors;
 mod coordinator_damage;
 mod coordinator_group;
 mod damage;
@@ -13,6 +14,7 @@ mod exactly_once;
 mod expressions;
 mod larger_than_memory;
 mod live_tail;
+mod operating;
 mod produce_fetch;
 mod real_data;
 mod rest_errors;
