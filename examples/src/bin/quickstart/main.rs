@@ -1,7 +1,7 @@
 //! A cluster in one process, a real job on a shop's clicks, its results as they come.
 //!
-//! A coordinator and two workers start on loopback. One job writes a generated clickstream to a topic;
-//! two others count carts and revenue per ten seconds, and revenue per product, from it, exactly once.
+//! A coordinator and two workers start on loopback. One job writes a generated clickstream to a topic; two
+//! others make of it, exactly once, what became of carts in every minute, and the revenue of each product.
 //! Everything goes through topics and REST, as a program of one's own would. `--once` ends after a finite
 //! input and checks the results against its own computation over the same records.
 
@@ -21,13 +21,13 @@ use common::client::Client;
 use common::config::coordinator::CoordinatorConfig;
 use common::config::worker::WorkerConfig;
 use common::shutdown::stop_within;
-use common::time::Span;
-use serde_json::Value;
+use common::time::{Span, SystemClock};
+use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use expected::Expected;
 use shown::Shown;
-use terminal::{in_place, is_terminal, progress, say};
+use terminal::{Bar, grouped, in_place, is_terminal, say};
 
 const PARTITIONS: u32 = 4;
 const REFRESH: Duration = Duration::from_millis(500);
@@ -166,7 +166,7 @@ async fn run(options: &Options, clicks: Option<Vec<Vec<u8>>>, address: &str) -> 
     if !finite {
         return watch(&cluster, address, &mut shown).await;
     }
-    watch_until_finished(&cluster, &mut shown).await?;
+    watch_until_finished(&cluster, &mut shown, written).await?;
     let expected = Expected::compute(&cluster).await?;
     let arriving = async {
         while !expected.has_arrived(&shown) {
@@ -206,25 +206,23 @@ async fn generate(cluster: &Client, options: &Options) -> Result<()> {
     if options.once {
         say(&format!(
             "Writing {} clicks to the topic \"clicks\" …\n",
-            options.rows
+            grouped(options.rows)
         ))?;
-        while !is_finished(cluster, "clicks").await? {
-            tokio::time::sleep(REFRESH).await;
-        }
+        follow(cluster, "clicks", "written", options.rows, async || Ok(())).await?;
     }
     Ok(())
 }
 
 async fn produce(cluster: &Client, clicks: &[Vec<u8>]) -> Result<()> {
     const LINES_PER_REQUEST: usize = 1_000;
+    let mut bar = Bar::new("written", clicks.len() as u64);
     for (index, chunk) in clicks.chunks(LINES_PER_REQUEST).enumerate() {
         cluster
             .produce_ndjson("clicks", chunk.join(&b'\n'), None)
             .await?;
-        progress("writing", (index + 1) * LINES_PER_REQUEST, clicks.len())?;
+        bar.show(((index + 1) * LINES_PER_REQUEST) as u64, None)?;
     }
-    say("\n")?;
-    Ok(())
+    Ok(bar.end()?)
 }
 
 /// Both jobs read the same topic; `bound` says whether the end of it is the end of the job.
@@ -239,17 +237,25 @@ fn clicks_table(bound: &str) -> String {
     )
 }
 
-/// Carts and revenue per ten seconds of event time.
+/// What became of the carts, and the revenue, of the last minute of event time, every ten seconds: first what
+/// each session did in the minute, then how many sessions did what.
 fn windows_sql(bound: &str) -> String {
     clicks_table(bound)
-        + "CREATE TABLE windows WITH (connector = 'topic', topic = 'windows', format = 'json');
-           INSERT INTO windows
-           SELECT window_start, window_end, count(*) AS clicks,
-                  count(distinct session) FILTER (WHERE action = 'add_to_cart') AS carts,
-                  count(distinct session) FILTER (WHERE action = 'purchase') AS bought,
+        + "CREATE VIEW sessions AS
+           SELECT window_start, window_end, session, count(*) AS clicks,
+                  count(*) FILTER (WHERE action = 'add_to_cart') AS added,
+                  count(*) FILTER (WHERE action = 'purchase') AS purchases,
                   sum(price * quantity) FILTER (WHERE action = 'purchase') AS revenue
-           FROM TUMBLE(clicks, ts, INTERVAL '10' SECOND)
-           GROUP BY window_start, window_end;"
+           FROM HOP(clicks, ts, INTERVAL '10' SECOND, INTERVAL '60' SECOND)
+           GROUP BY window_start, window_end, session;
+           CREATE TABLE windows WITH (connector = 'topic', topic = 'windows', format = 'json');
+           INSERT INTO windows
+           SELECT window_start, window_end, sum(clicks) AS clicks,
+                  count(*) FILTER (WHERE added > 0) AS carts,
+                  count(*) FILTER (WHERE added > 0 AND purchases = 0) AS abandoned,
+                  count(*) FILTER (WHERE purchases > 0) AS bought,
+                  sum(revenue) AS revenue
+           FROM sessions GROUP BY window_start, window_end;"
 }
 
 /// What each product has brought in so far; runs for ever, so its state can be asked for.
@@ -266,36 +272,113 @@ async fn watch(cluster: &Client, address: &str, shown: &mut Shown) -> Result<()>
     let mut windows_said = 0;
     loop {
         tokio::time::sleep(REFRESH).await;
+        let mut rates = format!(
+            "{:<10} {:>14} {:>12} {:>16} {:>12}\n",
+            "job", "records/s in", "in all", "records/s out", "in all"
+        );
         for job in ["clicks", "windows", "products"] {
-            check_runs(cluster, job).await?;
+            let description = check_runs(cluster, job).await?;
+            rates += &rates_of(job, &description);
         }
         shown.update(cluster).await?;
         if is_terminal() || shown.windows.len() > windows_said {
             windows_said = shown.windows.len();
-            let products = shown.products.len();
             let first = match shown.windows.is_empty() {
-                true => "(ten seconds come out after fifteen: clicks may be five seconds late)\n",
+                true => {
+                    "(the first minute begins to show after fifteen seconds: clicks may be five late)\n"
+                }
                 false => "",
             };
-            let table = format!("{}{first}\nproducts sold: {products}\n", shown.table());
+            let best = best_seller(cluster, shown).await?;
+            let table = format!("{}{first}\n{rates}\n{best}", shown.table());
             let way_on = way_on(cluster, address).await?;
             say(&format!("{}{way_on}", in_place(&table)))?;
         }
     }
 }
 
-async fn watch_until_finished(cluster: &Client, shown: &mut Shown) -> Result<()> {
-    while !is_finished(cluster, "windows").await? {
-        shown.update(cluster).await?;
-        progress("windows", shown.windows.len(), 0)?;
-        tokio::time::sleep(REFRESH).await;
-    }
-    shown.update(cluster).await
+/// What goes in and out of a job.
+fn rates_of(job: &str, description: &Value) -> String {
+    let rate = |name: &str| grouped(description[name].as_f64().unwrap_or(0.0).round() as u64);
+    let rows = |name: &str| grouped(description[name].as_u64().unwrap_or(0));
+    format!(
+        "{job:<10} {:>14} {:>12} {:>16} {:>12}\n",
+        rate("rows_in_per_second"),
+        rows("rows_in"),
+        rate("rows_out_per_second"),
+        rows("rows_out"),
+    )
 }
 
-async fn is_finished(cluster: &Client, job: &str) -> Result<bool> {
-    let description = check_runs(cluster, job).await?;
-    Ok(description["state"] == "FINISHED")
+/// The product that has brought in most: as its topic says, and as the state of the job that counts it.
+async fn best_seller(cluster: &Client, shown: &Shown) -> Result<String> {
+    let (Some((product, row)), Some(operator)) =
+        (shown.best_seller(), product_operator(cluster).await?)
+    else {
+        return Ok(String::new());
+    };
+    // Between two generations there is nobody to ask.
+    let said = match cluster.state("products", &operator, &json!(product)).await {
+        Ok(state) => {
+            let value = &state["entries"][0]["value"];
+            format!(
+                "its state over HTTP at epoch {}: {} sold, {:.2}",
+                state["epoch"],
+                value["sold"],
+                value["revenue"].as_f64().unwrap_or(0.0)
+            )
+        }
+        Err(error) => format!("its state: {error}"),
+    };
+    Ok(format!(
+        "{} products sold, best of them {product}: {} sold, {:.2}\n  {said}\n",
+        shown.products.len(),
+        row["sold"],
+        row["revenue"].as_f64().unwrap_or(0.0)
+    ))
+}
+
+/// Both jobs read the whole input; results show while they do.
+async fn watch_until_finished(cluster: &Client, shown: &mut Shown, clicks: u64) -> Result<()> {
+    let begun = SystemClock::shared();
+    let start = begun.tick();
+    follow(cluster, "windows", "counted", clicks, async || {
+        shown.update(cluster).await
+    })
+    .await?;
+    let took = begun.tick().since(start);
+    shown.update(cluster).await?;
+    let seconds = took.as_duration().as_secs_f64().max(0.001);
+    let rate = |count: usize| grouped((count as f64 / seconds).round() as u64);
+    say(&format!(
+        "{} clicks in, {} results out, in {seconds:.1} s: {} clicks/s, {} results/s\n",
+        grouped(clicks),
+        grouped(shown.windows.len() as u64),
+        rate(usize::try_from(clicks)?),
+        rate(shown.windows.len()),
+    ))?;
+    Ok(())
+}
+
+/// Shows how far a job has come of so many rows, until it is finished.
+async fn follow(
+    cluster: &Client,
+    job: &str,
+    what: &'static str,
+    rows: u64,
+    mut meanwhile: impl AsyncFnMut() -> Result<()>,
+) -> Result<()> {
+    let mut bar = Bar::new(what, rows);
+    loop {
+        let description = check_runs(cluster, job).await?;
+        let rate = description["rows_in_per_second"].as_f64();
+        bar.show(description["rows_in"].as_u64().unwrap_or(0), rate)?;
+        if description["state"] == "FINISHED" {
+            return Ok(bar.end()?);
+        }
+        meanwhile().await?;
+        tokio::time::sleep(REFRESH).await;
+    }
 }
 
 async fn check_runs(cluster: &Client, job: &str) -> Result<Value> {

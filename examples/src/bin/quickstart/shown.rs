@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 use common::client::Client;
 use serde_json::Value;
 
+use crate::terminal::grouped;
+
 /// Rows of the table of windows that are shown.
 const ROWS: usize = 12;
 
@@ -43,20 +45,32 @@ impl Shown {
         Ok(())
     }
 
+    /// What has brought in most.
+    pub(crate) fn best_seller(&self) -> Option<(i64, &Value)> {
+        let revenue = |row: &Value| row["revenue"].as_f64().unwrap_or(0.0);
+        let best = |a: &(&i64, &Value), b: &(&i64, &Value)| revenue(a.1).total_cmp(&revenue(b.1));
+        let best = self.products.iter().max_by(best);
+        best.map(|(product, row)| (*product, row))
+    }
+
+    /// One row per minute that has ended, the newest last. Abandoned are carts that were filled in it and not
+    /// bought in it.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "\n{:<20} {:>8} {:>7} {:>8} {:>10} {:>12}\n",
-            "ten seconds from", "clicks", "carts", "bought", "abandoned", "revenue"
+            "\n{:<20} {:>9} {:>8} {:>8} {:>10} {:>5} {:>13}\n",
+            "the minute up to", "clicks", "carts", "bought", "abandoned", "%", "revenue"
         );
-        for (start, window) in self.windows.iter().rev().take(ROWS).rev() {
-            let number = |name: &str| window[name].as_i64().unwrap_or(0);
+        for window in self.windows.values().rev().take(ROWS).rev() {
+            let number = |name: &str| window[name].as_u64().unwrap_or(0);
+            let share = (100 * number("abandoned")).checked_div(number("carts"));
             text += &format!(
-                "{:<20} {:>8} {:>7} {:>8} {:>10} {:>12.2}\n",
-                start,
-                number("clicks"),
-                number("carts"),
-                number("bought"),
-                (number("carts") - number("bought")).max(0),
+                "{:<20} {:>9} {:>8} {:>8} {:>10} {:>5} {:>13.2}\n",
+                window["window_end"].as_str().unwrap_or_default(),
+                grouped(number("clicks")),
+                grouped(number("carts")),
+                grouped(number("bought")),
+                grouped(number("abandoned")),
+                share.map(|share| share.to_string()).unwrap_or_default(),
                 window["revenue"].as_f64().unwrap_or(0.0),
             );
         }

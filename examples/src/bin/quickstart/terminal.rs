@@ -25,16 +25,106 @@ pub(crate) fn in_place(table: &str) -> String {
     }
 }
 
-/// A bar where there is a terminal and an end; `total` 0: no end is known.
-pub(crate) fn progress(what: &str, done: usize, total: usize) -> io::Result<()> {
-    if !is_terminal() {
-        return Ok(());
-    }
-    match (done.min(total) * 40).checked_div(total) {
-        None => say(&format!("\r{what}: {done}   ")),
-        Some(filled) => {
-            let (done, left) = ("#".repeat(filled), ".".repeat(40 - filled));
-            say(&format!("\r{what} [{done}{left}] "))
+/// How much of something finite is done: one line that is written over, where there is a terminal.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    what: &'static str,
+    total: u64,
+    shown: bool,
+}
+
+impl Bar {
+    pub(crate) fn new(what: &'static str, total: u64) -> Bar {
+        Bar {
+            what,
+            total,
+            shown: false,
         }
+    }
+
+    /// `rate`: records per second, if it is known.
+    pub(crate) fn show(&mut self, done: u64, rate: Option<f64>) -> io::Result<()> {
+        if !is_terminal() {
+            return Ok(());
+        }
+        self.shown = true;
+        say(&format!(
+            "\r{}\x1b[K",
+            bar(self.what, done, self.total, rate)
+        ))
+    }
+
+    /// Everything is done.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.show(self.total, None)?;
+        match self.shown {
+            true => say("\n"),
+            false => Ok(()),
+        }
+    }
+}
+
+fn bar(what: &str, done: u64, total: u64, rate: Option<f64>) -> String {
+    const WIDTH: usize = 24;
+    let done = done.min(total);
+    let share = if total == 0 {
+        1.0
+    } else {
+        done as f64 / total as f64
+    };
+    let filled = (share * WIDTH as f64) as usize;
+    let (full, left) = ("#".repeat(filled), ".".repeat(WIDTH - filled));
+    let rate = rate.map(|rate| format!(", {}/s", grouped(rate.round() as u64)));
+    format!(
+        "{what:<8} [{full}{left}] {:>3.0} % of {}{}",
+        share * 100.0,
+        grouped(total),
+        rate.unwrap_or_default()
+    )
+}
+
+/// With commas between thousands.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_full_as_what_it_shows() {
+        let full = format!("written  [{}] 100 % of 1,234", "#".repeat(24));
+        for (done, rate, text) in [
+            (
+                0,
+                None,
+                format!("written  [{}]   0 % of 1,234", ".".repeat(24)),
+            ),
+            (
+                617,
+                Some(1e6),
+                format!(
+                    "written  [{}{}]  50 % of 1,234, 1,000,000/s",
+                    "#".repeat(12),
+                    ".".repeat(12)
+                ),
+            ),
+            (1_234, None, full.clone()),
+            (9_999, None, full),
+        ] {
+            let shown = bar("written", done, 1_234, rate);
+            assert_eq!(shown, text);
+            assert!(shown.len() < 80);
+        }
+        assert!(bar("written", 0, 0, None).contains("100 %"));
     }
 }
