@@ -489,6 +489,7 @@ mod tests {
         ErrorCode::UnknownJob,
         ErrorCode::UnknownOperator,
         ErrorCode::UnknownWorker,
+        ErrorCode::UnknownCoordinator,
         ErrorCode::UnknownCheckpoint,
         ErrorCode::OffsetOutOfRange,
         ErrorCode::AlreadyExists,

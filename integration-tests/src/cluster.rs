@@ -228,7 +228,7 @@ impl Cluster {
 
     /// As for a worker.
     pub fn limit_files_of_coordinator(&mut self, bytes: Option<u64>) {
-        self.coordinator.file_bytes_max = bytes;
+        self.coordinators[0].file_bytes_max = bytes;
     }
 
     pub fn kill_coordinator(&mut self) -> Result<()> {

@@ -249,6 +249,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             state_memory: StateMemory::new(16 << 20),
             jobs_directory: home.path().join("jobs"),
         };
+        let (_stop, stopping) = watch::channel(false);
         let parts = Routes {
             partitions: partitions.clone(),
             log: log.clone().with_local(partitions.clone()),
@@ -262,7 +263,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             reports: Arc::default(),
             load: Arc::default(),
             metrics: Arc::default(),
-            stopping: watch::channel(false).1,
+            stopping,
         };
         assert!(composed.set(parts).is_ok());
         let worker = Worker {
