@@ -130,12 +130,13 @@ impl Tail {
                 drop(self.sender.send(Given::Failed(gone)).await);
                 return;
             };
-            for number in read..u32::try_from(partitions).unwrap_or(u32::MAX) {
-                let partition = PartitionId(number);
+            let partitions = u32::try_from(partitions).unwrap_or(u32::MAX);
+            while read < partitions {
+                let partition = PartitionId(read);
                 // All of a partition that was added is news.
                 let from = positions.get(&partition).copied().unwrap_or(Offset::ZERO);
                 readers.spawn_local(self.clone().read(partition, from));
-                read = number + 1;
+                read += 1;
             }
             tokio::select! {
                 changed = image.changed() => if changed.is_err() { return },
