@@ -96,3 +96,8 @@ fn a_job_whose_last_checkpoint_was_given_up_stops_all_the_same() {
     };
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
 }
+
+#[test]
+fn a_checkpoint_that_a_killed_coordinator_wrote_and_did_not_apply_is_complete() {
+    expect(1_795_879_481_034);
+}

@@ -20,11 +20,12 @@ pub(super) struct CommandLog {
 }
 
 impl CommandLog {
-    /// Opens the log, and applies every command of it.
+    /// Opens the log, and applies every command of it; `carried_out` is told those that were not rejected.
     pub(super) fn open(
         storage: Arc<dyn LogStorage>,
         segment_bytes: u64,
         metadata: &mut ClusterMetadata,
+        carried_out: &mut dyn FnMut(&Entry),
     ) -> Result<CommandLog> {
         let options = Options {
             segment_bytes,
@@ -36,7 +37,9 @@ impl CommandLog {
                 .with_context(|| format!("the command after {}", metadata.version()))?;
             ensure!(index == metadata.version().0 + 1, "a gap before {index}");
             // A command that was rejected is rejected again.
-            let _outcome = metadata.apply(MetadataVersion(index), &entry);
+            if metadata.apply(MetadataVersion(index), &entry).is_ok() {
+                carried_out(&entry);
+            }
         }
         Ok(CommandLog {
             log,

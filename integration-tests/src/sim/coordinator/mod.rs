@@ -129,7 +129,10 @@ impl Coordinator {
         self.life += 1;
         let mut metadata = ClusterMetadata::default();
         let storage = self.disk.log("metadata").shared();
-        let log = match CommandLog::open(storage, SEGMENT_BYTES, &mut metadata) {
+        // One that was killed may have written what it did not come to apply: it is a fact all the same.
+        let mut carried_out = |entry: &Entry| note_completed(env, entry);
+        let log = CommandLog::open(storage, SEGMENT_BYTES, &mut metadata, &mut carried_out);
+        let log = match log {
             Ok(log) => log,
             Err(error) => return env.break_promise(format!("the command log: {error}")),
         };
@@ -367,14 +370,9 @@ impl Reign {
     ) -> Result<Outcome, Rejection> {
         let outcome = self.metadata.apply(index, entry);
         if let (Command::EpochCompleted(completed), Ok(_)) = (&entry.command, &outcome) {
-            let mut positions = Positions::new();
-            for split in completed.positions.values().flatten() {
-                let number = split.0.parse().expect("a split is a partition's number");
-                positions.insert(number, *split.1);
-            }
             let (checkpoint, generation) = (completed.checkpoint, completed.generation);
             env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
-            env.checkers.outputs.completed(checkpoint, positions);
+            note_completed(env, entry);
         }
         outcome
     }
@@ -601,4 +599,19 @@ fn registration(request: RegisterWorker) -> Registration {
         memory_bytes: request.memory_bytes,
         operators: request.operators,
     }
+}
+
+/// If a checkpoint was completed, the checkers are told what it holds.
+fn note_completed(env: &mut Env, entry: &Entry) {
+    let Command::EpochCompleted(completed) = &entry.command else {
+        return;
+    };
+    let mut positions = Positions::new();
+    for split in completed.positions.values().flatten() {
+        let number = split.0.parse().expect("a split is a partition's number");
+        positions.insert(number, *split.1);
+    }
+    env.checkers
+        .outputs
+        .completed(completed.checkpoint, positions);
 }
