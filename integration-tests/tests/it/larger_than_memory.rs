@@ -93,8 +93,7 @@ impl Job {
             loop {
                 let job = self.client.job("totals").await;
                 let in_memory = job.as_ref().map_or(0, memory_of_tasks);
-                // A message may come on top, and what holds it doubles when it is full.
-                assert!(in_memory < 3 * TABLE_BYTES, "{in_memory} bytes: {job:?}");
+                assert!(in_memory < 2 * TABLE_BYTES, "{in_memory} bytes: {job:?}");
                 let state = job.map(|job| job["last_checkpoint"]["state_bytes"].as_u64());
                 if state.ok().flatten().is_some_and(|state| state >= bytes) {
                     return;
