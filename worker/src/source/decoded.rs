@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow::array::Int64Array;
 use bytes::Bytes;
 use common::error::Problem;
+use common::limits::{MAX_ROWS_BYTES, MAX_ROWS_PER_MESSAGE};
 use common::plan::connector::{BadRecords, Format};
 use common::schema::Column;
 
@@ -102,6 +103,11 @@ impl SourceDecoder {
             }),
         }
         Ok(())
+    }
+
+    /// Whether the records so far are enough for one message.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= MAX_ROWS_PER_MESSAGE || self.bytes >= MAX_ROWS_BYTES as u64
     }
 
     /// Rows so far, bad records included.

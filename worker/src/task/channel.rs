@@ -64,7 +64,7 @@ impl ChannelWriter {
 
     pub fn push(&self, message: Message) {
         let bytes = match &message {
-            Message::Rows(rows) => rows.batch.get_array_memory_size(),
+            Message::Rows(rows) => rows.bytes(),
             Message::Signal(_) => 0,
         };
         self.push_sized(message, bytes);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::error::Problem;
 use common::ids::{CheckpointId, TaskId};
-use common::limits::MAX_ROWS_PER_MESSAGE;
+use common::limits::{MAX_ROWS_BYTES, MAX_ROWS_PER_MESSAGE};
 use common::protocol::state::{Consistency, QueryState};
 use common::protocol::task::TaskState as Standing;
 use common::time::{Tick, Timestamp};
@@ -290,7 +290,7 @@ impl TaskMachine {
             Input::Channels(channels) => match channels.take() {
                 None => return Ok(false),
                 Some(Arrival::Rows(input, rows)) => {
-                    self.progress.metrics.bytes_in += rows.batch.get_array_memory_size() as u64;
+                    self.progress.metrics.bytes_in += rows.bytes() as u64;
                     self.under_way.put(Work::Rows(input, rows));
                 }
                 Some(Arrival::Signal(signal)) => self.under_way.put(Work::Signal(signal)),
@@ -513,7 +513,7 @@ impl TaskMachine {
 
     fn dispatch(&mut self, output: ChainOutput) -> Result<(), Failure> {
         self.dead_letters(output.dead_letters, output.late_rows);
-        let pieces = |rows: Rows| rows.pieces(MAX_ROWS_PER_MESSAGE);
+        let pieces = |rows: Rows| rows.pieces(MAX_ROWS_PER_MESSAGE, MAX_ROWS_BYTES);
         for rows in output.rows.into_iter().flat_map(pieces) {
             self.progress.metrics.rows_out += rows.len() as u64;
             for edge in &mut self.outputs {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, BooleanArray, Int8Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Int8Array, Int64Array, RecordBatch, UInt32Array,
+};
 use arrow::compute::{filter, filter_record_batch, take, take_record_batch};
 use arrow::error::ArrowError;
 use common::ids::CheckpointId;
@@ -71,6 +73,15 @@ pub struct Barrier {
 }
 
 impl Rows {
+    /// Bytes of memory its values take, wherever they are: of a slice, its own part.
+    pub fn bytes(&self) -> usize {
+        let own = |column: &ArrayRef| {
+            let own = column.to_data().get_slice_memory_size();
+            own.unwrap_or_else(|_| column.get_array_memory_size())
+        };
+        self.batch.columns().iter().map(own).sum()
+    }
+
     /// Rows that are all inserts and of no known origin.
     pub fn inserts(batch: RecordBatch) -> Rows {
         Rows {
@@ -122,9 +133,11 @@ impl Rows {
         }
     }
 
-    /// The same in pieces of at most so many rows, two or more. The two rows of an update stay together: a
-    /// sink may write them as one.
-    pub fn pieces(self, most: usize) -> impl Iterator<Item = Rows> {
+    /// The same in pieces of at most so many rows and about so many bytes, but two rows or more. The two rows
+    /// of an update stay together: a sink may write them as one.
+    pub fn pieces(self, most: usize, most_bytes: usize) -> impl Iterator<Item = Rows> {
+        let pieces = self.bytes().div_ceil(most_bytes).max(1);
+        let most = most.min(self.len().div_ceil(pieces)).max(2);
         let mut start = 0;
         std::iter::from_fn(move || {
             let left = self.len() - start;
@@ -146,7 +159,7 @@ impl Rows {
     fn select(
         &self,
         batch: RecordBatch,
-        choose: impl Fn(&dyn Array) -> Result<arrow::array::ArrayRef, ArrowError>,
+        choose: impl Fn(&dyn Array) -> Result<ArrayRef, ArrowError>,
     ) -> Result<Rows, ArrowError> {
         let kinds = match &self.kinds {
             Some(kinds) => Some(as_array::<Int8Array>(&choose(kinds)?)),
@@ -177,6 +190,8 @@ fn as_array<A: Array + Clone + 'static>(array: &dyn Array) -> A {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::StringArray;
+
     use super::*;
 
     /// A sink of Debezium records wrote a deletion and an update without what was before, for the pair.
@@ -192,17 +207,37 @@ mod tests {
             INSERT,
             INSERT,
         ];
-        let column: arrow::array::ArrayRef = Arc::new(Int64Array::from_iter_values(0..7));
+        let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..7));
         let batch = RecordBatch::try_from_iter([("n", column)]).unwrap();
         let rows = Rows {
             kinds: Some(Int8Array::from_iter_values(kinds)),
             ..Rows::inserts(batch)
         };
-        let lengths = |most| -> Vec<usize> { rows.clone().pieces(most).map(|r| r.len()).collect() };
+        let lengths = |most| -> Vec<usize> {
+            rows.clone()
+                .pieces(most, usize::MAX)
+                .map(|r| r.len())
+                .collect()
+        };
         assert_eq!(lengths(2), [1, 2, 2, 2]);
         assert_eq!(lengths(4), [3, 4]);
         assert_eq!(lengths(7), [7]);
-        let pieces: Vec<Rows> = rows.clone().pieces(4).collect();
+        let pieces: Vec<Rows> = rows.clone().pieces(4, usize::MAX).collect();
         assert_eq!(pieces[1].kinds.as_ref().unwrap().value(0), UPDATE_BEFORE);
+    }
+
+    /// 8,192 rows of 3 kB were one message, which was more than a task's tables had memory for.
+    #[test]
+    fn wide_rows_are_cut_by_their_bytes() {
+        let texts = StringArray::from_iter_values((0..100).map(|_| "x".repeat(3_000)));
+        let column: ArrayRef = Arc::new(texts);
+        let batch = RecordBatch::try_from_iter([("text", column)]).unwrap();
+        let rows = Rows::inserts(batch);
+        let bytes = rows.bytes();
+        assert!((300_000..310_000).contains(&bytes), "{bytes}");
+        let pieces: Vec<Rows> = rows.pieces(8_192, 100_000).collect();
+        let lengths: Vec<usize> = pieces.iter().map(Rows::len).collect();
+        assert_eq!(lengths, [25, 25, 25, 25]);
+        assert!(pieces.iter().all(|piece| piece.bytes() < 100_000));
     }
 }

@@ -16,7 +16,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::limits::MAX_ROWS_PER_MESSAGE;
 use common::plan::connector::{FileSource as Spec, Format};
 use common::schema::Column;
 use common::time::{Clock, Span, Tick};
@@ -156,7 +155,7 @@ impl FileSource {
         let Some(mut chunk) = self.current.take() else {
             return Ok(());
         };
-        while self.decoder.len() < MAX_ROWS_PER_MESSAGE && chunk.taken < chunk.lines.len() {
+        while !self.decoder.is_full() && chunk.taken < chunk.lines.len() {
             let rest = &chunk.lines[chunk.taken..];
             let length = record_length(rest, self.is_csv);
             let offset = chunk.start + signed(chunk.taken);

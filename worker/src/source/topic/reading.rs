@@ -1,6 +1,5 @@
 //! The records of one fetch, on their way into rows.
 
-use common::limits::MAX_ROWS_PER_MESSAGE;
 use common::log_batch::{BatchError, LogBatches, Records};
 use common::offset::Offset;
 use common::time::Tick;
@@ -36,7 +35,7 @@ impl Reading {
         };
         let mut next_position = split.position;
         let mut finished = false;
-        while decoder.len() < MAX_ROWS_PER_MESSAGE {
+        while !decoder.is_full() {
             let (records, taken) = match self.records.take() {
                 Some(begun) => begun,
                 None => match self.batches.next() {
@@ -65,7 +64,7 @@ impl Reading {
                 }
                 decoder.push(&split.place, record.offset.0, record.value)?;
                 next_position = record.offset.next();
-                if decoder.len() >= MAX_ROWS_PER_MESSAGE {
+                if decoder.is_full() {
                     more = true;
                     break;
                 }
