@@ -258,7 +258,9 @@ impl RunningJob {
             let spills = !assembly::spilling(stage, custom).is_empty();
             let memory = self.memory.as_ref().filter(|_| spills);
             let outputs = ends.outputs.remove(&task).unwrap_or_default();
-            let assembled = assembly::assemble(&deployment, task, begins.tables, outputs, custom);
+            let share = self.choice.table_bytes.unwrap_or(u64::MAX);
+            let assembled =
+                assembly::assemble(&deployment, task, begins.tables, outputs, custom, share);
             let mut assembled = assembled.expect("the job's plan is sound");
             let (watermark, sealed) = (assembled.watermark, assembled.sealed);
             let verdict =

@@ -96,13 +96,14 @@ impl JobActor {
         let deployment = self.deployment.clone();
         let image = self.services.image.clone();
         let tasks = self.local.clone();
-        let options = assembly::store_options(
+        let share = assembly::share_of_each(
             &deployment.graph,
             &tasks,
             &self.services.custom,
             &self.services.state_memory,
-            self.services.memory.view_cache_bytes,
         );
+        let view_cache_bytes = self.services.memory.view_cache_bytes;
+        let options = assembly::store_options(&deployment.graph, share, view_cache_bytes);
         let custom = self.services.custom.clone();
         let restoring = tokio::task::spawn_blocking(move || {
             let store = JobStateStore::open(&directory, options)?;
@@ -111,25 +112,26 @@ impl JobActor {
             let restored = assembly::restore(&store, &deployment, &tasks, &custom, &history)?;
             Ok::<_, StateError>((store, restored))
         });
-        let restored = restoring
-            .into_actor(self)
-            .map(|outcome, actor, context| match outcome {
-                Ok(Ok((store, restored))) => {
-                    actor.store = Some(Arc::new(store));
-                    actor.start_tasks(restored, context);
-                }
-                Ok(Err(error)) => {
-                    let reason = format!("the state cannot be restored: {error}");
-                    actor.fail_all(reason, error.is_loss());
-                }
-                Err(error) => {
-                    actor.fail_all(format!("restoring the state panicked: {error}"), false);
-                }
-            });
+        let restored =
+            restoring
+                .into_actor(self)
+                .map(move |outcome, actor, context| match outcome {
+                    Ok(Ok((store, restored))) => {
+                        actor.store = Some(Arc::new(store));
+                        actor.start_tasks(restored, share, context);
+                    }
+                    Ok(Err(error)) => {
+                        let reason = format!("the state cannot be restored: {error}");
+                        actor.fail_all(reason, error.is_loss());
+                    }
+                    Err(error) => {
+                        actor.fail_all(format!("restoring the state panicked: {error}"), false);
+                    }
+                });
         context.spawn(restored);
     }
 
-    fn start_tasks(&mut self, mut restored: Restored, context: &mut Context<Self>) {
+    fn start_tasks(&mut self, mut restored: Restored, share: u64, context: &mut Context<Self>) {
         if self.stopping {
             return;
         }
@@ -149,7 +151,7 @@ impl JobActor {
                 outputs: ends.outputs.remove(&task).unwrap_or_default(),
                 begins: restored.remove(&task).unwrap_or_default(),
             };
-            match self.start_task(parts, context) {
+            match self.start_task(parts, share, context) {
                 Ok(address) => drop(self.tasks.insert(task, address)),
                 Err(problem) => self.fail(task, problem.to_string(), true),
             }
@@ -163,6 +165,7 @@ impl JobActor {
     fn start_task(
         &self,
         parts: TaskParts,
+        share: u64,
         context: &mut Context<Self>,
     ) -> Result<Addr<TaskActor>, Problem> {
         let deployment = &self.deployment;
@@ -173,6 +176,7 @@ impl JobActor {
             parts.begins.tables,
             parts.outputs,
             &self.services.custom,
+            share,
         )?;
         let status = self.services.reports.add(
             deployment.job,

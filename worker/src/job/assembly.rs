@@ -79,17 +79,20 @@ pub fn spilling(stage: &Stage, custom: &CustomOperators) -> BTreeSet<String> {
     spilling.map(|spec| spec.id().to_owned()).collect()
 }
 
-/// How the job's store works, with the memory that these tasks have. `view_cache_bytes`: for the pages of
-/// its view.
-pub fn store_options(
+/// Bytes of memory that each of these tasks has if its state need not be in memory.
+pub fn share_of_each(
     graph: &TaskGraph,
     tasks: &BTreeSet<TaskId>,
     custom: &CustomOperators,
     memory: &StateMemory,
-    view_cache_bytes: u64,
-) -> StoreOptions {
+) -> u64 {
     let spills = |task: &&TaskId| !spilling(graph.stage(task.stage), custom).is_empty();
-    let share = memory.bytes_for(tasks.iter().filter(spills).count());
+    memory.bytes_for(tasks.iter().filter(spills).count())
+}
+
+/// How the job's store works, where each task has such a share of memory. `view_cache_bytes`: for the pages
+/// of its view.
+pub fn store_options(graph: &TaskGraph, share: u64, view_cache_bytes: u64) -> StoreOptions {
     StoreOptions {
         view_cache_bytes,
         resident_bytes: share / 2,
@@ -167,13 +170,15 @@ pub fn connect(
     ends
 }
 
-/// Puts a task together from its plan, its tables and its way to others.
+/// Puts a task together from its plan, its tables and its way to others. `share`: of memory, in bytes, if its
+/// state need not be there.
 pub fn assemble(
     deployment: &Deployment,
     task: TaskId,
     tables: TaskTables,
     outputs: Vec<(usize, Vec<Writer>)>,
     custom: &CustomOperators,
+    share: u64,
 ) -> Result<Assembled, Problem> {
     let stage = deployment.graph.stage(task.stage);
     let key_groups = deployment.graph.key_groups;
@@ -192,10 +197,11 @@ pub fn assemble(
     for planned in &stage.operators {
         let id = planned.spec.id();
         let built = operator::build(planned, custom)?;
-        let state = OperatorState {
-            spills: operator::spills(&planned.spec, custom),
-            ..own(id)
-        };
+        let mut state = own(id);
+        if operator::spills(&planned.spec, custom) {
+            state.spills = true;
+            state.may_hold = usize::try_from(share / 8).unwrap_or(usize::MAX);
+        }
         operators.push((id.to_owned(), built, state));
     }
     let key_range = KeyGroupRange::of_task(task.index, key_groups, stage.parallelism);

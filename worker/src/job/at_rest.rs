@@ -17,13 +17,9 @@ pub(super) fn read(services: &Services, call: QueryStateAtRest) -> Result<StateE
     let (job, task) = (deployment.job, query.task);
     let custom = &services.custom;
     let tasks = BTreeSet::from([task]);
-    let options = assembly::store_options(
-        &deployment.graph,
-        &tasks,
-        custom,
-        &services.state_memory,
-        services.memory.view_cache_bytes,
-    );
+    let graph = &deployment.graph;
+    let share = assembly::share_of_each(graph, &tasks, custom, &services.state_memory);
+    let options = assembly::store_options(graph, share, services.memory.view_cache_bytes);
     let facts = services.image.borrow().jobs.get(&job).cloned();
     let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
     let directory = services.jobs_directory.join(job.to_string());
@@ -33,7 +29,7 @@ pub(super) fn read(services: &Services, call: QueryStateAtRest) -> Result<StateE
         Ok((store, restored.remove(&task).unwrap_or_default()))
     });
     let (_store, RestoredTask { tables, reader }) = restored.map_err(cannot_be_read)?;
-    let assembled = assembly::assemble(&deployment, task, tables, Vec::new(), custom)?;
+    let assembled = assembly::assemble(&deployment, task, tables, Vec::new(), custom, share)?;
     let mut reading = Reading::begin(query, &assembled.chain, None)?;
     let mut answer = None;
     loop {

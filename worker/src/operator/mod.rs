@@ -116,6 +116,11 @@ pub trait Operator: Send + std::fmt::Debug {
         Ok(())
     }
 
+    /// Bytes it holds outside its tables.
+    fn held_bytes(&self) -> usize {
+        0
+    }
+
     /// An entry of one of its tables in words a user understands; `None` for entries of no interest.
     fn describe(
         &self,

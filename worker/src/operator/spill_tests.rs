@@ -47,6 +47,9 @@ fn totals() -> PlannedOperator {
     )
 }
 
+/// What an operator with a store may hold outside its tables.
+const MAY_HOLD: usize = 4_000;
+
 /// An operator that keeps nothing in memory that is in its store too, if it has one.
 struct Task {
     chain: Chain,
@@ -59,6 +62,7 @@ impl Task {
         assert!(spills(&planned.spec, &CustomOperators::default()));
         let state = OperatorState {
             spills: store.is_some(),
+            may_hold: store.as_ref().map_or(usize::MAX, |_| MAY_HOLD),
             ..OperatorState::default()
         };
         let operator = build(planned, &CustomOperators::default()).unwrap();
@@ -221,4 +225,24 @@ fn what_was_let_go_is_asked_for() {
     for planned in [windows(), totals()] {
         assert!(compare(&planned, &steps).unwrap() >= 2);
     }
+}
+
+/// Sixteen megabytes were held, and nobody counted them, where tables were to take as many in all.
+#[test]
+fn no_more_is_held_outside_a_table_than_may_be() {
+    let mut task = Task::new(&windows(), Some(BTreeMap::new()));
+    let mut most = 0;
+    for first in (0..2_000).step_by(20) {
+        let numbers = || Int64Array::from_iter_values(first..first + 20);
+        let times = TimestampMillisecondArray::from_iter_values((0..20).map(|_| 1));
+        let columns: Vec<ArrayRef> =
+            vec![Arc::new(numbers()), Arc::new(numbers()), Arc::new(times)];
+        task.run(Work::Rows(0, Rows::inserts(batch(INPUT, columns))));
+        let tables = task.chain.tables_mut().map(|table| table.footprint());
+        let tables: u64 = tables.sum();
+        most = most.max(task.chain.footprint() - tables);
+    }
+    // What came last is merged before the next is added.
+    let bound = MAY_HOLD as u64..3 * MAY_HOLD as u64;
+    assert!(bound.contains(&most), "{most} bytes");
 }

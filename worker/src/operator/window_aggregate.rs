@@ -46,7 +46,7 @@ const TABLE: &str = "slices";
 
 /// Groups held outside the table at most.
 const MAX_GROUPS: usize = 1 << 18;
-/// Bytes held outside the table at most: about what stays in the processor's cache.
+/// Bytes held outside the table at most, if there is memory for them: about what stays in the processor's cache.
 const MAX_HELD_BYTES: usize = 16 << 20;
 /// The same if every batch visits every group.
 const MAX_VISITED_GROUPS: usize = 1 << 11;
@@ -218,7 +218,8 @@ impl WindowAggregateRows {
     }
 
     /// Merges what is held outside the table into it.
-    fn merge_into(&mut self, table: &mut Table) -> Result<(), OperatorError> {
+    fn merge_into_table(&mut self, context: &mut Context<'_>) -> Result<(), OperatorError> {
+        let table = context.table(TABLE);
         let count = self.groups.len();
         if count == 0 {
             return Ok(());
@@ -265,13 +266,16 @@ impl WindowAggregateRows {
             table.put(namespaces[group], keys.key(group), rows.row(position));
         }
         self.groups.clear();
+        // Memory for many groups is kept for as many, but not if it alone is about what may be held.
+        if self.groups.footprint() > may_hold(context) / 4 * 3 {
+            self.groups = Groups::new(self.keys.codec().clone());
+        }
         Ok(())
     }
 
     /// Whether what is held should go into the table before more is added.
-    fn is_full(&self) -> bool {
-        self.groups.len() >= self.max_groups
-            || self.groups.footprint() + self.accumulators.footprint() >= MAX_HELD_BYTES
+    fn is_full(&self, context: &Context<'_>) -> bool {
+        self.groups.len() >= self.max_groups || self.held_bytes() >= may_hold(context)
     }
 
     /// Emits the result of a window that is one slice, of which the table has nothing.
@@ -379,7 +383,7 @@ impl WindowAggregateRows {
                 if let Some(wanted) = self.unknown_groups(context.table(TABLE)) {
                     return Ok(Some(wanted));
                 }
-                self.merge_into(context.table(TABLE))?;
+                self.merge_into_table(context)?;
                 self.firing = Some(Firing::default());
             }
             let firing = self.firing.as_ref();
@@ -456,7 +460,7 @@ impl Operator for WindowAggregateRows {
         context: &mut Context<'_>,
     ) -> Result<Option<Wanted>, OperatorError> {
         match call {
-            Call::Rows(..) if !self.is_full() => Ok(None),
+            Call::Rows(..) if !self.is_full(context) => Ok(None),
             Call::Rows(..) | Call::Seal => Ok(self.unknown_groups(context.table(TABLE))),
             Call::Watermark(watermark) => self.close(watermark, range, context),
         }
@@ -468,8 +472,8 @@ impl Operator for WindowAggregateRows {
         rows: Rows,
         context: &mut Context<'_>,
     ) -> Result<(), OperatorError> {
-        if self.is_full() {
-            self.merge_into(context.table(TABLE))?;
+        if self.is_full(context) {
+            self.merge_into_table(context)?;
         }
         if let Some(kinds) = &rows.kinds
             && kinds.values().iter().any(|change| *change != kind::INSERT)
@@ -513,7 +517,11 @@ impl Operator for WindowAggregateRows {
     }
 
     fn seal(&mut self, context: &mut Context<'_>) -> Result<(), OperatorError> {
-        self.merge_into(context.table(TABLE))
+        self.merge_into_table(context)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.groups.footprint() + self.accumulators.footprint()
     }
 
     fn restore(&mut self, context: &mut Context<'_>) -> Result<(), OperatorError> {
@@ -544,6 +552,10 @@ impl Operator for WindowAggregateRows {
     fn encode_key(&self, key: &serde_json::Value) -> Option<Vec<u8>> {
         self.keys.encode_json(key)
     }
+}
+
+fn may_hold(context: &Context<'_>) -> usize {
+    MAX_HELD_BYTES.min(context.may_hold())
 }
 
 /// The entries of a window's slices.

@@ -231,11 +231,15 @@ impl Chain {
         states.flat_map(|state| state.tables.values_mut())
     }
 
-    /// Bytes of memory that the tables take.
+    /// Bytes of memory that the tables take, and what operators hold outside them.
     pub fn footprint(&self) -> u64 {
         let states = self.links.iter().map(|link| &link.state);
         let tables = states.flat_map(|state| state.tables.values());
-        tables.map(Table::footprint).sum()
+        let held = self
+            .links
+            .iter()
+            .map(|link| link.operator.held_bytes() as u64);
+        tables.map(Table::footprint).sum::<u64>() + held.sum::<u64>()
     }
 
     /// The same event for every operator in order; what one emits passes those behind it first.

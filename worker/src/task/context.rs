@@ -10,11 +10,23 @@ use super::message::Rows;
 use crate::keyed_state::table::Table;
 
 /// The tables of one operator of one task, by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OperatorState {
     pub tables: BTreeMap<String, Table>,
     /// Whether the operator asks before it reads: then its tables need not be in memory.
     pub spills: bool,
+    /// Bytes it may hold outside its tables, from one call to the next.
+    pub may_hold: usize,
+}
+
+impl Default for OperatorState {
+    fn default() -> OperatorState {
+        OperatorState {
+            tables: BTreeMap::new(),
+            spills: false,
+            may_hold: usize::MAX,
+        }
+    }
 }
 
 /// What an operator gave during one call.
@@ -80,6 +92,11 @@ impl<'a> Context<'a> {
             .tables
             .get_mut(name)
             .expect("it was just put there")
+    }
+
+    /// Bytes that the operator may hold outside its tables when the call is over.
+    pub fn may_hold(&self) -> usize {
+        self.state.may_hold
     }
 
     pub fn watermark(&self) -> Timestamp {
