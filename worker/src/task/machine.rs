@@ -154,14 +154,11 @@ impl TaskMachine {
     /// The completed checkpoint is about to be folded.
     pub fn prepare_fold(&mut self, checkpoint: CheckpointId) -> Foldable {
         self.complete(checkpoint);
-        let foldable = Foldable {
-            up_to: self.progress.oldest(),
-            at_once: self.is_crowded(),
-        };
-        if foldable.at_once {
-            self.progress.fold_due = foldable.up_to;
+        let at_once = self.is_crowded();
+        Foldable {
+            up_to: self.progress.fold_begins(at_once),
+            at_once,
         }
-        foldable
     }
 
     fn let_tables_know(&mut self) {
@@ -323,7 +320,7 @@ impl TaskMachine {
 
     /// Whether the store is about to get something that is in memory only.
     fn awaits_fold(&self) -> bool {
-        let due = self.progress.fold_due;
+        let due = self.progress.fold_due();
         let mut unfolded = self.tables().filter_map(Table::first_unfolded);
         unfolded.any(|first| Some(first) <= due)
     }

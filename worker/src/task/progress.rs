@@ -32,8 +32,9 @@ pub struct Progress {
     /// The checkpoint that the tables know to be completed, and the one before it.
     known: Option<CheckpointId>,
     previous: Option<CheckpointId>,
-    /// Up to here it was promised that all will be folded at once.
-    pub(super) fold_due: Option<CheckpointId>,
+    /// What could be folded when the last fold began, and up to where it was promised that all would be.
+    fold_began: Option<CheckpointId>,
+    fold_promised: Option<CheckpointId>,
     pub(super) metrics: TaskMetrics,
     pub(super) meter: Meter,
 }
@@ -73,7 +74,8 @@ impl Progress {
             read: BTreeMap::new(),
             known: restored,
             previous: restored,
-            fold_due: None,
+            fold_began: None,
+            fold_promised: None,
             metrics: TaskMetrics::default(),
             meter: Meter::default(),
         }
@@ -101,8 +103,26 @@ impl Progress {
         Some(checkpoint)
     }
 
+    /// A fold begins. Answers up to where it may go; `at_once`: it will go there.
+    pub(super) fn fold_begins(&mut self, at_once: bool) -> Option<CheckpointId> {
+        self.fold_began = self.oldest();
+        if at_once {
+            self.fold_promised = self.fold_began;
+        }
+        self.fold_began
+    }
+
+    /// Up to where a fold is sure to go that is under way, or the one that follows it because more was completed
+    /// since: what may be folded then will be, if there is no memory.
+    pub(super) fn fold_due(&self) -> Option<CheckpointId> {
+        match self.oldest() > self.fold_began {
+            true => self.oldest(),
+            false => self.fold_promised,
+        }
+    }
+
     /// The oldest checkpoint whose state can be asked for.
-    pub(super) fn oldest(&self) -> Option<CheckpointId> {
+    fn oldest(&self) -> Option<CheckpointId> {
         self.previous
     }
 
@@ -138,6 +158,29 @@ fn permille(part: u64, whole: u64) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// While a fold took its time, all that came in between was taken although there was no memory for it.
+    #[test]
+    fn what_was_completed_while_a_fold_runs_is_folded_by_the_next() {
+        let id = |number| Some(CheckpointId(number));
+        let mut progress = Progress::restored(None, CheckpointId(0), Timestamp::MIN);
+        let complete = |progress: &mut Progress, number| {
+            assert!(progress.complete(CheckpointId(number)));
+            assert_eq!(progress.let_tables_know(), id(number));
+        };
+        complete(&mut progress, 1);
+        complete(&mut progress, 2);
+        // One that gathers promises nothing.
+        assert_eq!(progress.fold_begins(false), id(1));
+        assert_eq!(progress.fold_due(), None);
+        complete(&mut progress, 3);
+        assert_eq!(progress.fold_due(), id(2));
+        assert_eq!(progress.fold_begins(true), id(2));
+        assert_eq!(progress.fold_due(), id(2));
+        complete(&mut progress, 4);
+        complete(&mut progress, 5);
+        assert_eq!(progress.fold_due(), id(4));
+    }
 
     #[test]
     fn a_state_that_is_being_read_stays_however_many_checkpoints_complete() {
