@@ -74,7 +74,8 @@ impl Progress {
             read: BTreeMap::new(),
             known: restored,
             previous: restored,
-            fold_began: None,
+            // What was restored is folded with what is completed next.
+            fold_began: restored,
             fold_promised: None,
             metrics: TaskMetrics::default(),
             meter: Meter::default(),
@@ -180,6 +181,10 @@ mod tests {
         complete(&mut progress, 4);
         complete(&mut progress, 5);
         assert_eq!(progress.fold_due(), id(4));
+
+        // Found by the simulator (seed 72): nothing is folded before something is completed.
+        let restored = Progress::restored(id(9), CheckpointId(9), Timestamp::MIN);
+        assert_eq!(restored.fold_due(), None);
     }
 
     #[test]
