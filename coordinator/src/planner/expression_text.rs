@@ -169,6 +169,8 @@ struct Piece {
 /// From loose to tight. An operand that is looser than its operator needs brackets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
+    /// Takes in all that follows it.
+    Open,
     Or,
     And,
     Not,
@@ -410,6 +412,12 @@ impl Writer {
                 left.at_least(Rank::Sum),
                 right.at_least(Rank::Sum),
             ),
+            // `a IS DISTINCT FROM b OR c` is read as `a IS DISTINCT FROM (b OR c)`.
+            Operator::IsDistinctFrom | Operator::IsNotDistinctFrom => (
+                Rank::Open,
+                left.at_least(Rank::Atom),
+                right.at_least(Rank::Atom),
+            ),
             _ => (
                 Rank::Comparison,
                 left.at_least(Rank::Atom),
@@ -503,10 +511,10 @@ impl Writer {
     }
 }
 
-/// AND inside OR is put in brackets, though it needs none, because people misread it.
+/// AND inside OR is put in brackets, though it needs none, because people misread it; what is open needs them.
 fn bracket_mixed(piece: Piece) -> String {
     match piece.rank {
-        Rank::And => format!("({})", piece.text),
+        Rank::And | Rank::Open => format!("({})", piece.text),
         _ => piece.text,
     }
 }

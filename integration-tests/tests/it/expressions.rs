@@ -225,24 +225,69 @@ proptest! {
 
     #[test]
     fn what_a_user_wrote_is_what_a_worker_evaluates(text in any_expression(), rows in rows()) {
-        let all = batch(&rows);
-        let as_written = Expressions::new(&columns()).unwrap().compile(&Expression(text.clone()));
-        let as_planned = planned(&text);
-        match (as_written, as_planned) {
-            (Err(_), Err(_)) => {}
-            (Ok(written), Ok((expression, columns))) => {
-                let compiled = Expressions::new(&columns).unwrap().compile(&expression).unwrap();
-                prop_assert_eq!(written.data_type(), compiled.data_type(), "{} became {}", text, expression);
-                let expected = written.evaluate(&all).unwrap();
-                let found = compiled.evaluate(&of_columns(&all, &columns)).unwrap();
-                prop_assert_eq!(&found.values, &expected.values, "{} became {}", text, expression);
-                let failed = |failures: &[worker::operator::expression::Failure]| {
-                    failures.iter().map(|failure| failure.row).collect::<Vec<_>>()
-                };
-                prop_assert_eq!(failed(&found.failures), failed(&expected.failures), "{} became {}", text, expression);
-            }
-            (Ok(_), Err(problem)) => prop_assert!(false, "{} is not planned: {}", text, problem),
-            (Err(problem), Ok(_)) => prop_assert!(false, "{} is planned, but a worker says {}", text, problem),
+        evaluate_both(&text, &batch(&rows))?;
+    }
+}
+
+fn evaluate_both(text: &str, all: &RecordBatch) -> Result<(), TestCaseError> {
+    let as_written = Expressions::new(&columns())
+        .unwrap()
+        .compile(&Expression(text.to_owned()));
+    let (written, (expression, columns)) = match (as_written, planned(text)) {
+        (Err(_), Err(_)) => return Ok(()),
+        (Ok(written), Ok(planned)) => (written, planned),
+        (Ok(_), Err(problem)) => {
+            return Err(TestCaseError::fail(format!(
+                "{text} is not planned: {problem}"
+            )));
+        }
+        (Err(problem), Ok(_)) => {
+            let detail = format!("{text} is planned, but a worker says {problem}");
+            return Err(TestCaseError::fail(detail));
+        }
+    };
+    let compiled = Expressions::new(&columns)
+        .unwrap()
+        .compile(&expression)
+        .unwrap();
+    let (found_type, expected_type) = (compiled.data_type(), written.data_type());
+    prop_assert_eq!(found_type, expected_type, "{} became {}", text, expression);
+    let expected = written.evaluate(all).unwrap();
+    let found = compiled.evaluate(&of_columns(all, &columns)).unwrap();
+    prop_assert_eq!(
+        &found.values,
+        &expected.values,
+        "{} became {}",
+        text,
+        expression
+    );
+    let failed = |failures: &[worker::operator::expression::Failure]| {
+        let rows = failures.iter().map(|failure| failure.row);
+        rows.collect::<Vec<_>>()
+    };
+    let (found, expected) = (failed(&found.failures), failed(&expected.failures));
+    prop_assert_eq!(found, expected, "{} became {}", text, expression);
+    Ok(())
+}
+
+/// `a IS DISTINCT FROM b OR o` compares with `b OR o`: where it was written, nothing was planned.
+#[test]
+fn what_takes_in_all_that_follows_is_put_in_brackets() {
+    let row = |a, b, o| (Some(a), Some(b), None, None, None, Some(o), None);
+    let rows = [row(1, 1, true), row(1, 1, false), row(1, 2, false)];
+    for distinct in ["a IS DISTINCT FROM b", "a IS NOT DISTINCT FROM b"] {
+        for text in [
+            format!("({distinct}) OR o"),
+            format!("o OR ({distinct})"),
+            format!("({distinct}) AND o"),
+            format!("o AND ({distinct})"),
+            format!("NOT ({distinct})"),
+            format!("({distinct}) = o"),
+            format!("({distinct}) IS DISTINCT FROM o"),
+            format!("CASE WHEN ({distinct}) OR (NULL) THEN a ELSE b END"),
+        ] {
+            planned(&text).unwrap();
+            evaluate_both(&text, &batch(&rows)).unwrap();
         }
     }
 }
