@@ -8,13 +8,15 @@
 //!
 //! Files are replaced as a whole: written beside, made durable, renamed, and the directory made durable.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, CoordinatorId, NodeId, StorageId};
+use crate::seglog::fs::DirectoryLock;
+use crate::time::Span;
 
 const CLEAN: &str = "CLEAN";
 
@@ -22,7 +24,7 @@ const CLEAN: &str = "CLEAN";
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 /// Whose a data directory is.
@@ -57,22 +59,19 @@ pub enum DataDirError {
     },
 }
 
+/// One that is just ending has its directory for a moment longer.
+const LOCK_WAIT: Span = Span::from_secs(1);
+
 impl DataDir {
     /// Makes the directory if there is none, and takes it for this process.
     pub fn open(path: impl Into<PathBuf>) -> Result<DataDir, DataDirError> {
         let path = path.into();
         fs::create_dir_all(&path).map_err(|e| failed("create", &path, e))?;
-        let lock_path = path.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|e| failed("open", &lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(DataDir { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(DataDirError::Locked { path }),
-            Err(TryLockError::Error(error)) => Err(failed("lock", &lock_path, error)),
+        let lock =
+            DirectoryLock::acquire(&path, LOCK_WAIT).map_err(|e| failed("lock", &path, e))?;
+        match lock {
+            Some(lock) => Ok(DataDir { path, _lock: lock }),
+            None => Err(DataDirError::Locked { path }),
         }
     }
 
