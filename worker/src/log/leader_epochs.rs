@@ -34,20 +34,25 @@ impl LeaderEpochs {
         self.starts.last().map(|(epoch, _)| *epoch)
     }
 
-    /// A batch of this epoch was appended.
-    pub fn append(&mut self, epoch: LeaderEpoch, offset: Offset) -> Result<(), EpochFellBack> {
+    /// Whether a batch of this epoch may come next.
+    pub fn check(&self, epoch: LeaderEpoch, offset: Offset) -> Result<(), EpochFellBack> {
         match self.latest() {
-            Some(latest) if epoch == latest => Ok(()),
             Some(latest) if epoch < latest => Err(EpochFellBack {
                 found: epoch,
                 latest,
                 offset,
             }),
-            Some(_) | None => {
-                self.starts.push((epoch, offset));
-                Ok(())
-            }
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// A batch of this epoch was appended.
+    pub fn append(&mut self, epoch: LeaderEpoch, offset: Offset) -> Result<(), EpochFellBack> {
+        self.check(epoch, offset)?;
+        if self.latest() != Some(epoch) {
+            self.starts.push((epoch, offset));
+        }
+        Ok(())
     }
 
     /// Where the asked epoch ends in this log, or the one before it if it is not here.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use common::ids::LeaderEpoch;
+use common::kv::KvError;
 use common::log_batch::{BatchError, BatchHeader, HEADER_BYTES, LogBatch, end_transaction};
 use common::offset::Offset;
 use common::protocol::topic::TopicConfig;
@@ -16,7 +17,7 @@ use common::seglog::storage::LogStorage;
 use common::seglog::{LogError, Options, PendingSync, Position, Removal, SegLog, Synced};
 use common::time::Timestamp;
 
-use super::derived::{BrokenLog, Covered, Derived};
+use super::derived::{BrokenLog, Covered, Derived, follows};
 use super::idempotency::{Known, RequestPart};
 use super::index::LogIndex;
 use super::producer_state::{ProducerRefusal, Verdict};
@@ -78,6 +79,26 @@ pub enum AppendError {
     Marker,
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+/// Why what a leader wrote is not appended to a follower's log. Nothing of it is in the log.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    #[error(transparent)]
+    Broken(#[from] BrokenLog),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// Why a log cannot be cut off.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    #[error("what was saved of the log cannot be forgotten")]
+    Saved(#[from] KvError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Reopen(#[from] OpenError),
 }
 
 /// Why a log cannot be opened.
@@ -215,6 +236,29 @@ impl PartitionLog {
         })
     }
 
+    /// Appends a batch as its leader wrote it.
+    pub fn append_verbatim(
+        &mut self,
+        batch: &LogBatch,
+        now: Timestamp,
+    ) -> Result<(), ReplicaError> {
+        let header = *batch.header();
+        follows(&header, self.next_offset)?;
+        self.derived
+            .epochs
+            .check(header.leader_epoch, header.base_offset)
+            .map_err(BrokenLog::from)?;
+        if header.control {
+            batch.outcome().map_err(BrokenLog::from)?;
+        }
+        let part = RequestPart::of(batch);
+        self.place(&header, &[batch.bytes()], batch, part.as_ref(), now)?;
+        if header.control {
+            self.share_aborted();
+        }
+        Ok(())
+    }
+
     /// Ends the open transactions of jobs that these facts decide. Returns how many.
     pub fn reconcile(
         &mut self,
@@ -336,20 +380,15 @@ impl PartitionLog {
     }
 
     /// Cuts off everything from this offset on, which must be where a batch begins or the end.
-    pub fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<(), OpenError> {
+    pub fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<(), CutError> {
         if to >= self.next_offset {
             return Ok(());
         }
-        let position = self.position_of(to)?;
+        let position = self.position_of(to).map_err(OpenError::from)?;
+        // First: what was saved of a longer log would be taken for that of what grows here again.
+        self.forget_saved()?;
         self.log.truncate_suffix(position)?;
         self.durable_at.clear();
-        if let Some(saved) = &mut self.saved {
-            if let Err(error) = saved.store.forget() {
-                // What is left is longer than the log and will not be believed.
-                tracing::warn!(%error, "the derived state of a partition could not be deleted");
-            }
-            saved.at = Position::ZERO;
-        }
         // What producers and transactions were before cannot be told from what they are now.
         self.derived = Derived::default();
         let start = self.first_offset()?;
@@ -359,6 +398,48 @@ impl PartitionLog {
         };
         self.replay(from, LogIndex::default(), now)?;
         self.share_aborted();
+        Ok(())
+    }
+
+    /// Removes everything: the next record has this offset, which is beyond what the log has.
+    pub fn begin_anew(&mut self, at: Offset) -> Result<(), CutError> {
+        assert!(
+            at >= self.next_offset,
+            "a log does not begin before its end"
+        );
+        self.forget_saved()?;
+        self.log.sync()?;
+        self.roll()?;
+        let position = self.log.active_base();
+        start_note::write(
+            &*self.storage,
+            Covered {
+                position,
+                offset: at,
+            },
+        )?;
+        if let Some(removal) = self.log.drop_prefix(position) {
+            removal.run()?;
+        }
+        self.derived = Derived::default();
+        self.next_offset = at;
+        self.durable_offset = at;
+        self.durable_at.clear();
+        self.change_view(|view| {
+            *view = View {
+                start: at,
+                ..View::default()
+            };
+            view.index.segment_begins();
+        });
+        Ok(())
+    }
+
+    fn forget_saved(&mut self) -> Result<(), KvError> {
+        if let Some(saved) = &mut self.saved {
+            saved.store.forget_durably()?;
+            saved.at = Position::ZERO;
+        }
         Ok(())
     }
 
@@ -399,27 +480,40 @@ impl PartitionLog {
         leader_epoch: LeaderEpoch,
         now: Timestamp,
     ) -> Result<Offset, LogError> {
-        if self.log.needs_roll(batch.bytes().len()) {
-            self.roll()?;
-        }
         let base_offset = self.next_offset;
         let stamped = batch.stamped_start(base_offset, leader_epoch);
         let rest = &batch.bytes()[stamped.len()..];
-        let position = self.log.append_vectored(&[&stamped, rest])?;
         let header = BatchHeader {
             base_offset,
             leader_epoch,
             ..*batch.header()
         };
+        self.place(&header, &[&stamped, rest], batch, part, now)?;
+        Ok(base_offset)
+    }
+
+    /// Writes a batch that was checked, in these parts, and takes note of it.
+    fn place(
+        &mut self,
+        header: &BatchHeader,
+        parts: &[&[u8]],
+        batch: &LogBatch,
+        part: Option<&RequestPart>,
+        now: Timestamp,
+    ) -> Result<(), LogError> {
+        if self.log.needs_roll(header.total_bytes()) {
+            self.roll()?;
+        }
+        let position = self.log.append_vectored(parts)?;
         self.next_offset = header.end_offset();
         self.change_view(|view| {
             view.index
-                .append(base_offset, position, header.max_timestamp);
+                .append(header.base_offset, position, header.max_timestamp);
         });
         self.derived
-            .record(&header, batch, part, now)
-            .expect("this leader's epoch is the newest, and the batch was checked");
-        Ok(base_offset)
+            .record(header, batch, part, now)
+            .expect("its leader's epoch is the newest, and the batch was checked");
+        Ok(())
     }
 
     fn roll(&mut self) -> Result<(), LogError> {

@@ -21,8 +21,9 @@ use common::seglog::memory::MemoryStorage;
 use common::time::{ManualClock, Span, Timestamp};
 use proptest::prelude::*;
 
+use super::derived::Derived;
 use super::idempotency::RequestPart;
-use super::partition_log::{AppendError, OpenError, PartitionLog};
+use super::partition_log::{AppendError, OpenError, PartitionLog, ReplicaError};
 use super::reader::ReadError;
 use super::salvaged::Salvaged;
 use super::saved::SavedState;
@@ -604,6 +605,8 @@ enum Step {
     Save,
     Crash(u64),
     Retain,
+    /// Back to where one of the batches begins.
+    Cut(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -614,6 +617,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Save),
         1 => any::<u64>().prop_map(Step::Crash),
         1 => Just(Step::Retain),
+        1 => any::<usize>().prop_map(Step::Cut),
     ]
 }
 
@@ -678,6 +682,19 @@ proptest! {
                         prop_assert_eq!(bare.derived(), log.derived());
                     }
                 }
+                Step::Cut(which) => {
+                    let all = log.reader().read(
+                        log.start_offset(), log.end_offset(), 1 << 20, Isolation::ReadUncommitted,
+                    ).unwrap();
+                    let begins: Vec<Offset> = LogBatches::new(all.bytes)
+                        .map(|batch| batch.unwrap().header().base_offset)
+                        .collect();
+                    if let Some(to) = begins.get(which % begins.len().max(1)) {
+                        log.truncate(*to, NOW).unwrap();
+                        model.truncate(usize::try_from(to.0).unwrap());
+                        durable = durable.min(model.len());
+                    }
+                }
                 Step::Retain => {
                     disk.clock.advance(Span(6_000));
                     now = now.plus(Span(6_000));
@@ -699,4 +716,100 @@ proptest! {
             prop_assert_eq!(read, expected);
         }
     }
+}
+
+/// What a leader has, in pieces of any size, at a follower that is cut off and behind.
+fn replicated(leader: &PartitionLog, follower: &mut PartitionLog, max_bytes: usize) {
+    let (from, end) = (follower.end_offset(), leader.end_offset());
+    let read = leader
+        .reader()
+        .read(from, end, max_bytes, Isolation::ReadUncommitted)
+        .unwrap();
+    for batch in LogBatches::new(read.bytes) {
+        follower.append_verbatim(&batch.unwrap(), NOW).unwrap();
+    }
+}
+
+#[test]
+fn a_follower_has_the_leaders_bytes_and_knows_what_it_knows() {
+    let (here, there) = (Disk::new(2_000), Disk::new(700));
+    let (mut leader, mut follower) = (here.open().unwrap(), there.open().unwrap());
+    let now = facts(1, Some(3), &[]);
+    for value in 0..50 {
+        append(&mut leader, &batch(&[value; 3]));
+    }
+    leader
+        .append(&transactional(4, 0, 0, &[1, 2]), EPOCH, &now, NOW)
+        .unwrap();
+    leader
+        .append(&transactional(4, 1, 0, &[3]), EPOCH, &now, NOW)
+        .unwrap();
+    let decided = facts(1, Some(4), &[]);
+    assert_eq!(leader.reconcile(EPOCH, &decided, NOW).unwrap(), 2);
+    append(&mut leader, &batch(&[7]));
+    while follower.end_offset() < leader.end_offset() {
+        replicated(&leader, &mut follower, 400);
+    }
+    assert_eq!(follower.derived(), leader.derived());
+    let all = |log: &PartitionLog| {
+        let (mut from, mut bytes) = (Offset::ZERO, Vec::new());
+        while from < log.end_offset() {
+            let (end, isolation) = (log.end_offset(), Isolation::ReadUncommitted);
+            let read = log.reader().read(from, end, 1 << 20, isolation).unwrap();
+            bytes.extend_from_slice(&read.bytes);
+            from = read.next_offset;
+        }
+        bytes
+    };
+    assert_eq!(all(&follower), all(&leader));
+
+    // What does not come next is not taken, nor what an older leader wrote.
+    let mut gap = batch(&[1]);
+    gap.stamp(leader.end_offset().next(), EPOCH);
+    let mut old = batch(&[1]);
+    old.stamp(leader.end_offset(), LeaderEpoch(EPOCH.0 - 1));
+    for wrong in [gap, old] {
+        let refused = follower.append_verbatim(&wrong, NOW);
+        assert!(
+            matches!(refused, Err(ReplicaError::Broken(_))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(follower.end_offset(), leader.end_offset());
+}
+
+#[test]
+fn a_follower_that_is_too_far_behind_begins_anew_where_the_leader_does() {
+    let disk = Disk::new(400);
+    let mut log = disk.open().unwrap();
+    for value in 0..20 {
+        append(&mut log, &batch(&[value]));
+    }
+    sync(&mut log);
+    log.save(true).unwrap();
+    log.begin_anew(Offset(1_000)).unwrap();
+    assert_eq!(
+        (log.start_offset(), log.end_offset()),
+        (Offset(1_000), Offset(1_000))
+    );
+    assert_eq!(log.durable_offset(), Offset(1_000));
+    assert_eq!(log.derived(), &Derived::default());
+    let again = |log: &mut PartitionLog, offset: i64| {
+        let mut next = batch(&[7]);
+        next.stamp(Offset(offset), EPOCH);
+        log.append_verbatim(&next, NOW).unwrap();
+        sync(log);
+    };
+    drop(log);
+    let mut log = disk.open().unwrap();
+    assert_eq!(
+        (log.start_offset(), log.end_offset()),
+        (Offset(1_000), Offset(1_000))
+    );
+    again(&mut log, 1_000);
+    drop(log);
+    let mut log = disk.open().unwrap();
+    again(&mut log, 1_001);
+    let all = read_all(&log, Offset(1_000), Offset(1_002), Isolation::ReadCommitted);
+    assert_eq!(all, [(1_000, 7), (1_001, 7)]);
 }

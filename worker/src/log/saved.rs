@@ -157,6 +157,12 @@ impl SavedState {
         self.delete_where(&[], |_| true)
     }
 
+    /// The same, and no crash brings it back. Blocks.
+    pub fn forget_durably(&mut self) -> Result<(), KvError> {
+        self.forget()?;
+        self.store.flush()
+    }
+
     fn try_load(&mut self) -> Result<Option<Restored>, KvError> {
         let Some(bytes) = self.store.get(&self.key(b'm', &[]))? else {
             return Ok(None);
