@@ -12,6 +12,9 @@ pub const MAX_JOB_NAME_BYTES: usize = 200;
 /// A topic's partitions are placed and described in one command; 10,000 of them are about 1 MiB.
 pub const MAX_PARTITIONS_PER_TOPIC: u32 = 10_000;
 
+/// Each replica is a copy on another worker: more than a handful help nobody.
+pub const MAX_REPLICATION_FACTOR: u32 = 8;
+
 /// One record's key, value and headers (the default of `max_message_bytes`).
 pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 1 << 20;
 /// The most `max_message_bytes` may be set to.

@@ -11,6 +11,7 @@ pub mod coordinator;
 pub mod metadata;
 pub mod produce;
 pub mod fetch;
+pub mod replicate;
 pub mod job;
 pub mod task;
 pub mod checkpoint;

@@ -8,6 +8,15 @@ use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
 use crate::metadata::nodes::WorkerStatus;
 
+/// Leaders that move at once.
+const MOVES: u32 = 256;
+
+/// Has partitions led by the replica they were placed to be led by, where that can be.
+pub fn balance(metadata: &ClusterMetadata) -> Option<Command> {
+    let wanted = metadata.leaders_elsewhere().next().is_some();
+    wanted.then_some(Command::PreferLeaders { most: MOVES })
+}
+
 /// Ends the epochs of the dead, and gives work to those who are ready for it.
 pub fn reconcile(metadata: &ClusterMetadata, heard: &LivenessMachine, now: Tick) -> Vec<Command> {
     let status = |(worker, epoch): (NodeId, WorkerEpoch)| {

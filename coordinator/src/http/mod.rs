@@ -7,6 +7,7 @@ pub mod raft_snapshot;
 pub mod join_group;
 pub mod register_node;
 pub mod heartbeat_node;
+pub mod alter_isr;
 pub mod cluster_metadata;
 pub mod create_topic;
 pub mod list_topics;
@@ -160,6 +161,7 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
     register(config, reigning(gate, heartbeat_node::handle));
     register(config, reigning(gate, acknowledge_checkpoint::handle));
     register(config, reigning(gate, decline_checkpoint::handle));
+    register(config, reigning(gate, alter_isr::handle));
     register(config, reigning(gate, cluster_metadata::handle));
 
     config

@@ -21,7 +21,7 @@ use common::transport::client::{CallError, Forward, Transport};
 use super::machine::LivenessMachine;
 use super::messages::{Describe, Heard, LastHeard};
 use crate::controller::Controller;
-use crate::controller::reconcile::reconcile;
+use crate::controller::reconcile::{balance, reconcile};
 use crate::metadata::command::Command;
 use crate::metadata::nodes::WorkerStatus;
 
@@ -30,6 +30,8 @@ const HEARTBEATS_KEPT: usize = 256;
 /// How often sessions are looked at.
 const LOOK_EVERY: Span = Span::from_millis(100);
 const PROBE_DEADLINE: Span = Span::from_secs(1);
+/// A worker that has come back leads again what it was placed to lead, but not at every blink of its.
+const BALANCE_EVERY: Span = Span::from_secs(10);
 
 /// A handle on the actor; usable from any thread.
 #[derive(Clone, Debug)]
@@ -51,6 +53,7 @@ impl Liveness {
             machine: LivenessMachine::new(session_timeout),
             controller,
             transport,
+            balances_at: clock.tick().plus(BALANCE_EVERY),
             clock,
             heartbeats: heartbeats.clone(),
             last: BTreeMap::new(),
@@ -94,6 +97,8 @@ pub struct LivenessActor {
     last: BTreeMap<NodeId, (Tick, Arc<Heartbeat>)>,
     /// Commands are on their way; what they change is looked at again afterwards.
     proposing: bool,
+    /// When it is looked next whether leaders are where they should be.
+    balances_at: Tick,
 }
 
 impl LivenessActor {
@@ -105,10 +110,15 @@ impl LivenessActor {
         if self.proposing {
             return;
         }
-        let commands = self
-            .controller
-            .view()
-            .read(|metadata| reconcile(metadata, &self.machine, now));
+        let balances = now >= self.balances_at;
+        if balances {
+            self.balances_at = now.plus(BALANCE_EVERY);
+        }
+        let commands = self.controller.view().read(|metadata| {
+            let mut commands = reconcile(metadata, &self.machine, now);
+            commands.extend(balances.then(|| balance(metadata)).flatten());
+            commands
+        });
         if !commands.is_empty() {
             self.propose(commands, context);
         }

@@ -18,6 +18,7 @@ use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobState};
+use common::protocol::replicate::{IsrChange, IsrVerdict};
 use common::protocol::task::TaskAssignment;
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
@@ -70,6 +71,16 @@ pub enum Command {
     },
     DeleteTopic {
         id: TopicId,
+    },
+    /// So many partitions at most are led by their preferred replicas again.
+    PreferLeaders {
+        most: u32,
+    },
+    /// Leaders on this worker would have others in sync. Each change is made by itself, or not.
+    AlterIsr {
+        worker: NodeId,
+        epoch: WorkerEpoch,
+        changes: Vec<IsrChange>,
     },
 
     CreateJob {
@@ -171,6 +182,7 @@ pub enum Outcome {
         epoch: WorkerEpoch,
     },
     TopicCreated(TopicId),
+    IsrAltered(Vec<IsrVerdict>),
     JobCreated(JobId),
     GenerationStarted(Generation),
     /// `first` to `last`, both included.

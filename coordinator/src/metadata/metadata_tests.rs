@@ -8,14 +8,15 @@ use uuid::Uuid;
 
 use common::ids::{
     CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, LeaderEpoch,
-    MetadataVersion, NodeId, PartitionEpoch, StageId, StorageId, TaskId, TopicId, TopicName,
-    WorkerEpoch,
+    MetadataVersion, NodeId, PartitionEpoch, PartitionId, StageId, StorageId, TaskId, TopicId,
+    TopicName, TopicPartition, WorkerEpoch,
 };
 use common::limits::POSITIONS_HISTORY;
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
 use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
+use common::protocol::replicate::{IsrChange, IsrVerdict};
 use common::protocol::task::{Deployment, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
@@ -144,6 +145,13 @@ fn create_topic(id: TopicId, name: &str, replicas: &[&[NodeId]]) -> Command {
 }
 
 /// A job of one stage with two tasks.
+fn first_of(topic: TopicId) -> TopicPartition {
+    TopicPartition {
+        topic,
+        partition: PartitionId(0),
+    }
+}
+
 fn create_job(name: &str) -> Command {
     Command::CreateJob {
         spec: Arc::new(CreateJob {
@@ -448,6 +456,136 @@ fn another_in_sync_replica_takes_over_and_the_lost_one_leaves_the_set() {
         })
         .unwrap();
     assert_eq!(history.lead(topic).0, Some(b));
+}
+
+#[test]
+fn leaders_go_back_to_who_was_to_lead_once_it_has_everything_again() {
+    let mut history = History::announced();
+    let (a, epoch_a) = history.active_worker(10);
+    let (b, epoch_b) = history.active_worker(20);
+    let topics = [0; 3].map(|_| history.topic(&format!("t{}", history.entries.len()), &[&[a, b]]));
+    let led_by = |history: &History, node: NodeId| {
+        let led = topics
+            .iter()
+            .filter(|topic| history.lead(**topic).0 == Some(node));
+        led.count()
+    };
+    let fence = Command::FenceWorker {
+        worker: a,
+        epoch: epoch_a,
+    };
+    history.command(fence).unwrap();
+    let (_, again) = history.register(registration(10));
+    let unfence = Command::UnfenceWorker {
+        worker: a,
+        epoch: again,
+    };
+    history.command(unfence).unwrap();
+    let prefer = |history: &mut History, most| {
+        history.command(Command::PreferLeaders { most }).unwrap();
+        led_by(history, a)
+    };
+    assert_eq!(prefer(&mut history, 9), 0, "it lacks records");
+    for topic in topics {
+        let (_, leader_epoch, partition_epoch) = history.lead(topic);
+        let change = IsrChange {
+            partition: first_of(topic),
+            leader_epoch,
+            partition_epoch,
+            isr: BTreeMap::from([(a, again), (b, epoch_b)]),
+        };
+        let changes = vec![change];
+        let command = Command::AlterIsr {
+            worker: b,
+            epoch: epoch_b,
+            changes,
+        };
+        history.command(command).unwrap();
+    }
+    assert_eq!(history.metadata.leaders_elsewhere().count(), 3);
+    assert_eq!(prefer(&mut history, 2), 2);
+    assert_eq!(prefer(&mut history, 2), 3);
+    assert_eq!(history.metadata.leaders_elsewhere().count(), 0);
+    assert_eq!(history.lead(topics[0]).1, LeaderEpoch(2));
+}
+
+#[test]
+fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
+    let mut history = History::announced();
+    let workers = [10, 20, 30].map(|storage| history.active_worker(storage));
+    let [(a, epoch_a), (b, epoch_b), (c, epoch_c)] = workers;
+    let topic = history.topic("t", &[&[a, b, c]]);
+    let isr = |history: &History| {
+        let partition = &history.metadata.topic(topic).unwrap().partitions[0];
+        (partition.isr.clone(), partition.partition_epoch)
+    };
+    let wish = |history: &mut History, members: &[(NodeId, WorkerEpoch)]| {
+        let (_, leader_epoch, partition_epoch) = history.lead(topic);
+        let change = IsrChange {
+            partition: first_of(topic),
+            leader_epoch,
+            partition_epoch,
+            isr: members.iter().copied().collect(),
+        };
+        let outcome = history.command(Command::AlterIsr {
+            worker: a,
+            epoch: epoch_a,
+            changes: vec![change],
+        });
+        match outcome {
+            Ok(Outcome::IsrAltered(verdicts)) => verdicts[0] == IsrVerdict::Accepted,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(wish(&mut history, &[(a, epoch_a), (c, epoch_c)]));
+    assert_eq!(isr(&history), (vec![a, c], PartitionEpoch(1)));
+    assert_eq!(
+        history.lead(topic),
+        (Some(a), LeaderEpoch(0), PartitionEpoch(1))
+    );
+    // Back in, in the order of the replicas.
+    assert!(wish(
+        &mut history,
+        &[(c, epoch_c), (b, epoch_b), (a, epoch_a)]
+    ));
+    assert_eq!(isr(&history).0, [a, b, c]);
+    // Never without the leader, and not one who has no replica.
+    assert!(!wish(&mut history, &[(b, epoch_b), (c, epoch_c)]));
+    let (d, epoch_d) = history.active_worker(40);
+    assert!(!wish(&mut history, &[(a, epoch_a), (d, epoch_d)]));
+    // Nor in a life that has ended, or before it is there again.
+    let fence = Command::FenceWorker {
+        worker: b,
+        epoch: epoch_b,
+    };
+    history.command(fence).unwrap();
+    assert_eq!(isr(&history).0, [a, c]);
+    let all = |b_epoch| [(a, epoch_a), (b, b_epoch), (c, epoch_c)];
+    assert!(!wish(&mut history, &all(epoch_b)));
+    let (_, again) = history.register(registration(20));
+    assert!(!wish(&mut history, &all(again)));
+    let unfence = Command::UnfenceWorker {
+        worker: b,
+        epoch: again,
+    };
+    history.command(unfence).unwrap();
+    assert!(!wish(&mut history, &all(epoch_b)));
+    assert!(wish(&mut history, &all(again)));
+    // Who says so must be alive as well.
+    let fence = Command::FenceWorker {
+        worker: a,
+        epoch: epoch_a,
+    };
+    history.command(fence).unwrap();
+    let late = Command::AlterIsr {
+        worker: a,
+        epoch: epoch_a,
+        changes: Vec::new(),
+    };
+    assert!(matches!(
+        history.command(late),
+        Err(Rejection::FencedWorkerEpoch { .. })
+    ));
 }
 
 #[test]
@@ -819,6 +957,15 @@ enum Intent {
     Delete {
         topic: u8,
     },
+    /// `members`: which of the partition's replicas.
+    AlterIsr {
+        topic: u8,
+        members: [bool; 2],
+        stale: bool,
+    },
+    Prefer {
+        most: u8,
+    },
     Deploy {
         job: u8,
     },
@@ -881,6 +1028,9 @@ fn intent() -> impl Strategy<Value = Intent> {
         3 => (0..4_u8, 1..4_u8, worker.clone()).prop_map(|(topic, partitions, worker)| Intent::Create { topic, partitions, worker }),
         1 => (0..4_u8, worker.clone()).prop_map(|(topic, worker)| Intent::Grow { topic, worker }),
         1 => (0..4_u8).prop_map(|topic| Intent::Delete { topic }),
+        4 => (0..4_u8, any::<[bool; 2]>(), prop::bool::weighted(0.2))
+            .prop_map(|(topic, members, stale)| Intent::AlterIsr { topic, members, stale }),
+        2 => (0..3_u8).prop_map(|most| Intent::Prefer { most }),
         2 => (0..3_u8).prop_map(|job| Intent::Deploy { job }),
         1 => (job.clone(), desired).prop_map(|(job, desired)| Intent::Want { job, desired }),
         4 => (job.clone(), worker.clone(), prop::bool::weighted(0.2)).prop_map(|(job, worker, stale)| Intent::Start { job, worker, stale }),
@@ -948,6 +1098,36 @@ impl Intent {
             Intent::Delete { topic } => Command::DeleteTopic {
                 id: topic_id(topic),
             },
+            Intent::AlterIsr {
+                topic,
+                members,
+                stale,
+            } => {
+                let row = metadata.topic_named(&name(topic));
+                let partition = row.map(|row| row.partitions[0].clone());
+                let leader = partition.as_ref().and_then(|partition| partition.leader);
+                let worker = leader.unwrap_or(NodeId(1));
+                let changes = partition.into_iter().map(|partition| {
+                    let replicas = partition.replicas.iter().zip(members);
+                    let wanted = replicas.filter(|(node, member)| *member || **node == worker);
+                    let current = partition.partition_epoch.0;
+                    let earlier = PartitionEpoch(current.saturating_sub(u32::from(stale)));
+                    IsrChange {
+                        partition: first_of(topic_id(topic)),
+                        leader_epoch: partition.leader_epoch,
+                        partition_epoch: earlier,
+                        isr: wanted
+                            .map(|(node, _)| (*node, epoch(node.0, false)))
+                            .collect(),
+                    }
+                });
+                Command::AlterIsr {
+                    worker,
+                    epoch: epoch(worker.0, false),
+                    changes: changes.collect(),
+                }
+            }
+            Intent::Prefer { most } => Command::PreferLeaders { most: most.into() },
             Intent::Deploy { job } => create_job(&format!("j{job}")),
             Intent::Want { job, desired } => Command::SetDesired {
                 job: JobId(job),

@@ -254,6 +254,12 @@ impl ClusterMetadata {
                 added,
             } => self.alter_topic(index, at, *id, config, *partitions, added),
             Command::DeleteTopic { id } => self.delete_topic(index, *id),
+            Command::PreferLeaders { most } => Ok(self.prefer_leaders(index, *most)),
+            Command::AlterIsr {
+                worker,
+                epoch,
+                changes,
+            } => self.alter_isr(index, *worker, *epoch, changes),
             Command::CreateJob {
                 spec,
                 job_graph,

@@ -157,7 +157,7 @@ impl ClusterMetadata {
     }
 
     /// The worker, if this epoch of it has not ended.
-    fn current_worker(
+    pub(super) fn current_worker(
         &mut self,
         worker: NodeId,
         epoch: WorkerEpoch,

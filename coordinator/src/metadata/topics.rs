@@ -5,18 +5,24 @@
 //! the record is a new partition epoch. The in-sync replicas never become fewer than the topic demands:
 //! who is the last to have every record stays in the set while it is away.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use common::ids::{LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName};
+use common::ids::{
+    LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName, TopicPartition,
+    WorkerEpoch,
+};
 use common::protocol::metadata::{PartitionImage, TopicImage};
+use common::protocol::replicate::{IsrChange, IsrVerdict};
 use common::protocol::topic::TopicConfig;
 use common::time::Timestamp;
 
 use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::command::{Outcome, Rejection};
+use super::nodes::WorkerStatus;
 use crate::election::{leader_of, without};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,6 +128,98 @@ impl ClusterMetadata {
         self.topic_names.remove(&row.name);
         self.changes.remove(index, RowKey::Topic(id));
         Ok(Outcome::Done)
+    }
+
+    /// Partitions that are led by another replica than the preferred one, which could.
+    pub fn leaders_elsewhere(&self) -> impl Iterator<Item = &PartitionImage> {
+        let partitions = self.topics.values().flat_map(|row| &row.partitions);
+        partitions.filter(|partition| self.could_prefer(partition).is_some())
+    }
+
+    /// The preferred leader, if another one leads and it could.
+    fn could_prefer(&self, partition: &PartitionImage) -> Option<NodeId> {
+        let preferred = *partition.replicas.first()?;
+        let could = partition.leader.is_some_and(|leader| leader != preferred)
+            && partition.isr.contains(&preferred)
+            && self.is_active(preferred);
+        could.then_some(preferred)
+    }
+
+    pub(super) fn prefer_leaders(&mut self, index: MetadataVersion, most: u32) -> Outcome {
+        let left = Cell::new(most);
+        self.change_partitions(index, |metadata, _, partition| {
+            let preferred = metadata.could_prefer(partition)?;
+            left.set(left.get().checked_sub(1)?);
+            Some((partition.isr.clone(), Some(preferred)))
+        });
+        Outcome::Done
+    }
+
+    /// Leaders on this worker would have others in sync.
+    pub(super) fn alter_isr(
+        &mut self,
+        index: MetadataVersion,
+        worker: NodeId,
+        epoch: WorkerEpoch,
+        changes: &[IsrChange],
+    ) -> Result<Outcome, Rejection> {
+        self.current_worker(worker, epoch)?;
+        let verdicts = changes.iter().map(|change| {
+            match self.check_isr(worker, change) {
+                Ok(()) => {}
+                Err((partition_epoch, reason)) => {
+                    return IsrVerdict::Refused {
+                        partition_epoch,
+                        reason,
+                    };
+                }
+            }
+            let TopicPartition { topic, partition } = change.partition;
+            let row = self.topics.get_mut(&topic).expect("it was checked");
+            let partition = &mut Arc::make_mut(row).partitions[partition.0 as usize];
+            let replicas = partition.replicas.iter().copied();
+            partition.isr = replicas
+                .filter(|node| change.isr.contains_key(node))
+                .collect();
+            partition.partition_epoch = partition.partition_epoch.next();
+            self.changes.touch(index, RowKey::Topic(topic));
+            IsrVerdict::Accepted
+        });
+        Ok(Outcome::IsrAltered(verdicts.collect()))
+    }
+
+    /// Why a leader's wish is not granted, with the epoch of the record there is.
+    fn check_isr(
+        &self,
+        worker: NodeId,
+        change: &IsrChange,
+    ) -> Result<(), (Option<PartitionEpoch>, String)> {
+        let TopicPartition { topic, partition } = change.partition;
+        let row = self.topics.get(&topic);
+        let number = partition.0 as usize;
+        let Some((row, known)) = row.and_then(|row| Some((row, row.partitions.get(number)?)))
+        else {
+            return Err((None, format!("there is no partition {}", change.partition)));
+        };
+        let refuse = |reason: String| Err((Some(known.partition_epoch), reason));
+        let reign = (known.leader, known.leader_epoch, known.partition_epoch);
+        if reign != (Some(worker), change.leader_epoch, change.partition_epoch) {
+            return refuse("the partition's record has changed".to_owned());
+        }
+        let added = change.isr.iter().filter(|(node, _)| **node != worker);
+        for (node, life) in added.filter(|(node, _)| !known.isr.contains(node)) {
+            let lives = self
+                .worker(*node)
+                .is_some_and(|row| row.epoch == *life && row.status == WorkerStatus::Active);
+            if !known.replicas.contains(node) || !lives {
+                return refuse(format!("worker {node} is not active, or has no replica"));
+            }
+        }
+        let fewest = (row.config.min_insync_replicas as usize).min(known.replicas.len());
+        if !change.isr.contains_key(&worker) || change.isr.len() < fewest {
+            return refuse(format!("of {fewest} in-sync replicas none may leave"));
+        }
+        Ok(())
     }
 
     /// A worker's epoch has ended: what it led is led by another in-sync replica, or by nobody.
