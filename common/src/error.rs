@@ -199,7 +199,7 @@ impl ErrorCode {
                 422,
                 "The replication factor is not supported",
                 false,
-                "Use a replication factor of 1.",
+                "Use a replication factor of 1 to 8.",
             ),
             ErrorCode::UnsupportedDurability => (
                 422,

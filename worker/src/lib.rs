@@ -4,6 +4,7 @@
 
 pub mod metadata_image;
 pub mod partition;
+pub mod replication;
 pub mod log;
 pub mod link;
 pub mod log_client;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
-use common::ids::{TopicName, TopicPartition};
+use common::ids::{NodeId, TopicName, TopicPartition};
 use common::limits::MAX_CALL_BYTES;
 use common::log_batch::LogBatch;
 use common::protocol::Call;
@@ -14,7 +14,7 @@ use common::protocol::produce::{Acks, Append, AppendedBatch, PartitionAppend};
 use common::time::Span;
 use common::transport::client::{CallError, Transport};
 
-use crate::metadata_image::ImageWatch;
+use crate::metadata_image::{ImageWatch, MetadataImage};
 use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
 
@@ -35,7 +35,8 @@ const MAX_APPEND_BYTES: usize = MAX_CALL_BYTES / 2;
 pub struct LogClient {
     image: ImageWatch,
     transport: Transport,
-    local: Option<Partitions>,
+    /// Who this node is, and its partitions.
+    local: Option<(NodeId, Partitions)>,
 }
 
 /// Why a partition was not reached or did not do what it was asked.
@@ -54,10 +55,10 @@ impl LogClient {
         }
     }
 
-    /// Reaches the partitions of this node directly.
-    pub fn with_local(self, partitions: Partitions) -> LogClient {
+    /// Reaches the partitions that this node leads directly.
+    pub fn with_local(self, me: NodeId, partitions: Partitions) -> LogClient {
         LogClient {
-            local: Some(partitions),
+            local: Some((me, partitions)),
             ..self
         }
     }
@@ -174,7 +175,9 @@ impl LogClient {
 
     /// The partition, if this node leads it.
     fn local(&self, partition: TopicPartition) -> Option<PartitionHandle> {
-        self.local.as_ref()?.get(partition)
+        let (me, partitions) = self.local.as_ref()?;
+        let leads = |image: &MetadataImage| image.partition(partition)?.leader;
+        (leads(&self.image.borrow()) == Some(*me)).then(|| partitions.get(partition))?
     }
 
     async fn call<C: Call>(

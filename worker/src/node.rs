@@ -36,6 +36,10 @@ use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::{DISK_PARALLELISM, Partitions, directories};
 use crate::partition::settings::PartitionSettings;
+use crate::replication::follower_actor::FollowerSettings;
+use crate::replication::followers::Followers;
+use crate::replication::isr_proposals::{IsrProposals, isr_proposals};
+use crate::replication::sessions::Sessions;
 use crate::slots::Threads;
 use crate::task::memory::{MemoryPlan, StateMemory};
 
@@ -220,7 +224,8 @@ async fn run(
     let urgent: Arc<Notify> = Arc::default();
     let load = SharedLoad::default();
 
-    let partitions = match open_partitions(&config, &clock, &image, &threads) {
+    let (isr, messenger) = isr_proposals();
+    let partitions = match open_partitions(&config, &clock, &image, isr, &threads) {
         Ok(partitions) => partitions,
         Err(error) => {
             // The starter is there as long as nothing was reported.
@@ -230,7 +235,8 @@ async fn run(
             return;
         }
     };
-    let log = LogClient::new(image.clone(), parts.transport.clone()).with_local(partitions.clone());
+    let log = LogClient::new(image.clone(), parts.transport.clone())
+        .with_local(session.worker, partitions.clone());
     let exchange = Exchange::new(
         session.worker,
         session.epoch(),
@@ -262,13 +268,14 @@ async fn run(
     let routes = Routes {
         partitions: partitions.clone(),
         log,
+        replication: Sessions::new(clock.clone(), partitions.clone()),
         turn: Arc::default(),
         jobs: jobs.clone(),
         exchange,
         image: image.clone(),
         transport: parts.transport.clone(),
         coordinators: parts.coordinators.clone(),
-        clock,
+        clock: clock.clone(),
         reports: reports.clone(),
         load: load.clone(),
         metrics: Arc::default(),
@@ -301,6 +308,18 @@ async fn run(
     };
 
     let me = session.worker;
+    let proposing = actix::spawn(messenger.run(
+        session.clone(),
+        parts.coordinators.clone(),
+        parts.transport.clone(),
+    ));
+    let mut followers = Followers::new(FollowerSettings {
+        session: session.clone(),
+        partitions: partitions.clone(),
+        transport: parts.transport.clone(),
+        clock,
+        arbiter: threads.log(),
+    });
     let following = {
         let (partitions, mut image, session) = (partitions.clone(), image.clone(), session.clone());
         actix::spawn(async move {
@@ -314,7 +333,8 @@ async fn run(
             partitions.apply(me, &newest).await;
             ready_sender.send_replace(true);
             urgent.notify_one();
-            partitions.follow(me, image).await;
+            let applied = |image: &MetadataImage| followers.apply(image);
+            partitions.follow(me, image, applied).await;
         })
     };
     let mut active = image.clone();
@@ -333,6 +353,7 @@ async fn run(
     stop.send_replace(true);
     jobs.stop().await;
     following.abort();
+    proposing.abort();
     measuring.abort();
     partitions.close().await;
     drop(link);
@@ -356,6 +377,7 @@ fn open_partitions(
     config: &WorkerConfig,
     clock: &Arc<dyn Clock>,
     image: &ImageWatch,
+    isr: IsrProposals,
     threads: &Threads,
 ) -> io::Result<Partitions> {
     let directory = config.data_dir.join("partitions");
@@ -380,6 +402,7 @@ fn open_partitions(
     let settings = PartitionSettings {
         clock: clock.clone(),
         image: image.clone(),
+        isr,
         store: store.map(|store| Arc::new(store) as Arc<dyn KvStore>),
         storage: directories(directory.clone()),
         disk: Arc::new(Semaphore::new(DISK_PARALLELISM)),

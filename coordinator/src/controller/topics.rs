@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{NodeId, TopicId, TopicName};
-use common::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS_PER_TOPIC};
+use common::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR};
 use common::protocol::topic::{CleanupPolicy, CreateTopic, Durability, TopicConfig};
 
 use crate::metadata::ClusterMetadata;
@@ -190,7 +190,7 @@ fn check_partitions(partitions: u32) -> Result<(), Problem> {
 
 fn check_replication_factor(replication_factor: u32) -> Result<(), Problem> {
     match replication_factor {
-        1 => Ok(()),
+        1..=MAX_REPLICATION_FACTOR => Ok(()),
         0 => Err(Problem::new(
             ErrorCode::InvalidConfig,
             "a partition has at least one replica",
@@ -198,10 +198,9 @@ fn check_replication_factor(replication_factor: u32) -> Result<(), Problem> {
         .at("/replication_factor")),
         more => Err(Problem::new(
             ErrorCode::UnsupportedReplicationFactor,
-            format!("partitions have one replica in this version, not {more}"),
+            format!("a partition has at most {MAX_REPLICATION_FACTOR} replicas, not {more}"),
         )
-        .at("/replication_factor")
-        .hint("Leave it out, or set it to 1.")),
+        .at("/replication_factor")),
     }
 }
 
@@ -209,7 +208,7 @@ fn check_config(config: &TopicConfig, replication_factor: u32) -> Result<(), Pro
     if config.durability != Durability::Fsync {
         return Err(Problem::new(
             ErrorCode::UnsupportedDurability,
-            "a topic with one replica is durable only on its disk",
+            "records are acknowledged when they are on disks in this version",
         )
         .at("/config/durability")
         .hint("Leave it out, or set it to \"fsync\"."));
@@ -271,7 +270,7 @@ mod tests {
     fn only_what_this_version_keeps_its_word_on_is_accepted() {
         for (request, code, place) in [
             (
-                json!({"replication_factor": 3}),
+                json!({"replication_factor": 9}),
                 "UNSUPPORTED_REPLICATION_FACTOR",
                 "/replication_factor",
             ),
@@ -297,7 +296,7 @@ mod tests {
                 "/config/cleanup_policy",
             ),
             (
-                json!({"config": {"min_insync_replicas": 2}}),
+                json!({"replication_factor": 2, "config": {"min_insync_replicas": 3}}),
                 "INVALID_CONFIG",
                 "/config/min_insync_replicas",
             ),

@@ -296,7 +296,7 @@ fn requests_that_make_no_sense_are_answered_with_the_code_and_the_place() {
             (
                 "POST",
                 "/v1/topics",
-                r#"{"name": "a", "replication_factor": 3}"#,
+                r#"{"name": "a", "replication_factor": 9}"#,
                 422,
                 "UNSUPPORTED_REPLICATION_FACTOR",
                 "/replication_factor",

@@ -10,6 +10,7 @@ use common::client::{Client, ClientError};
 use common::error::ErrorCode;
 use serde_json::{Value, json};
 
+use super::WORKERS;
 use super::stream::DISORDER_MS;
 
 pub const EVENTS: &str = "events";
@@ -35,9 +36,9 @@ const PARALLELISM: u32 = 3;
 
 /// Creates the topics and deploys the jobs.
 pub async fn deploy(client: &Client) -> Result<()> {
-    client.create_topic(EVENTS, EVENT_PARTITIONS).await?;
+    create_topic(client, EVENTS, EVENT_PARTITIONS).await?;
     for topic in OUTPUTS {
-        client.create_topic(topic, OUTPUT_PARTITIONS).await?;
+        create_topic(client, topic, OUTPUT_PARTITIONS).await?;
     }
     let events = format!(
         "CREATE TABLE events (producer BIGINT, serial BIGINT, account BIGINT, amount BIGINT,
@@ -198,4 +199,16 @@ mod tests {
         assert_eq!((epochs.completed.len(), epochs.restores()), (2, 1));
         assert!(epochs.note(&listed(&[(10, 1, "completed")])).is_err());
     }
+}
+
+/// Every worker has a copy, and two of them must have what is acknowledged.
+async fn create_topic(client: &Client, name: &str, partitions: u32) -> Result<()> {
+    let topic = json!({
+        "name": name,
+        "partitions": partitions,
+        "replication_factor": WORKERS,
+        "config": {"min_insync_replicas": 2},
+    });
+    let _: Value = client.post("/v1/topics", &topic).await?;
+    Ok(())
 }

@@ -24,7 +24,7 @@ use worker::partition::agenda::{Agenda, Reading, Turn};
 use worker::partition::machine::{AppendRefusal, PartitionMachine};
 use worker::partition::problems;
 use worker::partition::transactions::Undecided;
-use worker::partition::waiting::{APPEND_TIMEOUT, Readable, Waiting};
+use worker::partition::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
 use worker::partition::work::{AppendReply, QueuedAppend, Work};
 
 use super::env::Env;
@@ -219,6 +219,8 @@ impl Partition {
             log,
             appends: turn.appends,
             leader_epoch,
+            follows: None,
+            news: None,
             committed: self.readable().committed,
             image: believed(env, image),
             now: env.wall(),
@@ -297,7 +299,12 @@ impl Partition {
         if self.machine.is_leader() {
             env.check(verdict);
         }
-        for waiter in self.waiting.satisfied(readable) {
+        let reached = Reached {
+            readable,
+            written: self.machine.log_end(),
+            safe: self.machine.measure(),
+        };
+        for waiter in self.waiting.satisfied(reached) {
             match waiter {
                 // Whoever asked waits at the other end, in this world.
                 Waiter::Append(batches, reply) => drop(reply.send(Ok(batches))),

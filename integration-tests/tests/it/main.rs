@@ -17,6 +17,7 @@ mod live_tail;
 mod operating;
 mod produce_fetch;
 mod real_data;
+mod replication;
 mod rest_errors;
 mod startup;
 mod steps;

@@ -111,9 +111,9 @@ fn of_topics() -> Vec<Mistake> {
         ),
         mistake(
             TOPICS,
-            (JSON, r#"{"name": "t", "replication_factor": 2}"#),
+            (JSON, r#"{"name": "t", "replication_factor": 9}"#),
             (422, "UNSUPPORTED_REPLICATION_FACTOR"),
-            "1",
+            "8",
         ),
         mistake(
             TOPICS,

@@ -42,6 +42,8 @@ use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::Partitions;
 use crate::partition::settings::PartitionSettings;
+use crate::replication::isr_proposals::isr_proposals;
+use crate::replication::sessions::Sessions;
 use crate::slots::Threads;
 use crate::task::memory::{MemoryPlan, StateMemory};
 
@@ -205,6 +207,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
         let threads = Arc::new(Threads::start(1));
         let disk = clock.clone();
         let settings = PartitionSettings {
+            isr: isr_proposals().0,
             clock: clock.clone(),
             image: image.clone(),
             store: None,
@@ -252,7 +255,8 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
         let (_stop, stopping) = watch::channel(false);
         let parts = Routes {
             partitions: partitions.clone(),
-            log: log.clone().with_local(partitions.clone()),
+            log: log.clone().with_local(ME, partitions.clone()),
+            replication: Sessions::new(clock.clone(), partitions.clone()),
             turn: Arc::default(),
             jobs: Jobs::start(services, BTreeSet::new()),
             exchange,
@@ -297,7 +301,8 @@ fn lines_go_in_and_come_out_as_they_were() {
         );
         let partition = u32::try_from(first["partition"].as_u64().unwrap()).unwrap();
 
-        let answer = worker.get(partition, "").await;
+        // Acknowledged by the leader, it may be on its way to the disk.
+        let answer = worker.get(partition, "?wait_ms=10000").await;
         let text = String::from_utf8(answer.body.clone()).unwrap();
         assert!(
             text.contains(r#""value":{"user": "ann", "n": 1e2}"#),

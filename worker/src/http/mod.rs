@@ -19,6 +19,7 @@ pub mod inject_barrier;
 pub mod list_offsets;
 pub mod metrics;
 pub mod query_state;
+pub mod replicate;
 
 #[cfg(test)]
 mod conformance_tests;
@@ -49,6 +50,7 @@ use crate::metadata_image::ImageWatch;
 use crate::metrics::Metrics;
 use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
+use crate::replication::sessions::Sessions;
 
 /// What the endpoints work with.
 #[derive(Clone)]
@@ -56,6 +58,8 @@ pub struct Routes {
     /// The partitions of this worker, and the way to all others.
     pub partitions: Partitions,
     pub log: LogClient,
+    /// What followers elsewhere have told.
+    pub replication: Sessions,
     /// Where the next request's records without a key go.
     pub turn: Arc<AtomicU32>,
     pub jobs: Jobs,
@@ -84,6 +88,7 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     register(server, with(composed, append::append));
     register(server, with(composed, fetch_batches::fetch_batches));
     register(server, with(composed, list_offsets::list_offsets));
+    register(server, with(composed, replicate::replicate));
     register(server, with(composed, exchange::exchange));
     register(server, with(composed, inject_barrier::inject_barrier));
     register(server, with(composed, query_state::query_state));

@@ -8,29 +8,39 @@ use common::error::{ErrorCode, Problem};
 use common::ids::{NodeId, TopicPartition};
 use common::offset::Offset;
 use common::protocol::produce::{Acks, AppendedBatch};
+use common::protocol::replicate::{IsrVerdict, ReplicaPosition};
 use common::seglog::{LogError, PendingSync, Synced};
 use common::time::{Span, Tick};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
 use super::agenda::{Agenda, MAX_WAITING, Reading, Turn};
-use super::machine::{AppendRefusal, PartitionMachine};
-use super::messages::{Append, Assign, Close, Grant, Granted};
+use super::machine::{AppendRefusal, FollowerAnswer, FollowerFetch, PartitionMachine};
+use super::messages::{
+    Append, ApplyNews, Assign, Close, Follow, Followed, Grant, Granted, Position,
+};
 use super::opening::{self, NotOpened};
 use super::problems;
+use super::replica_work::{PositionReply, QueuedNews};
 use super::settings::PartitionSettings;
 use super::transactions::Undecided;
-use super::waiting::{APPEND_TIMEOUT, Readable, Waiting};
+use super::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
 use super::work::{AppendReply, Done, QueuedAppend, Work, Written, answer, describe, on_disk};
+use crate::log::leader_epochs::LeaderEpochs;
 use crate::log::partition_log::PartitionLog;
 use crate::log::reader::LogReader;
 use crate::log::retention;
 use crate::metadata_image::ImageWatch;
 
+/// How often a leader looks whether who is in sync should change.
+const LOOK_AT_ISR_EVERY: Span = Span::from_millis(500);
+
 pub(super) struct PartitionActor {
     id: TopicPartition,
     me: NodeId,
     assigned: Assign,
+    /// The machine has yet to hear of it: its log is away.
+    assign_due: bool,
     settings: PartitionSettings,
     /// What the last work saw of the cluster's facts counts as seen here.
     image: ImageWatch,
@@ -40,6 +50,9 @@ pub(super) struct PartitionActor {
     log: Option<Box<PartitionLog>>,
     reader: Option<LogReader>,
     undecided: Undecided,
+    epochs: LeaderEpochs,
+    /// What the leader said to the log's position, until a turn takes it along.
+    news: Option<QueuedNews>,
     /// A sync that has run while the log was away.
     synced: Option<Synced>,
     waiting: Waiting<Waiter>,
@@ -47,10 +60,12 @@ pub(super) struct PartitionActor {
     early: Vec<(Grant, GrantReply)>,
     timer: Option<(Tick, SpawnHandle)>,
     listening: bool,
+    looks_at_isr: bool,
     closing: Option<oneshot::Sender<()>>,
 }
 
 type GrantReply = oneshot::Sender<Result<Granted, Problem>>;
+type FollowReply = oneshot::Sender<Result<Followed, Problem>>;
 
 #[derive(Debug)]
 enum Waiter {
@@ -61,6 +76,12 @@ enum Waiter {
     Fetch {
         reply: GrantReply,
     },
+    Follower {
+        reply: FollowReply,
+    },
+    Position {
+        reply: PositionReply,
+    },
 }
 
 impl Waiter {
@@ -68,6 +89,8 @@ impl Waiter {
         match self {
             Waiter::Append { reply, .. } => answer(reply, Err(problem)),
             Waiter::Fetch { reply } => answer(reply, Err(problem)),
+            Waiter::Follower { reply } => answer(reply, Err(problem)),
+            Waiter::Position { reply } => answer(reply, Err(problem)),
         }
     }
 }
@@ -86,6 +109,7 @@ impl PartitionActor {
             id,
             me,
             assigned,
+            assign_due: false,
             image: settings.image.clone(),
             settings,
             machine,
@@ -93,11 +117,14 @@ impl PartitionActor {
             log: None,
             reader: None,
             undecided: Undecided::default(),
+            epochs: LeaderEpochs::default(),
+            news: None,
             synced: None,
             waiting: Waiting::default(),
             early: Vec::new(),
             timer: None,
             listening: false,
+            looks_at_isr: false,
             closing: None,
         }
     }
@@ -110,7 +137,7 @@ impl PartitionActor {
         match opened {
             Ok(Ok(log)) => {
                 self.readable_from(log.reader(), log.end_offset());
-                self.undecided = log.derived().transactions.undecided();
+                self.note(&log);
                 self.log = Some(Box::new(log));
                 self.agenda.opened();
                 self.go_on(context);
@@ -145,9 +172,28 @@ impl PartitionActor {
     }
 
     fn assign(&mut self) {
+        self.assign_due = false;
         let now = self.settings.clock.tick();
         let Assign { image, config } = &self.assigned;
+        let was_leader = self.machine.is_leader();
         self.machine.assign(now, image, config);
+        if was_leader != self.machine.is_leader() {
+            for waiter in self.waiting.drain() {
+                match waiter {
+                    // It is in a log, which may be that of the next leader's followers.
+                    Waiter::Append { reply, .. } => {
+                        answer(reply, Err(problems::lead_lost(self.id)));
+                    }
+                    other => other.refuse(self.not_leader()),
+                }
+            }
+        }
+    }
+
+    /// What the log knows that is needed while it is away.
+    fn note(&mut self, log: &PartitionLog) {
+        self.undecided = log.derived().transactions.undecided();
+        self.epochs.clone_from(&log.derived().epochs);
     }
 
     /// After anything has changed: answers whom it can, and starts what there is to do.
@@ -157,6 +203,7 @@ impl PartitionActor {
         self.start_work(context);
         self.listen(context);
         self.set_timer(context);
+        self.look_at_isr(context);
     }
 
     fn start_work(&mut self, context: &mut Context<Self>) {
@@ -174,6 +221,8 @@ impl PartitionActor {
             log: self.log.take().expect("a turn comes when the log is here"),
             appends,
             leader_epoch: leads.then(|| self.machine.leader_epoch()),
+            follows: self.machine.follows(),
+            news: self.news.take(),
             committed: readable.committed,
             image: self.image.borrow_and_update().clone(),
             now: self.settings.clock.wall(),
@@ -213,9 +262,16 @@ impl PartitionActor {
         {
             return self.disk_failed(&describe(&error), context);
         }
+        if let Some(cut) = done.followed.cut {
+            self.agenda.cut_off();
+            self.machine.truncated(cut);
+        }
         self.machine.appended(log.end_offset());
         self.machine.synced(log.durable_offset());
-        self.undecided = log.derived().transactions.undecided();
+        if let Some(committed) = done.followed.committed {
+            self.machine.leader_committed(committed);
+        }
+        self.note(&log);
         self.log = Some(log);
         let deadline = self.settings.clock.tick().plus(APPEND_TIMEOUT);
         for Written {
@@ -232,6 +288,14 @@ impl PartitionActor {
                     self.waiting.park_append(end, deadline, waiter);
                 }
             }
+        }
+        if let Some(reply) = done.followed.reply {
+            let waiter = Waiter::Position { reply };
+            let end = self.machine.log_end();
+            self.waiting.park_until_safe(end, deadline, waiter);
+        }
+        if self.assign_due {
+            self.assign();
         }
         if closed {
             self.answer_satisfied();
@@ -287,6 +351,7 @@ impl PartitionActor {
             return Err(problem.clone());
         }
         match &self.reader {
+            Some(_) if self.machine.committed().is_none() => Err(problems::not_caught_up(self.id)),
             Some(reader) if self.machine.is_leader() => Ok(Granted {
                 reader: reader.clone(),
                 readable: self.readable(),
@@ -315,12 +380,126 @@ impl PartitionActor {
         if self.agenda.is_opening() || self.waiting.is_empty() {
             return;
         }
-        for waiter in self.waiting.satisfied(self.readable()) {
+        let reached = Reached {
+            readable: self.readable(),
+            written: self.machine.log_end(),
+            safe: self.machine.measure(),
+        };
+        for waiter in self.waiting.satisfied(reached) {
             match waiter {
                 Waiter::Append { batches, reply } => answer(reply, Ok(batches)),
                 Waiter::Fetch { reply } => answer(reply, self.granted()),
+                Waiter::Follower { reply } => answer(reply, self.continues()),
+                Waiter::Position { reply } => answer(reply, Ok(self.here())),
             }
         }
+    }
+
+    /// What a follower is told whose log is a prefix of this one.
+    fn continues(&self) -> Result<Followed, Problem> {
+        let reader = self.reader.clone().ok_or_else(|| self.not_leader())?;
+        Ok(Followed::Continues {
+            reader,
+            log_end: self.machine.log_end(),
+            committed: self.readable().committed,
+        })
+    }
+
+    /// Where this replica's log is.
+    fn here(&self) -> ReplicaPosition {
+        ReplicaPosition {
+            partition: self.id,
+            leader_epoch: self.machine.leader_epoch(),
+            log_end: self.machine.log_end(),
+            last_epoch: self.epochs.latest(),
+            durable: self.machine.durable(),
+        }
+    }
+
+    fn followed(&mut self, message: &Follow, reply: FollowReply, context: &mut Context<Self>) {
+        if let Some(problem) = self.agenda.unwritable() {
+            return answer(reply, Err(problem.clone()));
+        }
+        if self.agenda.is_opening() || self.assign_due {
+            return answer(reply, Err(problems::position_unknown(self.id)));
+        }
+        let Follow { life, at, wait } = message;
+        let fetch = FollowerFetch {
+            from: life.0,
+            worker_epoch: life.1,
+            leader_epoch: at.leader_epoch,
+            log_end: at.log_end,
+            last_epoch: at.last_epoch,
+            durable: at.durable,
+        };
+        let now = self.settings.clock.tick();
+        match self.machine.follower_fetched(now, fetch, &self.epochs) {
+            Err(refusal) => return answer(reply, Err(problems::follower_refused(refusal))),
+            Ok(FollowerAnswer::Diverging(end)) => {
+                return answer(reply, Ok(Followed::Diverges(end)));
+            }
+            Ok(FollowerAnswer::Continue) => {}
+        }
+        if at.log_end < self.machine.log_end() {
+            answer(reply, self.continues());
+        } else {
+            let deadline = now.plus(*wait);
+            let waiter = Waiter::Follower { reply };
+            self.waiting.park_follower(at.log_end, deadline, waiter);
+        }
+        // What it said may have committed something.
+        self.go_on(context);
+    }
+
+    fn note_offline(&mut self) {
+        let replicas = &self.assigned.image.replicas;
+        if replicas.len() > 1 {
+            let image = self.settings.image.borrow();
+            let replicas = replicas.iter().copied();
+            let offline = replicas.filter(|node| image.active(*node).is_none());
+            self.machine.set_offline(offline.collect());
+        }
+    }
+
+    /// While it leads and others follow: asks for those to be in sync who are.
+    fn look_at_isr(&mut self, context: &mut Context<Self>) {
+        let has_followers = self.assigned.image.replicas.len() > 1;
+        if self.looks_at_isr || !has_followers || !self.machine.is_leader() {
+            return;
+        }
+        self.looks_at_isr = true;
+        context.run_later(LOOK_AT_ISR_EVERY.as_duration(), |actor, context| {
+            actor.looks_at_isr = false;
+            actor.propose_isr(context);
+            actor.look_at_isr(context);
+        });
+    }
+
+    fn propose_isr(&mut self, context: &mut Context<Self>) {
+        self.note_offline();
+        let now = self.settings.clock.tick();
+        let Some(proposal) = self.machine.propose_isr(now) else {
+            return;
+        };
+        let epoch = proposal.partition_epoch;
+        tracing::info!(partition = %self.id, isr = ?proposal.isr.keys(), "asks for these to be in sync");
+        let Some(answered) = self.settings.isr.send(self.id, proposal) else {
+            self.machine.isr_refused(epoch);
+            return;
+        };
+        let heard = answered.into_actor(self).map(|verdict, actor, context| {
+            // What was accepted comes with the metadata.
+            if let Ok(IsrVerdict::Refused {
+                partition_epoch: Some(epoch),
+                reason,
+            }) = verdict
+            {
+                tracing::debug!(partition = %actor.id, %reason, "who is in sync stays");
+                actor.machine.isr_refused(epoch);
+                actor.go_on(context);
+            }
+        });
+        context.spawn(heard);
     }
 
     fn time_is_up(&mut self, context: &mut Context<Self>) {
@@ -332,6 +511,10 @@ impl PartitionActor {
                 }
                 // It is answered with what there is: nothing.
                 Waiter::Fetch { reply } => answer(reply, self.granted()),
+                Waiter::Follower { reply } => answer(reply, self.continues()),
+                Waiter::Position { reply } => {
+                    answer(reply, Err(problems::position_unknown(self.id)));
+                }
             }
         }
         self.set_timer(context);
@@ -397,6 +580,9 @@ impl PartitionActor {
         for (_, reply) in std::mem::take(&mut self.early) {
             answer(reply, Err(problem.clone()));
         }
+        if let Some(news) = self.news.take() {
+            answer(news.reply, Err(problem.clone()));
+        }
         for waiter in self.waiting.drain() {
             waiter.refuse(problem.clone());
         }
@@ -408,10 +594,11 @@ impl PartitionActor {
         }
     }
 
-    fn admit(&self, append: &Append, bytes: usize) -> Result<(), Problem> {
+    fn admit(&mut self, append: &Append, bytes: usize) -> Result<(), Problem> {
         if let Some(problem) = self.agenda.unwritable() {
             return Err(problem.clone());
         }
+        self.note_offline();
         self.machine
             .admit_append(append.acks, append.leader_epoch)
             .map_err(problems::append_refused)?;
@@ -446,13 +633,11 @@ impl Handler<Assign> for PartitionActor {
     type Result = ();
 
     fn handle(&mut self, message: Assign, context: &mut Context<Self>) {
-        let was_leader = self.machine.is_leader();
         self.assigned = message;
-        self.assign();
-        if was_leader && !self.machine.is_leader() {
-            for waiter in self.waiting.drain() {
-                waiter.refuse(self.not_leader());
-            }
+        // Where its log ends says what a new leader has, so it must be known.
+        self.assign_due = self.agenda.is_away();
+        if !self.assign_due {
+            self.assign();
         }
         if self.undecided.has_open() {
             self.agenda.reconcile();
@@ -496,6 +681,59 @@ impl Handler<Grant> for PartitionActor {
         } else {
             self.grant(&message, reply, context);
         }
+        let id = self.id;
+        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
+    }
+}
+
+impl Handler<Follow> for PartitionActor {
+    type Result = ResponseFuture<Result<Followed, Problem>>;
+
+    fn handle(&mut self, message: Follow, context: &mut Context<Self>) -> Self::Result {
+        if self.waiting.len() >= MAX_WAITING {
+            let problem = problems::overloaded(self.id, "fetches");
+            return Box::pin(std::future::ready(Err(problem)));
+        }
+        let (reply, replied) = oneshot::channel();
+        self.followed(&message, reply, context);
+        let id = self.id;
+        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
+    }
+}
+
+impl Handler<Position> for PartitionActor {
+    type Result = Result<ReplicaPosition, Problem>;
+
+    fn handle(&mut self, message: Position, _: &mut Context<Self>) -> Self::Result {
+        let quiet = self.agenda.is_here() && self.news.is_none() && !self.assign_due;
+        match self.machine.follows() {
+            Some(epoch) if epoch == message.leader_epoch && quiet => Ok(self.here()),
+            Some(_) | None => Err(problems::position_unknown(self.id)),
+        }
+    }
+}
+
+impl Handler<ApplyNews> for PartitionActor {
+    type Result = ResponseFuture<Result<ReplicaPosition, Problem>>;
+
+    fn handle(&mut self, message: ApplyNews, context: &mut Context<Self>) -> Self::Result {
+        let ApplyNews {
+            at,
+            verdict,
+            batches,
+        } = message;
+        if self.news.is_some() || self.agenda.unwritable().is_some() {
+            return Box::pin(std::future::ready(Err(problems::position_unknown(self.id))));
+        }
+        let (reply, replied) = oneshot::channel();
+        self.news = Some(QueuedNews {
+            at,
+            verdict,
+            batches,
+            reply,
+        });
+        self.agenda.follow();
+        self.start_work(context);
         let id = self.id;
         Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
     }

@@ -24,6 +24,7 @@ pub struct Agenda<A> {
     /// The offset a sync under way will make the log durable up to.
     syncing: Option<Offset>,
     reconcile: bool,
+    follow: bool,
     retain: bool,
     closing: bool,
 }
@@ -77,6 +78,7 @@ impl<A> Default for Agenda<A> {
             queued_bytes: 0,
             syncing: None,
             reconcile: false,
+            follow: false,
             retain: false,
             closing: false,
         }
@@ -174,6 +176,11 @@ impl<A> Agenda<A> {
         self.reconcile = true;
     }
 
+    /// There is news from the leader.
+    pub fn follow(&mut self) {
+        self.follow = true;
+    }
+
     /// It is time to look for what is too old.
     pub fn retain(&mut self) {
         self.retain = true;
@@ -187,12 +194,14 @@ impl<A> Agenda<A> {
     /// What is to be done now, if there is anything and the log is here. It is away until it comes back.
     pub fn next_turn(&mut self) -> Option<Turn<A>> {
         let close = self.closing && self.syncing.is_none();
-        let wanted = close || !self.queue.is_empty() || self.reconcile || self.retain;
+        let wanted =
+            close || !self.queue.is_empty() || self.reconcile || self.follow || self.retain;
         if !wanted || self.log != Log::Here {
             return None;
         }
         self.log = Log::Away;
         self.reconcile = false;
+        self.follow = false;
         Some(Turn {
             appends: self.empty_queue(),
             retain: std::mem::take(&mut self.retain),
@@ -221,6 +230,23 @@ impl<A> Agenda<A> {
     pub fn sync_began(&mut self, end: Offset) {
         assert!(self.may_sync(), "one sync runs at a time");
         self.syncing = Some(end);
+    }
+
+    /// The log was cut off: a sync under way does not vouch for what comes there again.
+    pub fn cut_off(&mut self) {
+        if let Some(end) = &mut self.syncing {
+            *end = Offset::ZERO;
+        }
+    }
+
+    /// Whether nothing is done to the log now.
+    pub fn is_here(&self) -> bool {
+        self.log == Log::Here
+    }
+
+    /// Whether something is done to it.
+    pub fn is_away(&self) -> bool {
+        self.log == Log::Away
     }
 
     /// The sync has run; returns up to where the log is durable by it.

@@ -54,7 +54,7 @@ struct Leadership {
     /// Everyone who may be in the in-sync set by now: the set, and what was proposed.
     maximal_isr: BTreeSet<NodeId>,
     proposed: Option<PartitionEpoch>,
-    /// Members that are known not to be running.
+    /// Replicas that are known not to be running.
     offline: BTreeSet<NodeId>,
     followers: BTreeMap<NodeId, Follower>,
 }
@@ -66,6 +66,10 @@ struct Follower {
     durable: Offset,
     /// It has fetched in this reign, from a log that agrees with ours. Progress of before says nothing.
     fetched: bool,
+    /// When it asked last, and where our log ended then.
+    asked_at: Tick,
+    asked_end: Offset,
+    /// When it last had all there was.
     caught_up_at: Tick,
 }
 
@@ -293,16 +297,22 @@ impl PartitionMachine {
         } else if fetch.log_end > log_end {
             return Ok(FollowerAnswer::Diverging(nothing));
         }
+        // Under load it never has all there is, but what there was when it asked before.
+        let caught_up_at = if fetch.log_end >= log_end {
+            now
+        } else if follower.fetched && fetch.log_end >= follower.asked_end {
+            follower.caught_up_at.max(follower.asked_at)
+        } else {
+            follower.caught_up_at
+        };
         *follower = Follower {
             worker_epoch: fetch.worker_epoch,
             log_end: fetch.log_end,
             durable: fetch.durable.min(fetch.log_end),
             fetched: true,
-            caught_up_at: if fetch.log_end >= log_end {
-                now
-            } else {
-                follower.caught_up_at
-            },
+            asked_at: now,
+            asked_end: log_end,
+            caught_up_at,
         };
         self.advance();
         Ok(FollowerAnswer::Continue)
@@ -326,7 +336,10 @@ impl PartitionMachine {
             let has = follower.measure(durability);
             let behind = now.since(follower.caught_up_at) > REPLICA_LAG_MAX;
             let member = leadership.isr.contains(id);
-            let complete = follower.fetched && has >= committed && has >= leadership.start;
+            let complete = follower.fetched
+                && has >= committed
+                && has >= leadership.start
+                && !leadership.offline.contains(id);
             if (member || complete) && !behind {
                 wanted.insert(*id, follower.worker_epoch);
             }
@@ -420,15 +433,28 @@ impl PartitionMachine {
         self.durable
     }
 
+    /// Up to where this replica has what counts for being committed.
+    pub fn measure(&self) -> Offset {
+        match self.durability {
+            Durability::Fsync => self.durable,
+            Durability::Replicated => self.log_end,
+        }
+    }
+
+    /// The reign it follows, if another node leads.
+    pub fn follows(&self) -> Option<LeaderEpoch> {
+        match &self.role {
+            Role::Follower { leader: Some(_) } => Some(self.leader_epoch),
+            Role::Follower { leader: None } | Role::Leader(_) => None,
+        }
+    }
+
     /// Moves the committed offset up to what every replica has that could become leader.
     fn advance(&mut self) {
         let Role::Leader(leadership) = &self.role else {
             return;
         };
-        let own = match self.durability {
-            Durability::Fsync => self.durable,
-            Durability::Replicated => self.log_end,
-        };
+        let own = self.measure();
         let least = leadership
             .maximal_isr
             .iter()

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use actix::{Addr, MailboxError, Message};
+use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
-use common::ids::{LeaderEpoch, TopicPartition};
+use common::ids::{LeaderEpoch, NodeId, TopicPartition, WorkerEpoch};
 use common::limits::MAX_WAIT;
 use common::log_batch::LogBatch;
 use common::offset::Offset;
@@ -12,12 +13,14 @@ use common::plan::connector::Isolation;
 use common::protocol::fetch::{FetchBatches, FetchedBatches, PartitionOffsets};
 use common::protocol::metadata::PartitionImage;
 use common::protocol::produce::{Acks, AppendedBatch};
+use common::protocol::replicate::{ReplicaPosition, Verdict};
 use common::protocol::topic::TopicConfig;
 use common::time::{Clock, Span, Timestamp};
 
 use super::actor::PartitionActor;
 use super::problems;
 use super::waiting::Readable;
+use crate::log::leader_epochs::EpochEnd;
 use crate::log::reader::{LogReader, ReadError};
 
 /// A partition, as everyone but its actor sees it. Cheap to clone.
@@ -131,6 +134,40 @@ impl PartitionHandle {
         })
     }
 
+    /// A follower in this life is at a position: what the leader says to it, once there is more than that or
+    /// the wait is over.
+    pub async fn followed(
+        &self,
+        life: (NodeId, WorkerEpoch),
+        at: ReplicaPosition,
+        wait: Span,
+    ) -> Result<Followed, Problem> {
+        let sent = self.actor.send(Follow { life, at, wait }).await;
+        sent.map_err(|error| self.gone(&error))?
+    }
+
+    /// Where this follower's log is, in this reign.
+    pub async fn position(&self, leader_epoch: LeaderEpoch) -> Result<ReplicaPosition, Problem> {
+        let sent = self.actor.send(Position { leader_epoch }).await;
+        sent.map_err(|error| self.gone(&error))?
+    }
+
+    /// Does what the leader says to a position of this follower's log. Answers once that is safe here.
+    pub async fn apply(
+        &self,
+        at: ReplicaPosition,
+        verdict: Verdict,
+        batches: Bytes,
+    ) -> Result<ReplicaPosition, Problem> {
+        let news = ApplyNews {
+            at,
+            verdict,
+            batches,
+        };
+        let sent = self.actor.send(news).await;
+        sent.map_err(|error| self.gone(&error))?
+    }
+
     /// Makes everything durable, saves, and ends the actor.
     pub async fn close(&self) {
         // One that has ended already is closed.
@@ -200,6 +237,40 @@ pub(super) struct Granted {
     pub(super) log_end: Offset,
 }
 
+/// A follower is here, and would have what comes next.
+#[derive(Debug)]
+pub(super) struct Follow {
+    pub(super) life: (NodeId, WorkerEpoch),
+    pub(super) at: ReplicaPosition,
+    pub(super) wait: Span,
+}
+
+/// What a leader has for a follower.
+#[derive(Clone, Debug)]
+pub enum Followed {
+    /// What its log has is what ours begins with.
+    Continues {
+        reader: LogReader,
+        log_end: Offset,
+        committed: Offset,
+    },
+    Diverges(EpochEnd),
+}
+
+/// Asks a follower where its log is.
+#[derive(Debug)]
+pub(super) struct Position {
+    pub(super) leader_epoch: LeaderEpoch,
+}
+
+/// What the leader says to a position of this follower.
+#[derive(Debug)]
+pub(super) struct ApplyNews {
+    pub(super) at: ReplicaPosition,
+    pub(super) verdict: Verdict,
+    pub(super) batches: Bytes,
+}
+
 /// Makes everything durable, saves, and ends the actor.
 #[derive(Debug)]
 pub(super) struct Close;
@@ -214,6 +285,18 @@ impl Message for Append {
 
 impl Message for Grant {
     type Result = Result<Granted, Problem>;
+}
+
+impl Message for Follow {
+    type Result = Result<Followed, Problem>;
+}
+
+impl Message for Position {
+    type Result = Result<ReplicaPosition, Problem>;
+}
+
+impl Message for ApplyNews {
+    type Result = Result<ReplicaPosition, Problem>;
 }
 
 impl Message for Close {

@@ -7,6 +7,9 @@
 //! What is durable here and on every in-sync replica is committed, and the appends that waited for it
 //! are answered.
 //!
+//! A replica that follows is told by its leader what comes next (`replication`): a turn of its log writes it
+//! as it is, or cuts off what went another way, and its position is said again once that is safe.
+//!
 //! Reading does not pass through the actor's turn: it says up to where a reader may read, or parks the
 //! reader until there is more, and the bytes are then read on the reader's side.
 
@@ -16,6 +19,7 @@ pub mod waiting;
 pub mod transactions;
 pub mod reconcile;
 pub mod work;
+pub mod replica_work;
 pub mod settings;
 mod opening;
 pub mod messages;

@@ -34,6 +34,7 @@ use super::messages::PartitionHandle;
 use super::registry::{Partitions, directories};
 use super::settings::PartitionSettings;
 use crate::metadata_image::MetadataImage;
+use crate::replication::isr_proposals::isr_proposals;
 
 const ME: NodeId = NodeId(1);
 const TOPIC: TopicId = TopicId(Uuid::from_u128(1));
@@ -57,6 +58,7 @@ impl Node {
         let (image, watch) = watch::channel(Arc::new(MetadataImage::default()));
         let failures = Arc::new(Mutex::new(Vec::new()));
         let settings = PartitionSettings {
+            isr: isr_proposals().0,
             clock,
             image: watch,
             store: Some(Arc::new(MemoryStore::new())),
@@ -184,6 +186,7 @@ fn appends_that_come_together_share_syncs_and_keep_their_order() {
         let syncs = Arc::new(AtomicUsize::new(0));
         let counting = counting::CountingStorage::shared(node.storage.shared(), syncs.clone());
         let settings = PartitionSettings {
+            isr: isr_proposals().0,
             storage: Arc::new(move |_| Ok(counting.clone())),
             ..node.settings.clone()
         };
@@ -287,6 +290,7 @@ fn a_partition_whose_disk_is_busy_takes_so_much_and_one_that_closes_takes_nothin
         let node = Node::new();
         let disk = Arc::new(Semaphore::new(0));
         let settings = PartitionSettings {
+            isr: isr_proposals().0,
             disk: disk.clone(),
             ..node.settings.clone()
         };
@@ -450,6 +454,7 @@ fn partitions_come_and_go_with_their_topics_and_outlive_a_restart() {
     System::new().block_on(async {
         let node = Node::new();
         let settings = PartitionSettings {
+            isr: isr_proposals().0,
             storage: directories(directory.clone()),
             ..node.settings.clone()
         };

@@ -5,7 +5,7 @@ use common::ids::TopicPartition;
 use common::seglog::LogError;
 
 use super::agenda::Busy;
-use super::machine::AppendRefusal;
+use super::machine::{AppendRefusal, FollowerRefusal};
 use super::reconcile::TransactionRefusal;
 use super::waiting::APPEND_TIMEOUT;
 use crate::log::partition_log::{AppendError, OpenError};
@@ -20,6 +20,32 @@ pub fn append_refused(refusal: AppendRefusal) -> Problem {
         AppendRefusal::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
     };
     Problem::new(code, refusal.to_string())
+}
+
+pub fn follower_refused(refusal: FollowerRefusal) -> Problem {
+    let code = match refusal {
+        FollowerRefusal::NotLeader | FollowerRefusal::NotReplica(_) => ErrorCode::NotLeader,
+        FollowerRefusal::WrongEpoch { current, found } if found < current => {
+            ErrorCode::FencedLeaderEpoch
+        }
+        FollowerRefusal::WrongEpoch { .. } => ErrorCode::MetadataStale,
+        FollowerRefusal::EarlierLife(_) => ErrorCode::FencedWorkerEpoch,
+    };
+    Problem::new(code, refusal.to_string())
+}
+
+/// A new leader does not know yet what was committed before it.
+pub fn not_caught_up(id: TopicPartition) -> Problem {
+    let detail = format!("the new leader of partition {id} waits for its followers");
+    Problem::new(ErrorCode::LeaderUnavailable, detail).hint("Try again in a moment.")
+}
+
+/// A follower's log is being worked on, or follows another leader.
+pub fn position_unknown(id: TopicPartition) -> Problem {
+    Problem::new(
+        ErrorCode::MetadataStale,
+        format!("the replica of partition {id} does not follow this leader, or not yet"),
+    )
 }
 
 pub fn append_failed(error: &AppendError) -> Problem {
@@ -94,6 +120,16 @@ pub fn not_committed(id: TopicPartition) -> Problem {
     Problem::new(
         ErrorCode::Timeout,
         format!("partition {id} has not committed the batch within {APPEND_TIMEOUT}; it may yet"),
+    )
+}
+
+/// Somebody else leads before the batch was committed.
+pub fn lead_lost(id: TopicPartition) -> Problem {
+    Problem::new(
+        ErrorCode::Unknown,
+        format!(
+            "the lead of partition {id} was lost before the batch was committed; it may yet be"
+        ),
     )
 }
 

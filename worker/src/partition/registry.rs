@@ -84,10 +84,17 @@ impl Partitions {
     }
 
     /// Follows the cluster's facts until nobody gives any more. `me`: as whom this node is registered.
-    pub async fn follow(&self, me: NodeId, mut image: ImageWatch) {
+    /// `applied` is told of each image that the partitions have heard of.
+    pub async fn follow(
+        &self,
+        me: NodeId,
+        mut image: ImageWatch,
+        mut applied: impl FnMut(&MetadataImage),
+    ) {
         loop {
             let newest = image.borrow_and_update().clone();
             self.apply(me, &newest).await;
+            applied(&newest);
             if image.changed().await.is_err() {
                 return;
             }

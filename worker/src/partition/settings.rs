@@ -11,11 +11,14 @@ use common::time::Clock;
 use tokio::sync::Semaphore;
 
 use crate::metadata_image::ImageWatch;
+use crate::replication::isr_proposals::IsrProposals;
 
 #[derive(Clone)]
 pub struct PartitionSettings {
     pub clock: Arc<dyn Clock>,
     pub image: ImageWatch,
+    /// Where leaders' wishes to change the in-sync replicas go.
+    pub isr: IsrProposals,
     /// Where derived state is saved; without it everything is rebuilt when a log is opened.
     pub store: Option<Arc<dyn KvStore>>,
     /// The directory of a partition's log. May block.

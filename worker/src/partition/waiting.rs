@@ -1,7 +1,8 @@
 //! Parked produces and fetches, and when each may be answered.
 //!
 //! An append waits until what it wrote is committed. A fetch waits until there is something for it to
-//! read. Both give up at their deadline.
+//! read. A follower waits until its leader's log goes on, and at home until what it was given is safe. All
+//! give up at their deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,15 @@ pub struct Readable {
     pub last_stable: Offset,
 }
 
+/// How far a replica is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Reached {
+    pub readable: Readable,
+    /// Where its log ends, and up to where it has what counts for being committed.
+    pub written: Offset,
+    pub safe: Offset,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Awaited {
     /// Everything before this offset is committed.
@@ -33,6 +43,10 @@ enum Awaited {
     /// Something at or after this offset may be read uncommitted, or committed.
     Uncommitted(Offset),
     Stable(Offset),
+    /// Something at or after this offset is in the log.
+    Written(Offset),
+    /// Everything before this offset is safe here.
+    Safe(Offset),
 }
 
 /// Everyone who waits at one partition, and how each is answered (`W`).
@@ -92,12 +106,27 @@ impl<W> Waiting<W> {
         self.park(awaited, deadline, who);
     }
 
+    /// A follower that is to be answered once the log goes on from `offset`.
+    pub fn park_follower(&mut self, offset: Offset, deadline: Tick, who: W) {
+        self.park(Awaited::Written(offset), deadline, who);
+    }
+
+    /// One who is to be answered once everything before `end` is safe here.
+    pub fn park_until_safe(&mut self, end: Offset, deadline: Tick, who: W) {
+        self.park(Awaited::Safe(end), deadline, who);
+    }
+
     /// Takes out everyone whose wait is over, in the order of what they waited for.
-    pub fn satisfied(&mut self, readable: Readable) -> Vec<W> {
-        let Readable {
-            committed,
-            last_stable,
-        } = readable;
+    pub fn satisfied(&mut self, reached: Reached) -> Vec<W> {
+        let Reached {
+            readable:
+                Readable {
+                    committed,
+                    last_stable,
+                },
+            written,
+            safe,
+        } = reached;
         // The offset itself is the next one to be written: it can be read once the end lies beyond.
         let over = [
             (
@@ -109,6 +138,8 @@ impl<W> Waiting<W> {
                 Awaited::Uncommitted(committed),
             ),
             (Awaited::Stable(Offset::ZERO), Awaited::Stable(last_stable)),
+            (Awaited::Written(Offset::ZERO), Awaited::Written(written)),
+            (Awaited::Safe(Offset::ZERO), Awaited::Safe(safe.next())),
         ];
         let tickets: Vec<Ticket> = over
             .into_iter()
@@ -181,7 +212,10 @@ mod tests {
     enum Step {
         Append(i64, u64),
         Fetch(i64, bool, u64),
+        Follow(i64, u64),
+        Safe(i64, u64),
         Progress(i64, i64),
+        Grow(i64, i64),
         Time(u64),
     }
 
@@ -190,7 +224,10 @@ mod tests {
             (0_i64..30, 0_u64..30).prop_map(|(end, wait)| Step::Append(end, wait)),
             (0_i64..30, any::<bool>(), 0_u64..30)
                 .prop_map(|(offset, committed, wait)| Step::Fetch(offset, committed, wait)),
+            (0_i64..30, 0_u64..30).prop_map(|(offset, wait)| Step::Follow(offset, wait)),
+            (0_i64..30, 0_u64..30).prop_map(|(end, wait)| Step::Safe(end, wait)),
             (0_i64..4, 0_i64..4).prop_map(|(committed, stable)| Step::Progress(committed, stable)),
+            (0_i64..4, 0_i64..4).prop_map(|(written, safe)| Step::Grow(written, safe)),
             (0_u64..8).prop_map(Step::Time),
         ]
     }
@@ -201,17 +238,17 @@ mod tests {
         fn each_is_answered_exactly_once_and_as_soon_as_possible(
             steps in proptest::collection::vec(step(), 1..80),
         ) {
-            type Ready = Box<dyn Fn(Readable) -> bool>;
+            type Ready = Box<dyn Fn(Reached) -> bool>;
             let mut waiting: Waiting<u32> = Waiting::default();
             let mut list: Vec<(u32, Ready, Tick)> = Vec::new();
-            let mut readable = Readable::default();
+            let mut reached = Reached::default();
             let mut now = Tick(0);
             for (who, step) in (0..).zip(steps) {
                 match step {
                     Step::Append(end, wait) => {
                         let deadline = Tick(now.0 + wait);
                         waiting.park_append(Offset(end), deadline, who);
-                        list.push((who, Box::new(move |r| r.committed.0 >= end), deadline));
+                        list.push((who, Box::new(move |r| r.readable.committed.0 >= end), deadline));
                     }
                     Step::Fetch(offset, committed, wait) => {
                         let isolation = if committed {
@@ -223,23 +260,38 @@ mod tests {
                         waiting.park_fetch(Offset(offset), isolation, deadline, who);
                         list.push((
                             who,
-                            Box::new(move |r| r.end_for(isolation).0 > offset),
+                            Box::new(move |r| r.readable.end_for(isolation).0 > offset),
                             deadline,
                         ));
                     }
+                    Step::Follow(offset, wait) => {
+                        let deadline = Tick(now.0 + wait);
+                        waiting.park_follower(Offset(offset), deadline, who);
+                        list.push((who, Box::new(move |r| r.written.0 > offset), deadline));
+                    }
+                    Step::Safe(end, wait) => {
+                        let deadline = Tick(now.0 + wait);
+                        waiting.park_until_safe(Offset(end), deadline, who);
+                        list.push((who, Box::new(move |r| r.safe.0 >= end), deadline));
+                    }
+                    Step::Grow(written, safe) => {
+                        reached.written.0 += written;
+                        reached.safe.0 = (reached.safe.0 + safe).min(reached.written.0);
+                    }
                     Step::Progress(committed, stable) => {
+                        let readable = &mut reached.readable;
                         readable.committed.0 += committed;
                         readable.last_stable.0 =
                             (readable.last_stable.0 + stable).min(readable.committed.0);
                     }
                     Step::Time(passed) => now = Tick(now.0 + passed),
                 }
-                let mut satisfied = waiting.satisfied(readable);
+                let mut satisfied = waiting.satisfied(reached);
                 satisfied.sort_unstable();
                 let expected: Vec<u32> =
-                    list.iter().filter(|(_, ready, _)| ready(readable)).map(|(w, ..)| *w).collect();
+                    list.iter().filter(|(_, ready, _)| ready(reached)).map(|(w, ..)| *w).collect();
                 prop_assert_eq!(satisfied, expected);
-                list.retain(|(_, ready, _)| !ready(readable));
+                list.retain(|(_, ready, _)| !ready(reached));
 
                 let mut expired = waiting.expired(now);
                 expired.sort_unstable();

@@ -18,6 +18,7 @@ use tokio::task::JoinError;
 
 use super::machine::AppendRefusal;
 use super::problems;
+use super::replica_work::{Followed, QueuedNews};
 use crate::log::partition_log::{AppendError, PartitionLog, Placed};
 use crate::metadata_image::MetadataImage;
 
@@ -38,6 +39,9 @@ pub struct Work {
     pub appends: Vec<QueuedAppend>,
     /// `None`: this node does not lead the partition, and nothing may be appended.
     pub leader_epoch: Option<LeaderEpoch>,
+    /// The reign it follows, if another node leads, and what it has heard of it.
+    pub follows: Option<LeaderEpoch>,
+    pub news: Option<QueuedNews>,
     pub committed: Offset,
     pub image: Arc<MetadataImage>,
     pub now: Timestamp,
@@ -51,6 +55,7 @@ pub struct Work {
 pub struct Done {
     pub log: Box<PartitionLog>,
     pub written: Vec<Written>,
+    pub followed: Followed,
     /// After this nothing may be answered any more.
     pub fatal: Option<LogError>,
     pub disk_full: bool,
@@ -71,6 +76,7 @@ impl Work {
         let mut done = Done {
             log: self.log,
             written: Vec::with_capacity(self.appends.len()),
+            followed: Followed::default(),
             fatal: None,
             disk_full: false,
         };
@@ -86,6 +92,12 @@ impl Work {
                 continue;
             };
             done.append(append, epoch, &self.image, self.now);
+        }
+        if let Some(news) = self.news {
+            done.followed = news.run(&mut done.log, self.follows, self.committed, self.now);
+            if let Some(error) = done.followed.error.take() {
+                done.note(Err::<(), LogError>(error));
+            }
         }
         if let Some((config, limit)) = &self.retain {
             let retained = done.log.retain(config, *limit, self.now);

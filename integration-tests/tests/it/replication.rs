@@ -1,0 +1,280 @@
+//! Topics with several replicas: workers are killed, lose their disks, come back, and go different ways.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::client::Client;
+use common::error::ErrorCode;
+use integration_tests::cluster::Cluster;
+use serde_json::{Value, json};
+
+use crate::steps::{LOOK, PATIENCE, all_values, talk};
+
+async fn create(client: &Client, name: &str, partitions: u32, replicas: u32, fewest: u32) {
+    let topic = json!({
+        "name": name,
+        "partitions": partitions,
+        "replication_factor": replicas,
+        "config": {"min_insync_replicas": fewest},
+    });
+    let _: Value = client.post("/v1/topics", &topic).await.unwrap();
+}
+
+/// The topic's partitions, once all of them are as they should be.
+async fn partitions_when(
+    client: &Client,
+    topic: &str,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
+    let mut seen = Value::Null;
+    let waiting = async {
+        loop {
+            if let Ok(described) = client.get::<Value>(&format!("/v1/topics/{topic}")).await {
+                let partitions = described["partitions"].as_array().unwrap();
+                if partitions.iter().all(&is_so) {
+                    return partitions.clone();
+                }
+                seen = described;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("{what}: {seen:#}"))
+}
+
+fn in_sync(partition: &Value) -> usize {
+    partition["in_sync"].as_array().unwrap().len()
+}
+
+/// The index, in the order they were started, of the worker that leads a partition.
+async fn leader(cluster: &Cluster, client: &Client, topic: &str, partition: usize) -> usize {
+    let led = |partition: &Value| partition["leader"].is_u64();
+    let partitions = partitions_when(client, topic, "nobody leads", led).await;
+    index_of(cluster, client, &partitions[partition]["leader"]).await
+}
+
+async fn index_of(cluster: &Cluster, client: &Client, worker: &Value) -> usize {
+    let answer: Value = client.get("/v1/workers").await.unwrap();
+    let workers = answer["workers"].as_array().unwrap();
+    let row = workers.iter().find(|row| row["id"] == *worker).unwrap();
+    let address = row["address"].as_str().unwrap();
+    let mut indices = 0..cluster.workers();
+    indices.find(|i| cluster.worker(*i) == address).unwrap()
+}
+
+/// The id of the worker that was started in this place.
+async fn id_of(cluster: &Cluster, client: &Client, index: usize) -> Value {
+    let answer: Value = client.get("/v1/workers").await.unwrap();
+    let workers = answer["workers"].as_array().unwrap();
+    let address = cluster.worker(index);
+    let row = workers.iter().find(|row| row["address"] == address);
+    row.unwrap()["id"].clone()
+}
+
+fn numbers(range: std::ops::Range<i64>) -> Vec<u8> {
+    let lines: Vec<String> = range.map(|n| format!("{{\"n\": {n}}}\n")).collect();
+    lines.concat().into_bytes()
+}
+
+/// Sends until it is acknowledged; what was appended before an answer got lost is not appended again.
+async fn send(client: &Client, topic: &str, range: std::ops::Range<i64>) {
+    let key = format!("{}-{}", range.start, range.end);
+    let mut last = String::new();
+    let sending = async {
+        loop {
+            let lines = numbers(range.clone());
+            match client.produce_idempotent(topic, lines, &key).await {
+                Ok(_) => return,
+                Err(error) if error.code().is_none_or(ErrorCode::is_retriable) => {
+                    last = error.to_string();
+                    tokio::time::sleep(LOOK).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let sent = tokio::time::timeout(PATIENCE, sending).await;
+    sent.unwrap_or_else(|_| panic!("it is never acknowledged: {last}"));
+}
+
+async fn found(client: &Client, topic: &str) -> Vec<i64> {
+    let values = all_values(client, topic).await;
+    let mut numbers: Vec<i64> = values.iter().map(|v| v["n"].as_i64().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// The logs of a topic on a worker's disk, by partition: all of their bytes.
+fn logs(cluster: &Cluster, worker: usize, topic_id: &str) -> BTreeMap<String, Vec<u8>> {
+    let directory = cluster.worker_directory(worker).join("partitions");
+    let mut logs = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if !name.starts_with(topic_id) {
+            continue;
+        }
+        let files = std::fs::read_dir(entry.path()).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        let mut segments: Vec<PathBuf> = paths
+            .filter(|path| path.extension().is_some_and(|end| end == "log"))
+            .collect();
+        segments.sort();
+        let bytes = segments
+            .iter()
+            .flat_map(|path| std::fs::read(path).unwrap());
+        logs.insert(name, bytes.collect());
+    }
+    logs
+}
+
+#[test]
+fn what_was_acknowledged_survives_its_leader_and_the_leaders_disk() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 3, 3, 2).await;
+        for batch in 0..20 {
+            send(&client, "events", batch * 100..(batch + 1) * 100).await;
+        }
+        let lost = leader(&cluster, &client, "events", 0).await;
+        cluster.kill_worker(lost).unwrap();
+        std::fs::remove_dir_all(cluster.worker_directory(lost)).unwrap();
+        for batch in 20..40 {
+            send(&client, "events", batch * 100..(batch + 1) * 100).await;
+        }
+        let expected: Vec<i64> = (0..4_000).collect();
+        let found = found(&client, "events").await;
+        assert!(found == expected, "{} of {}", found.len(), expected.len());
+        let others = |partition: &Value| in_sync(partition) == 2 && partition["leader"].is_u64();
+        partitions_when(&client, "events", "the lost one is in sync", others).await;
+    });
+}
+
+#[test]
+fn a_follower_that_was_away_catches_up_and_may_lead_then() {
+    let mut cluster = Cluster::start(2).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 1, 2, 1).await;
+        send(&client, "events", 0..500).await;
+        let first = leader(&cluster, &client, "events", 0).await;
+        let second = 1 - first;
+        cluster.kill_worker(second).unwrap();
+        let alone = |partition: &Value| in_sync(partition) == 1;
+        partitions_when(&client, "events", "the other one is in sync", alone).await;
+        send(&client, "events", 500..1_500).await;
+        cluster.restart_worker(second).unwrap();
+        let both = |partition: &Value| in_sync(partition) == 2;
+        partitions_when(&client, "events", "the other one stays behind", both).await;
+
+        cluster.kill_worker(first).unwrap();
+        let expected = id_of(&cluster, &client, second).await;
+        let leads = |partition: &Value| partition["leader"] == expected;
+        partitions_when(&client, "events", "the other one does not lead", leads).await;
+        send(&client, "events", 1_500..1_600).await;
+        let found = found(&client, "events").await;
+        assert!(found == (0..1_600).collect::<Vec<i64>>(), "{}", found.len());
+    });
+}
+
+#[test]
+fn with_too_few_replicas_nothing_is_written_and_all_is_read() {
+    let mut cluster = Cluster::start(2).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 1, 2, 2).await;
+        send(&client, "events", 0..100).await;
+        let first = leader(&cluster, &client, "events", 0).await;
+        cluster.kill_worker(1 - first).unwrap();
+        let refused = async {
+            loop {
+                let sent = client
+                    .produce_ndjson("events", numbers(100..101), None)
+                    .await;
+                match sent.map_err(|error| error.code()) {
+                    Err(Some(ErrorCode::NotEnoughReplicas)) => return,
+                    // The other one is not missed yet, and nobody can say whether it has the record.
+                    Err(Some(ErrorCode::Timeout | ErrorCode::Unknown)) | Ok(_) => {}
+                    Err(other) => panic!("{other:?}"),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let refused = tokio::time::timeout(PATIENCE, refused).await;
+        refused.expect("it is taken with one replica");
+        assert_eq!(
+            found(&client, "events").await[..100],
+            (0..100).collect::<Vec<i64>>()
+        );
+        cluster.restart_worker(1 - first).unwrap();
+        send(&client, "events", 1_000..1_100).await;
+        assert!(found(&client, "events").await.ends_with(&[1_098, 1_099]));
+    });
+}
+
+/// The old leader has records that no other has, and they are not the ones that came after them.
+#[test]
+fn a_log_that_went_another_way_is_cut_back_to_where_they_agree() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 1, 3, 2).await;
+        send(&client, "events", 0..300).await;
+        let topic: Value = client.get("/v1/topics/events").await.unwrap();
+        let id = topic["id"].as_str().unwrap();
+        let first = leader(&cluster, &client, "events", 0).await;
+        let others: Vec<usize> = (0..3).filter(|worker| *worker != first).collect();
+        for other in &others {
+            cluster
+                .worker_process(*other)
+                .unwrap()
+                .signal("STOP")
+                .unwrap();
+        }
+        // Only on the leader's disk, which says so.
+        let alone = Client::connect(cluster.worker(first)).unwrap();
+        let path = "/v1/topics/events/records?acks=leader";
+        for n in 1_000..1_050 {
+            let record = json!({"records": [{"value": {"n": n}}]});
+            let _: Value = alone.post(path, &record).await.unwrap();
+        }
+        cluster.kill_worker(first).unwrap();
+        for other in &others {
+            cluster
+                .worker_process(*other)
+                .unwrap()
+                .signal("CONT")
+                .unwrap();
+        }
+        send(&client, "events", 300..400).await;
+        let before = found(&client, "events").await;
+        // The first of them may have been on their way to the others.
+        let arrived = before.iter().filter(|n| **n >= 1_000).count();
+        assert!(arrived < 50, "all of them were");
+        let expected: Vec<i64> = (0..400).chain((1_000..).take(arrived)).collect();
+        assert_eq!(before, expected);
+
+        cluster.restart_worker(first).unwrap();
+        let all = |partition: &Value| in_sync(partition) == 3;
+        partitions_when(&client, "events", "the old leader stays behind", all).await;
+        send(&client, "events", 400..500).await;
+        let same = async {
+            loop {
+                let now: Vec<_> = (0..3).map(|worker| logs(&cluster, worker, id)).collect();
+                if now[0] == now[1] && now[1] == now[2] {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let same = tokio::time::timeout(PATIENCE, same).await;
+        same.expect("the logs stay different");
+        let after = found(&client, "events").await;
+        let expected: Vec<i64> = (0..500).chain((1_000..).take(arrived)).collect();
+        assert_eq!(after, expected);
+    });
+}

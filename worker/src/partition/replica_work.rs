@@ -1,0 +1,131 @@
+//! What a follower's log is told by its leader, done to it on a thread that may block.
+
+use bytes::Bytes;
+use common::error::{ErrorCode, Problem};
+use common::ids::LeaderEpoch;
+use common::log_batch::LogBatches;
+use common::offset::Offset;
+use common::protocol::replicate::{ReplicaPosition, Verdict};
+use common::seglog::LogError;
+use common::time::Timestamp;
+use tokio::sync::oneshot;
+
+use super::problems;
+use crate::log::leader_epochs::EpochEnd;
+use crate::log::partition_log::{CutError, PartitionLog, ReplicaError};
+
+/// How a replica answers: where its log is then.
+pub type PositionReply = oneshot::Sender<Result<ReplicaPosition, Problem>>;
+
+/// The leader's answer to a position.
+#[derive(Debug)]
+pub struct QueuedNews {
+    pub at: ReplicaPosition,
+    pub verdict: Verdict,
+    pub batches: Bytes,
+    pub reply: PositionReply,
+}
+
+/// What became of the log.
+#[derive(Debug, Default)]
+pub struct Followed {
+    /// It was cut off here, or begun anew.
+    pub cut: Option<Offset>,
+    pub committed: Option<Offset>,
+    pub reply: Option<PositionReply>,
+    pub error: Option<LogError>,
+}
+
+impl QueuedNews {
+    /// May block. `follows`: the reign the replica follows now. `known`: what it knows to be committed.
+    pub fn run(
+        self,
+        log: &mut PartitionLog,
+        follows: Option<LeaderEpoch>,
+        known: Offset,
+        now: Timestamp,
+    ) -> Followed {
+        let mut followed = Followed::default();
+        match self.apply(log, follows, known, now, &mut followed) {
+            Ok(()) => followed.reply = Some(self.reply),
+            // Whoever asked may have gone.
+            Err(problem) => drop(self.reply.send(Err(problem))),
+        }
+        followed
+    }
+
+    fn apply(
+        &self,
+        log: &mut PartitionLog,
+        follows: Option<LeaderEpoch>,
+        known: Offset,
+        now: Timestamp,
+        followed: &mut Followed,
+    ) -> Result<(), Problem> {
+        if follows != Some(self.at.leader_epoch) || log.end_offset() != self.at.log_end {
+            let detail = format!("the log has moved on since it was at {}", self.at.log_end);
+            return Err(Problem::new(ErrorCode::MetadataStale, detail));
+        }
+        match &self.verdict {
+            Verdict::Continues { committed, .. } => {
+                followed.committed = Some(*committed);
+                for batch in LogBatches::new(self.batches.clone()) {
+                    let batch = batch.map_err(Problem::from)?;
+                    log.append_verbatim(&batch, now)
+                        .map_err(|error| not_appended(error, followed))?;
+                }
+                Ok(())
+            }
+            Verdict::Diverges { epoch, end } => {
+                let to = common_end(log, *epoch, *end).max(log.start_offset());
+                assert!(
+                    to >= known,
+                    "{}: what is committed up to {known} would be cut off at {to}",
+                    self.at.partition
+                );
+                let cut = log.truncate(to, now);
+                followed.cut = Some(to);
+                cut.map_err(|error| not_cut(error, followed))
+            }
+            Verdict::Removed { log_start } => {
+                let begun = log.begin_anew(*log_start);
+                begun.map_err(|error| not_cut(error, followed))
+            }
+            Verdict::Refused { problem } => Err(problem.clone()),
+        }
+    }
+}
+
+/// Up to where the log can be the leader's, whose newest epoch of those up to ours ends there.
+fn common_end(log: &PartitionLog, epoch: LeaderEpoch, end: Offset) -> Offset {
+    let nothing = EpochEnd {
+        epoch,
+        end: Offset::ZERO,
+    };
+    let ours = log.derived().epochs.end_of(epoch, log.end_offset());
+    ours.unwrap_or(nothing).end.min(end)
+}
+
+fn not_appended(error: ReplicaError, followed: &mut Followed) -> Problem {
+    match error {
+        ReplicaError::Broken(error) => {
+            let detail = format!("what the leader sent does not fit: {error}");
+            Problem::new(ErrorCode::CorruptLog, detail)
+        }
+        ReplicaError::Log(error) => failed(error, followed),
+    }
+}
+
+fn not_cut(error: CutError, followed: &mut Followed) -> Problem {
+    match error {
+        CutError::Log(error) => failed(error, followed),
+        CutError::Reopen(error) => problems::open_failed(&error),
+        CutError::Saved(error) => Problem::new(ErrorCode::Internal, error.to_string()),
+    }
+}
+
+fn failed(error: LogError, followed: &mut Followed) -> Problem {
+    let problem = problems::log_failed(&error);
+    followed.error = Some(error);
+    problem
+}
