@@ -313,7 +313,7 @@ async fn run(
         parts.coordinators.clone(),
         parts.transport.clone(),
     ));
-    let mut followers = Followers::new(FollowerSettings {
+    let followers = Followers::new(FollowerSettings {
         session: session.clone(),
         partitions: partitions.clone(),
         transport: parts.transport.clone(),
@@ -333,8 +333,7 @@ async fn run(
             partitions.apply(me, &newest).await;
             ready_sender.send_replace(true);
             urgent.notify_one();
-            let applied = |image: &MetadataImage| followers.apply(image);
-            partitions.follow(me, image, applied).await;
+            followers.run(image).await;
         })
     };
     let mut active = image.clone();

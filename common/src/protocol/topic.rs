@@ -24,6 +24,13 @@ fn one() -> u32 {
     1
 }
 
+fn unsaid() -> u32 {
+    UNSAID
+}
+
+/// What `min_insync_replicas` is where it was left out.
+const UNSAID: u32 = 0;
+
 /// What a topic keeps and promises. Absent options have the defaults shown here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +41,8 @@ pub struct TopicConfig {
     pub retention_bytes: Option<u64>,
     pub cleanup_policy: CleanupPolicy,
     pub durability: Durability,
+    /// So many replicas have an acknowledged record at least. Absent in a new topic: half of them, rounded up.
+    #[serde(default = "unsaid")]
     pub min_insync_replicas: u32,
     pub max_message_bytes: u32,
     /// A segment is rolled when it is larger than this.
@@ -57,6 +66,16 @@ pub enum Durability {
     Fsync,
     /// Once it is in the memory of every in-sync replica.
     Replicated,
+}
+
+impl TopicConfig {
+    /// With what was left out for a topic with so many replicas.
+    pub fn complete(mut self, replication_factor: u32) -> TopicConfig {
+        if self.min_insync_replicas == UNSAID {
+            self.min_insync_replicas = replication_factor.div_ceil(2);
+        }
+        self
+    }
 }
 
 impl Default for TopicConfig {

@@ -41,7 +41,8 @@ pub fn create(
 ) -> Result<Command, Problem> {
     check_partitions(request.partitions)?;
     check_replication_factor(request.replication_factor)?;
-    check_config(&request.config, request.replication_factor)?;
+    let config = request.config.clone().complete(request.replication_factor);
+    check_config(&config, request.replication_factor)?;
     // Also checked when the command is applied; here it spares a full disk and a placement.
     if metadata.topic_named(&request.name).is_some() {
         return Err(crate::metadata::command::Rejection::TopicExists(request.name.clone()).into());
@@ -49,7 +50,7 @@ pub fn create(
     Ok(Command::CreateTopic {
         id,
         name: request.name.clone(),
-        config: request.config.clone(),
+        config,
         replicas: placed(metadata, request.partitions, request.replication_factor)?,
     })
 }

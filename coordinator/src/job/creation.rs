@@ -78,6 +78,7 @@ pub fn command(
     ids: impl IntoIterator<Item = TopicId>,
 ) -> Result<Command, Problem> {
     let mut commands = Vec::new();
+    let replication_factor = replication_factor(metadata, &planned);
     for ((name, partitions), id) in missing.iter().zip(ids) {
         // It may have come about since the job was planned.
         if metadata.topic_named(name).is_some() {
@@ -86,8 +87,11 @@ pub fn command(
         let request = CreateTopic {
             name: name.clone(),
             partitions: *partitions,
-            replication_factor: 1,
-            config: TopicConfig::default(),
+            replication_factor,
+            config: TopicConfig {
+                min_insync_replicas: replication_factor.div_ceil(2),
+                ..TopicConfig::default()
+            },
         };
         commands.push(topics::create(metadata, id, &request)?);
     }
@@ -99,6 +103,15 @@ pub fn command(
         checkpoint_interval: interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL),
     });
     Ok(Command::Batch(commands))
+}
+
+/// A job's own topics are as safe as those it reads, as far as there are workers for it.
+fn replication_factor(metadata: &ClusterMetadata, planned: &PlannedJob) -> u32 {
+    let read = planned.source_topics.iter();
+    let factors = read.filter_map(|name| Some(metadata.topic_named(name)?.replication_factor()));
+    let workers = metadata.active_workers().count();
+    let factor = factors.max().unwrap_or(1).min(workers).max(1);
+    u32::try_from(factor).expect("a factor is bounded")
 }
 
 fn check(spec: &CreateJob) -> Result<(), Problem> {

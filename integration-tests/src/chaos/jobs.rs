@@ -172,6 +172,18 @@ impl Epochs {
     }
 }
 
+/// Every worker has a copy, and two of them must have what is acknowledged.
+async fn create_topic(client: &Client, name: &str, partitions: u32) -> Result<()> {
+    let topic = json!({
+        "name": name,
+        "partitions": partitions,
+        "replication_factor": WORKERS,
+        "config": {"min_insync_replicas": 2},
+    });
+    let _: Value = client.post("/v1/topics", &topic).await?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,16 +211,4 @@ mod tests {
         assert_eq!((epochs.completed.len(), epochs.restores()), (2, 1));
         assert!(epochs.note(&listed(&[(10, 1, "completed")])).is_err());
     }
-}
-
-/// Every worker has a copy, and two of them must have what is acknowledged.
-async fn create_topic(client: &Client, name: &str, partitions: u32) -> Result<()> {
-    let topic = json!({
-        "name": name,
-        "partitions": partitions,
-        "replication_factor": WORKERS,
-        "config": {"min_insync_replicas": 2},
-    });
-    let _: Value = client.post("/v1/topics", &topic).await?;
-    Ok(())
 }

@@ -182,6 +182,28 @@ fn a_follower_that_was_away_catches_up_and_may_lead_then() {
 }
 
 #[test]
+fn half_of_the_replicas_are_enough_unless_told_otherwise_and_a_jobs_topics_have_as_many() {
+    let cluster = Cluster::start(3).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        let topic = json!({"name": "events", "replication_factor": 3});
+        let _: Value = client.post("/v1/topics", &topic).await.unwrap();
+        let sql = "CREATE TABLE events (n BIGINT) WITH (connector = 'topic', topic = 'events');
+                   CREATE TABLE twice WITH (connector = 'topic', topic = 'twice');
+                   INSERT INTO twice SELECT n * 2 AS n FROM events;";
+        client.create_job("twice", sql).await.unwrap();
+        for name in ["events", "twice", "twice.dead-letters"] {
+            let topic: Value = client.get(&format!("/v1/topics/{name}")).await.unwrap();
+            assert_eq!(topic["replication_factor"], 3, "{topic}");
+            assert_eq!(topic["config"]["min_insync_replicas"], 2, "{topic}");
+        }
+        let four = json!({"name": "more", "replication_factor": 4});
+        let refused = client.post::<Value>("/v1/topics", &four).await.unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::NotEnoughReplicas));
+    });
+}
+
+#[test]
 fn with_too_few_replicas_nothing_is_written_and_all_is_read() {
     let mut cluster = Cluster::start(2).unwrap();
     let client = cluster.client().unwrap();

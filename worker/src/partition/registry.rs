@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::actors::PartitionStarter;
 use super::messages::PartitionHandle;
 use crate::log::saved::SavedState;
-use crate::metadata_image::{ImageWatch, MetadataImage};
+use crate::metadata_image::MetadataImage;
 
 /// How many writes and syncs of partitions may run at once: enough for the file system to take several
 /// syncs with one write of its journal, few enough for the threads that answer reads.
@@ -81,24 +81,6 @@ impl Partitions {
         open.iter()
             .map(|(id, handle)| (*id, handle.clone()))
             .collect()
-    }
-
-    /// Follows the cluster's facts until nobody gives any more. `me`: as whom this node is registered.
-    /// `applied` is told of each image that the partitions have heard of.
-    pub async fn follow(
-        &self,
-        me: NodeId,
-        mut image: ImageWatch,
-        mut applied: impl FnMut(&MetadataImage),
-    ) {
-        loop {
-            let newest = image.borrow_and_update().clone();
-            self.apply(me, &newest).await;
-            applied(&newest);
-            if image.changed().await.is_err() {
-                return;
-            }
-        }
     }
 
     /// Opens what this node has, closes what it has no longer, and tells the others what has changed.

@@ -81,12 +81,14 @@ impl FollowerHandle {
     }
 
     /// From now on these follow, each in this reign. `leader`: if something changed about it.
-    pub(super) fn follow(
+    pub(super) async fn follow(
         &self,
         leader: Option<Leader>,
         replicas: BTreeMap<TopicPartition, LeaderEpoch>,
     ) {
-        self.0.do_send(FollowThese { leader, replicas });
+        let told = self.0.send(FollowThese { leader, replicas }).await;
+        // It ends with its thread, and so does everything else here.
+        told.unwrap_or_default();
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use common::ids::{LeaderEpoch, NodeId, PartitionId, TopicPartition};
 
 use super::follower_actor::{FollowerHandle, FollowerSettings, Leader};
-use crate::metadata_image::MetadataImage;
+use crate::metadata_image::{ImageWatch, MetadataImage};
 
 /// Everything of this worker that follows.
 #[derive(Debug)]
@@ -22,22 +22,38 @@ impl Followers {
         }
     }
 
-    /// The partitions themselves have heard of this image.
-    pub fn apply(&mut self, image: &MetadataImage) {
+    /// Opens, closes and tells partitions what the facts say, and has them follow, until nobody gives any more.
+    pub async fn run(mut self, mut image: ImageWatch) {
+        let (me, partitions) = (
+            self.settings.session.worker,
+            self.settings.partitions.clone(),
+        );
+        loop {
+            let newest = image.borrow_and_update().clone();
+            partitions.apply(me, &newest).await;
+            self.apply(&newest).await;
+            if image.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn apply(&mut self, image: &MetadataImage) {
         let mut wanted = followed(self.settings.session.worker, image);
-        self.running.retain(|worker, follower| {
-            let replicas = wanted.remove(worker).unwrap_or_default();
+        for (worker, follower) in std::mem::take(&mut self.running) {
+            let replicas = wanted.remove(&worker).unwrap_or_default();
             let goes_on = !replicas.is_empty();
-            let leader = leader(*worker, image);
-            follower.follow(leader, replicas);
-            goes_on
-        });
+            follower.follow(leader(worker, image), replicas).await;
+            if goes_on {
+                self.running.insert(worker, follower);
+            }
+        }
         for (worker, replicas) in wanted {
             let Some(leader) = leader(worker, image) else {
                 continue;
             };
             let follower = FollowerHandle::start(self.settings.clone(), leader);
-            follower.follow(None, replicas);
+            follower.follow(None, replicas).await;
             self.running.insert(worker, follower);
         }
     }
