@@ -16,7 +16,7 @@ pub struct CreateTopic {
     pub partitions: u32,
     #[serde(default = "one")]
     pub replication_factor: u32,
-    #[serde(default)]
+    #[serde(default = "nothing_said")]
     pub config: TopicConfig,
 }
 
@@ -26,6 +26,13 @@ fn one() -> u32 {
 
 fn unsaid() -> u32 {
     UNSAID
+}
+
+fn nothing_said() -> TopicConfig {
+    TopicConfig {
+        min_insync_replicas: UNSAID,
+        ..TopicConfig::default()
+    }
 }
 
 /// What `min_insync_replicas` is where it was left out.
