@@ -31,7 +31,7 @@ struct Options {
     #[arg(long, default_value_t = 25)]
     requests: usize,
     /// How long each topic is sent to at a fixed rate.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// What cargo adds.
     #[arg(long, hide = true)]

@@ -433,8 +433,15 @@ impl PartitionActor {
             durable: at.durable,
         };
         let now = self.settings.clock.tick();
-        match self.machine.follower_fetched(now, fetch, &self.epochs) {
+        let log_start = self.reader.as_ref().map_or(Offset::ZERO, LogReader::start);
+        let answered = self
+            .machine
+            .follower_fetched(now, fetch, &self.epochs, log_start);
+        match answered {
             Err(refusal) => return answer(reply, Err(problems::follower_refused(refusal))),
+            Ok(FollowerAnswer::Removed) => {
+                return answer(reply, Ok(Followed::Removed { log_start }));
+            }
             Ok(FollowerAnswer::Diverging(end)) => {
                 return answer(reply, Ok(Followed::Diverges(end)));
             }

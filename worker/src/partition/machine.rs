@@ -111,6 +111,8 @@ pub enum FollowerAnswer {
     Continue,
     /// Its log went another way: it must cut it off here or earlier, and ask again.
     Diverging(EpochEnd),
+    /// What would come next was removed long ago: it must begin anew where our log begins.
+    Removed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -259,12 +261,13 @@ impl PartitionMachine {
         self.advance();
     }
 
-    /// A follower asks for more, and thereby says what it has.
+    /// A follower asks for more, and thereby says what it has. Our log begins at `log_start`.
     pub fn follower_fetched(
         &mut self,
         now: Tick,
         fetch: FollowerFetch,
         epochs: &LeaderEpochs,
+        log_start: Offset,
     ) -> Result<FollowerAnswer, FollowerRefusal> {
         let current = self.leader_epoch;
         let log_end = self.log_end;
@@ -283,6 +286,10 @@ impl PartitionMachine {
             .ok_or(FollowerRefusal::NotReplica(fetch.from))?;
         if fetch.worker_epoch < follower.worker_epoch {
             return Err(FollowerRefusal::EarlierLife(fetch.from));
+        }
+        // What was removed was committed, and its epochs are forgotten: nothing tells where they end.
+        if fetch.log_end < log_start {
+            return Ok(FollowerAnswer::Removed);
         }
         let nothing = EpochEnd {
             epoch: LeaderEpoch(-1),

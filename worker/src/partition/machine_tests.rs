@@ -111,11 +111,11 @@ fn a_new_leader_says_nothing_of_what_is_committed_before_it_knows() {
     let (mut machine, epochs) = leader(&[1, 2], 5);
     assert_eq!(machine.committed(), None);
     machine
-        .follower_fetched(NOW, fetch(2, 4, 4), &epochs)
+        .follower_fetched(NOW, fetch(2, 4, 4), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(machine.committed(), None);
     machine
-        .follower_fetched(NOW, fetch(2, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(2, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(machine.committed(), Some(Offset(5)));
 }
@@ -128,7 +128,7 @@ fn a_follower_whose_log_went_another_way_is_told_where_and_makes_no_progress() {
     machine.synced(Offset(9));
     let longer = fetch(2, 7, 7);
     assert!(matches!(
-        machine.follower_fetched(NOW, longer, &epochs),
+        machine.follower_fetched(NOW, longer, &epochs, Offset::ZERO),
         Ok(FollowerAnswer::Diverging(end)) if end.end == Offset(5)
     ));
     assert_eq!(machine.committed(), None);
@@ -137,10 +137,10 @@ fn a_follower_whose_log_went_another_way_is_told_where_and_makes_no_progress() {
         ..fetch(2, 5, 5)
     };
     machine
-        .follower_fetched(NOW, fetch(2, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(2, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(
-        machine.follower_fetched(NOW, old, &epochs),
+        machine.follower_fetched(NOW, old, &epochs, Offset::ZERO),
         Err(FollowerRefusal::EarlierLife(NodeId(2)))
     );
 }
@@ -149,14 +149,14 @@ fn a_follower_whose_log_went_another_way_is_told_where_and_makes_no_progress() {
 fn a_follower_joins_by_what_is_on_its_disk_and_counts_from_the_proposal_on() {
     let (mut machine, epochs) = leader(&[1, 2], 5);
     machine
-        .follower_fetched(NOW, fetch(2, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(2, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     machine
-        .follower_fetched(NOW, fetch(3, 5, 4), &epochs)
+        .follower_fetched(NOW, fetch(3, 5, 4), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(machine.propose_isr(NOW), None, "its disk lacks a record");
     machine
-        .follower_fetched(NOW, fetch(3, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(3, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     let proposal = machine.propose_isr(NOW).unwrap();
     assert_eq!(proposal.isr.len(), 3);
@@ -165,7 +165,7 @@ fn a_follower_joins_by_what_is_on_its_disk_and_counts_from_the_proposal_on() {
     machine.appended(Offset(8));
     machine.synced(Offset(8));
     machine
-        .follower_fetched(NOW, fetch(2, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(2, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(
         machine.committed(),
@@ -187,14 +187,57 @@ fn a_follower_joins_only_with_everything_the_reign_began_with() {
     // An earlier leader may have committed all five; this one has yet to learn how many.
     let (mut machine, epochs) = leader(&[1, 2], 5);
     machine
-        .follower_fetched(NOW, fetch(3, 4, 4), &epochs)
+        .follower_fetched(NOW, fetch(3, 4, 4), &epochs, Offset::ZERO)
         .unwrap();
     assert_eq!(machine.committed(), None);
     assert_eq!(machine.propose_isr(NOW), None);
     machine
-        .follower_fetched(NOW, fetch(3, 5, 5), &epochs)
+        .follower_fetched(NOW, fetch(3, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     assert!(machine.propose_isr(NOW).is_some());
+}
+
+/// Its epochs are forgotten here: taken for another way, it would have cut off what is committed.
+#[test]
+fn a_follower_from_before_the_logs_start_is_told_to_begin_anew_and_makes_no_progress() {
+    let (mut machine, epochs) = leader(&[1, 2], 9);
+    machine.synced(Offset(9));
+    let answer = machine.follower_fetched(NOW, fetch(2, 3, 3), &epochs, Offset(4));
+    assert_eq!(answer, Ok(FollowerAnswer::Removed));
+    assert_eq!(machine.committed(), None);
+    let answer = machine.follower_fetched(NOW, fetch(2, 4, 4), &epochs, Offset(4));
+    assert_eq!(answer, Ok(FollowerAnswer::Continue));
+}
+
+/// While records come all the time it never has all of them when it asks.
+#[test]
+fn a_follower_that_has_what_there_was_when_it_asked_before_keeps_up() {
+    let (mut machine, epochs) = leader(&[1, 2, 3], 5);
+    let mut now = NOW;
+    let has_all = |machine: &mut PartitionMachine, now| {
+        let end = machine.log_end().0;
+        let asked = machine.follower_fetched(now, fetch(3, end, end), &epochs, Offset::ZERO);
+        assert_eq!(asked, Ok(FollowerAnswer::Continue));
+    };
+    for second in 1..=20 {
+        let has = 4 + second;
+        machine.appended(Offset(has + 1));
+        let asked = machine.follower_fetched(now, fetch(2, has, has), &epochs, Offset::ZERO);
+        assert_eq!(asked, Ok(FollowerAnswer::Continue));
+        has_all(&mut machine, now);
+        now = now.plus(Span::from_secs(1));
+    }
+    assert_eq!(machine.propose_isr(now), None);
+    // Then it asks and asks, and comes no further.
+    for _ in 0..12 {
+        let asked = machine.follower_fetched(now, fetch(2, 24, 24), &epochs, Offset::ZERO);
+        assert_eq!(asked, Ok(FollowerAnswer::Continue));
+        machine.appended(machine.log_end().next());
+        has_all(&mut machine, now);
+        now = now.plus(Span::from_secs(1));
+    }
+    let proposal = machine.propose_isr(now).unwrap();
+    assert!(proposal.isr.keys().eq(&[NodeId(1), NodeId(3)]));
 }
 
 #[test]
@@ -202,7 +245,7 @@ fn a_follower_that_lags_leaves_unless_too_few_would_stay() {
     let late = Tick(0).plus(REPLICA_LAG_MAX).plus(Span(1));
     let (mut machine, epochs) = leader(&[1, 2, 3], 5);
     machine
-        .follower_fetched(late, fetch(2, 5, 5), &epochs)
+        .follower_fetched(late, fetch(2, 5, 5), &epochs, Offset::ZERO)
         .unwrap();
     let proposal = machine.propose_isr(late).unwrap();
     assert!(proposal.isr.keys().eq(&[NodeId(1), NodeId(2)]));
@@ -390,9 +433,12 @@ mod cluster {
                 durable: offset(follower.durable),
             };
             let leader_epochs = epochs(&self.nodes[leader].log);
-            let answer = self.nodes[leader]
-                .machine
-                .follower_fetched(NOW, request, &leader_epochs);
+            let answer = self.nodes[leader].machine.follower_fetched(
+                NOW,
+                request,
+                &leader_epochs,
+                Offset::ZERO,
+            );
             match answer {
                 Ok(FollowerAnswer::Continue) => {
                     let from = self.nodes[number].log.len();
@@ -419,6 +465,7 @@ mod cluster {
                     follower.durable = follower.log.len();
                     follower.machine.truncated(to);
                 }
+                Ok(FollowerAnswer::Removed) => unreachable!("nothing is removed"),
                 Err(_) => {}
             }
         }

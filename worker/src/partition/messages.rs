@@ -255,6 +255,10 @@ pub enum Followed {
         committed: Offset,
     },
     Diverges(EpochEnd),
+    /// Its log ends before ours begins.
+    Removed {
+        log_start: Offset,
+    },
 }
 
 /// Asks a follower where its log is.

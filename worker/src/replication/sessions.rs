@@ -14,7 +14,7 @@ use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::replicate::{ReplicaNews, ReplicaPosition, Replicate, Replicated, Verdict};
 use common::time::{Clock, Span, Tick};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::partition::messages::Followed;
 use crate::partition::problems;
@@ -27,9 +27,9 @@ const MAX_WAIT: Span = Span::from_secs(2);
 /// A follower hears of what is committed without news of its log after so long.
 const TELL_COMMITTED_EVERY: Span = Span::from_millis(500);
 /// Batches of one replica in one answer, and of all. One batch may come beyond either.
-const REPLICA_BYTES: usize = 4 << 20;
+const REPLICA_BYTES: u32 = 4 << 20;
 const ANSWER_BYTES: usize = 16 << 20;
-const _: () = assert!(ANSWER_BYTES + REPLICA_BYTES + 2 * MAX_BATCH_BYTES < MAX_CALL_BYTES);
+const _: () = assert!(ANSWER_BYTES + REPLICA_BYTES as usize + MAX_BATCH_BYTES < MAX_CALL_BYTES);
 
 /// The sessions of all followers of this worker's partitions. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -45,13 +45,32 @@ struct Session {
     from_epoch: WorkerEpoch,
     number: u64,
     state: Mutex<State>,
+    /// For batches that wait to be taken along.
+    room: Arc<Semaphore>,
     /// There is news, or another call has come.
     stirred: Notify,
 }
 
+/// With the room they take.
+type Batches = (Bytes, OwnedSemaphorePermit);
+
+/// What there is for a position.
+enum Look {
+    Nothing {
+        committed: Offset,
+    },
+    Batches {
+        committed: Offset,
+        batches: Bytes,
+        room: OwnedSemaphorePermit,
+    },
+    /// It is to be looked at again.
+    Later,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    news: VecDeque<(ReplicaNews, Bytes)>,
+    news: VecDeque<(ReplicaNews, Option<Batches>)>,
     /// The call that came last, counted from the session's first.
     last_call: u64,
     calls: usize,
@@ -99,6 +118,7 @@ impl Sessions {
                 from_epoch: call.from_epoch,
                 number: call.session,
                 state: Mutex::default(),
+                room: Arc::new(Semaphore::new(ANSWER_BYTES)),
                 stirred: Notify::new(),
             });
             open.insert(call.from, session.clone());
@@ -120,7 +140,7 @@ impl Sessions {
         let mut told = None;
         while !session.is_over(self.clock.tick()) {
             match self.look(&session, at).await {
-                Ok(Some((committed, batches))) if batches.is_empty() => {
+                Ok(Look::Nothing { committed }) => {
                     // It has heard of this with the batches before.
                     if told.replace(committed).is_none_or(|told| told == committed) {
                         continue;
@@ -129,26 +149,27 @@ impl Sessions {
                         bytes: 0,
                         committed,
                     };
-                    return session.push(at, verdict, batches);
+                    return session.push(at, verdict, None);
                 }
-                Ok(Some((committed, batches))) => {
+                Ok(Look::Batches {
+                    committed,
+                    batches,
+                    room,
+                }) => {
                     let verdict = Verdict::Continues {
                         bytes: u32::try_from(batches.len()).expect("an answer is bounded"),
                         committed,
                     };
-                    return session.push(at, verdict, batches);
+                    return session.push(at, verdict, Some((batches, room)));
                 }
-                Ok(None) => {}
-                Err(verdict) => return session.push(at, verdict, Bytes::new()),
+                Ok(Look::Later) => {}
+                Err(verdict) => return session.push(at, verdict, None),
             }
         }
+        session.forget_news();
     }
 
-    async fn look(
-        &self,
-        session: &Session,
-        at: ReplicaPosition,
-    ) -> Result<Option<(Offset, Bytes)>, Verdict> {
+    async fn look(&self, session: &Session, at: ReplicaPosition) -> Result<Look, Verdict> {
         let refused = |problem| Verdict::Refused { problem };
         let partition = self.partitions.get(at.partition).ok_or_else(|| {
             let detail = format!("partition {} is not here", at.partition);
@@ -161,26 +182,39 @@ impl Sessions {
                 epoch: end.epoch,
                 end: end.end,
             }),
+            Followed::Removed { log_start } => Err(Verdict::Removed { log_start }),
             Followed::Continues {
                 reader,
                 log_end,
                 committed,
             } => {
-                let log_start = reader.start();
-                if at.log_end < log_start {
-                    return Err(Verdict::Removed { log_start });
-                }
                 if at.log_end >= log_end {
-                    return Ok(Some((committed, Bytes::new())));
+                    return Ok(Look::Nothing { committed });
                 }
+                // Room first: many that are far behind would fill the memory.
+                let room = session.room.clone().acquire_many_owned(REPLICA_BYTES);
+                let waited = tokio::time::timeout(TELL_COMMITTED_EVERY.as_duration(), room).await;
+                let Ok(Ok(mut room)) = waited else {
+                    return Ok(Look::Later);
+                };
                 let from = at.log_end;
                 // Everything as it lies there: what is undecided, too, and what decides it.
                 let isolation = Isolation::ReadUncommitted;
-                let reading = move || reader.read(from, log_end, REPLICA_BYTES, isolation);
+                let reading = move || reader.read(from, log_end, REPLICA_BYTES as usize, isolation);
                 match tokio::task::spawn_blocking(reading).await {
-                    Ok(Ok(read)) => Ok(Some((committed, read.bytes))),
+                    Ok(Ok(read)) => {
+                        let batches = read.bytes;
+                        room.split(batches.len().min(REPLICA_BYTES as usize))
+                            .map_or(Ok(Look::Later), |room| {
+                                Ok(Look::Batches {
+                                    committed,
+                                    batches,
+                                    room,
+                                })
+                            })
+                    }
                     Ok(Err(error)) => Err(refused(problems::read_failed(&error))),
-                    Err(_) => Ok(None),
+                    Err(_) => Ok(Look::Later),
                 }
             }
         }
@@ -222,12 +256,13 @@ impl Session {
         while bytes < ANSWER_BYTES
             && let Some((next, batches)) = state.news.pop_front()
         {
-            bytes += batches.len();
             news.push(next);
-            each.push(batches);
+            if let Some((batches, _room)) = batches {
+                bytes += batches.len();
+                each.push(batches);
+            }
         }
         drop(state);
-        each.retain(|batches| !batches.is_empty());
         let batches = match each.len() {
             0 | 1 => each.pop().unwrap_or_default(),
             _ => {
@@ -240,7 +275,12 @@ impl Session {
         Replicated { news, batches }
     }
 
-    fn push(&self, at: ReplicaPosition, verdict: Verdict, batches: Bytes) {
+    /// Nobody will take along what there is.
+    fn forget_news(&self) {
+        lock(&self.state).news.clear();
+    }
+
+    fn push(&self, at: ReplicaPosition, verdict: Verdict, batches: Option<Batches>) {
         let news = ReplicaNews { at, verdict };
         lock(&self.state).news.push_back((news, batches));
         self.stirred.notify_waiters();
