@@ -68,7 +68,7 @@ impl Cluster {
     }
 
     /// In a directory that stays, with a log file per process in `logs/`.
-    pub fn start_in(directory: &Path, workers: usize, worker_options: &[&str]) -> Result<Cluster> {
+    pub fn start_in(directory: &Path, coordinators: usize, workers: usize) -> Result<Cluster> {
         let logs = directory.join("logs");
         std::fs::create_dir_all(&logs)
             .with_context(|| format!("cannot create {}", logs.display()))?;
@@ -76,9 +76,9 @@ impl Cluster {
             directory.to_owned(),
             None,
             Some(logs),
-            1,
+            coordinators,
             workers,
-            worker_options,
+            &[],
         )
     }
 
@@ -254,13 +254,13 @@ impl Cluster {
             .context("the coordinator is not running")
     }
 
-    /// What a killed worker, or the coordinator, is begun with again; it is ready a moment later.
+    /// What a killed worker, or a coordinator, is begun with again; it is ready a moment later.
     pub fn begin_worker(&mut self, index: usize) -> Result<()> {
         self.workers[index].begin()
     }
 
-    pub fn begin_coordinator(&mut self) -> Result<()> {
-        self.coordinators[0].begin()
+    pub fn begin_coordinator(&mut self, index: usize) -> Result<()> {
+        self.coordinators[index].begin()
     }
 
     /// Waits until every process that was begun is ready.

@@ -7,7 +7,7 @@ use clap::Parser;
 use common::time::Span;
 use integration_tests::chaos::{self, Options};
 
-/// Starts a coordinator and three workers, runs two jobs on a stream, kills processes with SIGKILL, and
+/// Starts coordinators and three workers, runs two jobs on a stream, kills processes with SIGKILL, and
 /// compares input, output and state with an oracle. Ends with an error if anything differs, or if too
 /// little happened to mean anything.
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ struct Flags {
     /// MILLSTREAM_SEED, or a new one.
     #[arg(long)]
     seed: Option<u64>,
+    /// One coordinator, or a group of three.
+    #[arg(long, default_value_t = 3)]
+    coordinators: usize,
     /// Events sent per second, while nothing is down.
     #[arg(long, default_value_t = 12_000)]
     rate: u64,
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
     let temporary = tempfile::Builder::new().prefix("chaos-").tempdir()?;
     let options = Options {
         seed: flags.seed.map_or_else(chaos::seed, Ok)?,
+        coordinators: flags.coordinators,
         duration: Span(milliseconds(flags.minutes * 60.0)),
         interval: Span(milliseconds(flags.interval_seconds)),
         events_per_second: flags.rate.max(1),

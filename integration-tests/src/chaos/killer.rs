@@ -24,10 +24,10 @@ const LONGEST_PAUSE_MS: u64 = 6_000;
 /// A moment with events under way is waited for this long: there is nearly always one.
 const IN_FLIGHT_WITHIN: Span = Span::from_secs(1);
 
-/// The coordinator, or a worker by its number from 0.
+/// A process, by its number from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
-    Coordinator,
+    Coordinator(usize),
     Worker(usize),
 }
 
@@ -46,6 +46,7 @@ pub struct Killer {
     progress: Arc<Progress>,
     interval: Span,
     deck: Vec<Victim>,
+    coordinators: usize,
     workers: usize,
     /// What had been acknowledged and had come out at the last kill.
     last: (u64, u64),
@@ -54,14 +55,21 @@ pub struct Killer {
 }
 
 impl Killer {
-    pub fn new(seed: u64, workers: usize, interval: Span, progress: Arc<Progress>) -> Killer {
+    /// `processes`: so many coordinators, and so many workers.
+    pub fn new(
+        seed: u64,
+        processes: (usize, usize),
+        interval: Span,
+        progress: Arc<Progress>,
+    ) -> Killer {
         Killer {
             random: seeded(seed, 4_000),
             clock: SystemClock::shared(),
             progress,
             interval,
             deck: Vec::new(),
-            workers,
+            coordinators: processes.0,
+            workers: processes.1,
             last: (0, 0),
             kills: Vec::new(),
             pauses: 0,
@@ -93,7 +101,7 @@ impl Killer {
         let (_, acknowledged, came_out) = self.progress.read();
         for victim in &victims {
             match victim {
-                Victim::Coordinator => cluster.kill_coordinator()?,
+                Victim::Coordinator(index) => cluster.kill_coordinator_at(*index)?,
                 Victim::Worker(index) => cluster.kill_worker(*index)?,
             }
             self.kills.push(Kill {
@@ -106,7 +114,7 @@ impl Killer {
         self.wait(Span(absence), watch).await?;
         for victim in self.shuffled(victims) {
             match victim {
-                Victim::Coordinator => cluster.begin_coordinator()?,
+                Victim::Coordinator(index) => cluster.begin_coordinator(index)?,
                 Victim::Worker(index) => cluster.begin_worker(index)?,
             }
         }
@@ -134,15 +142,15 @@ impl Killer {
     /// Mostly one, sometimes two, rarely everyone.
     fn victims(&mut self) -> Vec<Victim> {
         let count = match below(&mut self.random, 12) {
-            0 => self.workers + 1,
+            0 => self.workers + self.coordinators,
             1 | 2 => 2,
             _ => 1,
         };
         let mut victims = Vec::new();
         while victims.len() < count {
             if self.deck.is_empty() {
-                let all = (0..self.workers).map(Victim::Worker);
-                self.deck = self.shuffled(all.chain([Victim::Coordinator]).collect());
+                let all = everyone(self.coordinators, self.workers);
+                self.deck = self.shuffled(all.collect());
             }
             let next = self.deck.pop().filter(|next| !victims.contains(next));
             victims.extend(next);
@@ -205,6 +213,11 @@ impl Killer {
     }
 }
 
+pub fn everyone(coordinators: usize, workers: usize) -> impl Iterator<Item = Victim> {
+    let workers = (0..workers).map(Victim::Worker);
+    workers.chain((0..coordinators).map(Victim::Coordinator))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,12 +225,12 @@ mod tests {
     #[test]
     fn everyone_has_its_share_of_the_kills() {
         for seed in 0..20 {
-            let mut killer = Killer::new(seed, 3, Span(1), Arc::default());
-            let mut counts = [0; 4];
-            for _ in 0..16 {
+            let mut killer = Killer::new(seed, (3, 3), Span(1), Arc::default());
+            let mut counts = [0; 6];
+            for _ in 0..24 {
                 for victim in killer.victims() {
                     let index = match victim {
-                        Victim::Coordinator => 3,
+                        Victim::Coordinator(index) => 3 + index,
                         Victim::Worker(index) => index,
                     };
                     counts[index] += 1;

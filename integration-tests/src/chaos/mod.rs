@@ -1,6 +1,6 @@
 //! Real processes under SIGKILL: what comes out is what an oracle says, or the run fails.
 //!
-//! One coordinator and three workers run two jobs on a stream that producers send all the while. Processes
+//! Three coordinators, or one, and three workers run two jobs on a stream that producers send all the while. Processes
 //! are killed and started again; state is read at completed epochs; committed output is followed. At the
 //! end the stream stops, the jobs drain, and input, output and state are compared with a computation
 //! of their own. A run in which too little happened fails as well.
@@ -37,6 +37,8 @@ pub const WORKERS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
+    /// One, or a group of three.
+    pub coordinators: usize,
     /// For so long processes are killed.
     pub duration: Span,
     /// Between two kills, on average.
@@ -56,7 +58,7 @@ pub fn seed() -> Result<u64> {
 
 /// Runs to the end. What it answers has been verified, but may still have been too quiet.
 pub fn run(options: &Options) -> Result<Summary> {
-    let mut cluster = Cluster::start_in(&options.directory, WORKERS, &[])?;
+    let mut cluster = Cluster::start_in(&options.directory, options.coordinators, WORKERS)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -72,7 +74,7 @@ pub fn run(options: &Options) -> Result<Summary> {
 
 async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
     let seed = options.seed;
-    let mut addresses = vec![cluster.coordinator().to_owned()];
+    let mut addresses = cluster.coordinator_addresses();
     addresses.extend((0..WORKERS).map(|worker| cluster.worker(worker).to_owned()));
     jobs::deploy(&Client::connect(cluster.coordinator())?).await?;
 
@@ -91,7 +93,12 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
         move || state_check::check(seed, &addresses, &progress)
     });
 
-    let mut killer = Killer::new(seed, WORKERS, options.interval, Arc::clone(&progress));
+    let mut killer = Killer::new(
+        seed,
+        (options.coordinators, WORKERS),
+        options.interval,
+        Arc::clone(&progress),
+    );
     let outcome = async {
         let begin = killer.now();
         // Whoever ends before it should has failed.
@@ -115,6 +122,7 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
     let verified = verify::verify(seed, &addresses, &sent, &followed).await?;
     Ok(Summary {
         seed,
+        coordinators: options.coordinators,
         workers: WORKERS,
         kills: killer.kills,
         pauses: killer.pauses,

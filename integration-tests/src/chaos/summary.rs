@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-use super::killer::{Kill, Victim};
+use super::killer::{Kill, Victim, everyone};
 use super::producers::Sent;
 use super::state_check::Checked;
 use super::verify::Verified;
@@ -20,6 +20,7 @@ const READINGS: u64 = 5;
 #[derive(Debug)]
 pub struct Summary {
     pub seed: u64,
+    pub coordinators: usize,
     pub workers: usize,
     pub kills: Vec<Kill>,
     pub pauses: usize,
@@ -69,8 +70,7 @@ impl Summary {
 
     /// How often each process was killed, and how often while events were in flight.
     fn kills_of_each(&self) -> BTreeMap<String, (usize, usize)> {
-        let everyone = (0..self.workers).map(Victim::Worker);
-        let everyone = everyone.chain([Victim::Coordinator]);
+        let everyone = everyone(self.coordinators, self.workers);
         let count = |victim: Victim| {
             let kills = self.kills.iter().filter(move |kill| kill.victim == victim);
             let in_flight = kills.clone().filter(|kill| kill.in_flight).count();
@@ -126,7 +126,7 @@ impl fmt::Display for Summary {
 impl fmt::Display for Victim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Victim::Coordinator => write!(f, "coordinator"),
+            Victim::Coordinator(index) => write!(f, "coordinator{}", index + 1),
             Victim::Worker(index) => write!(f, "worker{}", index + 1),
         }
     }
