@@ -12,9 +12,9 @@ use common::protocol::node::{RegisterWorker, Registered};
 use common::protocol::topic::CreateTopic;
 use common::time::{Clock, Span};
 
-use super::messages::{Alter, Create, Delete, Propose, Register};
+use super::messages::{Alter, Create, Delete, Propose, Reassign, Register};
 use super::seen::Seen;
-use super::topics::{self, AlterTopic};
+use super::topics::{self, AlterTopic, ReassignTopic};
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::{Command, Entry, Outcome, Registration};
 use crate::metadata_log::{Committed, MetadataLog, MetadataView, ProposeError};
@@ -65,6 +65,15 @@ impl Controller {
 
     pub async fn alter_topic(&self, topic: TopicName, change: AlterTopic) -> Result<(), Problem> {
         let answer = self.actor.send(Alter { topic, change }).await;
+        answer.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub async fn reassign_topic(
+        &self,
+        topic: TopicName,
+        request: ReassignTopic,
+    ) -> Result<(), Problem> {
+        let answer = self.actor.send(Reassign { topic, request }).await;
         answer.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -196,6 +205,14 @@ impl Handler<Alter> for ControllerActor {
 
     fn handle(&mut self, message: Alter, _: &mut Self::Context) -> Self::Result {
         self.change(move |metadata| topics::alter(metadata, &message.topic, &message.change))
+    }
+}
+
+impl Handler<Reassign> for ControllerActor {
+    type Result = ResponseFuture<Result<(), Problem>>;
+
+    fn handle(&mut self, message: Reassign, _: &mut Self::Context) -> Self::Result {
+        self.change(move |metadata| topics::reassign(metadata, &message.topic, &message.request))
     }
 }
 

@@ -7,7 +7,7 @@ use common::ids::TopicName;
 use common::protocol::node::{RegisterWorker, Registered};
 use common::protocol::topic::CreateTopic;
 
-use super::topics::AlterTopic;
+use super::topics::{AlterTopic, ReassignTopic};
 use crate::metadata::command::Command;
 use crate::metadata_log::{Committed, ProposeError};
 
@@ -46,5 +46,16 @@ impl Message for Alter {
 pub struct Delete(pub TopicName);
 
 impl Message for Delete {
+    type Result = Result<(), Problem>;
+}
+
+/// Has a topic's partitions on other workers.
+#[derive(Debug)]
+pub struct Reassign {
+    pub topic: TopicName,
+    pub request: ReassignTopic,
+}
+
+impl Message for Reassign {
     type Result = Result<(), Problem>;
 }

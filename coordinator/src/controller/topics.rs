@@ -14,7 +14,7 @@ use common::protocol::topic::{CleanupPolicy, CreateTopic, Durability, TopicConfi
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
 use crate::metadata::topics::TopicRow;
-use crate::placement::replicas::{Held, place};
+use crate::placement::replicas::{Held, fill, place};
 
 /// `PATCH /v1/topics/{topic}`.
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
@@ -27,6 +27,18 @@ pub struct AlterTopic {
     #[serde(default)]
     #[schema(value_type = Object)]
     pub config: Map<String, Value>,
+}
+
+/// `POST /v1/topics/{topic}/reassign`.
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReassignTopic {
+    /// How many replicas each partition is to have; absent: as many as it has. Those on active workers stay.
+    #[serde(default)]
+    pub replication_factor: Option<u32>,
+    /// The workers of each partition's replicas, the preferred leader first; absent: they are chosen.
+    #[serde(default)]
+    pub replicas: Option<Vec<Vec<u32>>>,
 }
 
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(4 << 30);
@@ -85,6 +97,101 @@ pub fn alter(
     })
 }
 
+pub fn reassign(
+    metadata: &ClusterMetadata,
+    name: &TopicName,
+    request: &ReassignTopic,
+) -> Result<Command, Problem> {
+    let row = find(metadata, name)?;
+    let targets = match (&request.replicas, request.replication_factor) {
+        (Some(_), Some(_)) => {
+            let detail =
+                "\"replicas\" say how many there are, \"replication_factor\" may not say it again";
+            return Err(Problem::new(ErrorCode::InvalidRequest, detail).at("/replication_factor"));
+        }
+        (Some(replicas), None) => given(metadata, row, replicas)?,
+        (None, factor) => {
+            if let Some(factor) = factor {
+                check_replication_factor(factor)?;
+            }
+            chosen(metadata, row, factor)?
+        }
+    };
+    let fewest = row.config.min_insync_replicas as usize;
+    if let Some(number) = targets.iter().position(|target| target.len() < fewest) {
+        let detail = format!(
+            "partition {number} would have {} replicas, and min_insync_replicas is {fewest}",
+            targets[number].len()
+        );
+        return Err(Problem::new(ErrorCode::InvalidConfig, detail)
+            .hint("Lower min_insync_replicas first: PATCH /v1/topics/{topic}."));
+    }
+    Ok(Command::Reassign {
+        id: row.id,
+        targets,
+    })
+}
+
+/// The replicas that somebody has chosen.
+fn given(
+    metadata: &ClusterMetadata,
+    row: &TopicRow,
+    replicas: &[Vec<u32>],
+) -> Result<Vec<Vec<NodeId>>, Problem> {
+    if replicas.len() != row.partitions.len() {
+        let detail = format!(
+            "topic \"{}\" has {} partitions, replicas are given for {}",
+            row.name,
+            row.partitions.len(),
+            replicas.len()
+        );
+        return Err(Problem::new(ErrorCode::InvalidRequest, detail).at("/replicas"));
+    }
+    for (partition, workers) in replicas.iter().enumerate() {
+        let refuse =
+            |code, detail| Err(Problem::new(code, detail).at(format!("/replicas/{partition}")));
+        if workers.is_empty() || workers.len() > MAX_REPLICATION_FACTOR as usize {
+            let detail = format!("a partition has 1 to {MAX_REPLICATION_FACTOR} replicas");
+            return refuse(ErrorCode::InvalidRequest, detail);
+        }
+        for (place, worker) in workers.iter().enumerate() {
+            if workers[..place].contains(worker) {
+                let detail = format!("worker {worker} cannot have two replicas of a partition");
+                return refuse(ErrorCode::InvalidRequest, detail);
+            }
+            // One that has a replica may keep it while it is away.
+            let has = row.partitions[partition]
+                .replicas
+                .contains(&NodeId(*worker));
+            if !has && !metadata.is_active(NodeId(*worker)) {
+                let detail = format!("worker {worker} is not active");
+                return refuse(ErrorCode::UnknownWorker, detail);
+            }
+        }
+    }
+    let nodes = |workers: &Vec<u32>| workers.iter().copied().map(NodeId).collect();
+    Ok(replicas.iter().map(nodes).collect())
+}
+
+/// As many replicas as are wanted: those on active workers stay, others take the place of the rest.
+fn chosen(
+    metadata: &ClusterMetadata,
+    row: &TopicRow,
+    factor: Option<u32>,
+) -> Result<Vec<Vec<NodeId>>, Problem> {
+    let mut workers = held(metadata)?;
+    let count = workers.len();
+    let mut targets = Vec::with_capacity(row.partitions.len());
+    for (number, partition) in (0..).zip(&row.partitions) {
+        // While it moves it has more replicas than it is to have.
+        let previous = row.moving.get(&number).unwrap_or(&partition.replicas);
+        let factor = factor.unwrap_or(u32::try_from(previous.len()).unwrap_or(u32::MAX));
+        let target = fill(previous, factor, &mut workers);
+        targets.push(target.ok_or_else(|| too_few_workers(factor, count))?);
+    }
+    Ok(targets)
+}
+
 pub fn delete(metadata: &ClusterMetadata, name: &TopicName) -> Result<Command, Problem> {
     Ok(Command::DeleteTopic {
         id: find(metadata, name)?.id,
@@ -127,6 +234,19 @@ fn placed(
     partitions: u32,
     replication_factor: u32,
 ) -> Result<Vec<Vec<NodeId>>, Problem> {
+    let workers = held(metadata)?;
+    place(partitions, replication_factor, &workers)
+        .ok_or_else(|| too_few_workers(replication_factor, workers.len()))
+}
+
+fn too_few_workers(replication_factor: u32, workers: usize) -> Problem {
+    let detail =
+        format!("{replication_factor} replicas need as many active workers, there are {workers}");
+    Problem::new(ErrorCode::NotEnoughReplicas, detail).hint("Start more workers.")
+}
+
+/// What each active worker has.
+fn held(metadata: &ClusterMetadata) -> Result<BTreeMap<NodeId, Held>, Problem> {
     let mut workers: BTreeMap<NodeId, Held> = metadata
         .active_workers()
         .map(|worker| (worker.id, Held::default()))
@@ -146,13 +266,7 @@ fn placed(
             }
         }
     }
-    place(partitions, replication_factor, &workers).ok_or_else(|| {
-        let detail = format!(
-            "{replication_factor} replicas need as many active workers, there are {}",
-            workers.len()
-        );
-        Problem::new(ErrorCode::NotEnoughReplicas, detail).hint("Start more workers.")
-    })
+    Ok(workers)
 }
 
 fn changed(config: &TopicConfig, changes: &Map<String, Value>) -> Result<TopicConfig, Problem> {

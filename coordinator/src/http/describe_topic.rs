@@ -33,6 +33,9 @@ pub struct PartitionDescription {
     pub leader_epoch: i32,
     pub replicas: Vec<u32>,
     pub in_sync: Vec<u32>,
+    /// The workers it is moving to; absent if it stays where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<Vec<u32>>,
 }
 
 #[utoipa::path(
@@ -72,6 +75,10 @@ impl TopicDescription {
                     leader_epoch: partition.leader_epoch.0,
                     replicas: partition.replicas.iter().map(|node| node.0).collect(),
                     in_sync: partition.isr.iter().map(|node| node.0).collect(),
+                    moving_to: u32::try_from(number)
+                        .ok()
+                        .and_then(|number| row.moving.get(&number))
+                        .map(|nodes| nodes.iter().map(|node| node.0).collect()),
                 })
                 .collect(),
             config: row.config.clone(),

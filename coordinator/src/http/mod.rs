@@ -13,6 +13,7 @@ pub mod create_topic;
 pub mod list_topics;
 pub mod describe_topic;
 pub mod alter_topic;
+pub mod reassign_topic;
 pub mod delete_topic;
 pub mod forward_records;
 mod records_api;
@@ -91,6 +92,7 @@ pub struct State {
         list_topics::list_topics,
         describe_topic::describe_topic,
         alter_topic::alter_topic,
+        reassign_topic::reassign_topic,
         delete_topic::delete_topic,
         records_api::produce,
         records_api::fetch,
@@ -175,6 +177,10 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
                 .route(get().to(describe_topic::describe_topic))
                 .route(patch().to(alter_topic::alter_topic))
                 .route(delete().to(delete_topic::delete_topic)),
+        )
+        .service(
+            resource("/v1/topics/{topic}/reassign")
+                .route(post().to(reassign_topic::reassign_topic)),
         )
         // Only what workers answer: they pass on everything else, and it would come back.
         .service(

@@ -72,6 +72,11 @@ pub enum Command {
     DeleteTopic {
         id: TopicId,
     },
+    /// The partitions, of which there were as many, are to have these replicas, the preferred leader first.
+    Reassign {
+        id: TopicId,
+        targets: Vec<Vec<NodeId>>,
+    },
     /// So many partitions at most are led by their preferred replicas again.
     PreferLeaders {
         most: u32,

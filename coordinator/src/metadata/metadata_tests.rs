@@ -510,6 +510,66 @@ fn leaders_go_back_to_who_was_to_lead_once_it_has_everything_again() {
 }
 
 #[test]
+fn a_partition_moves_once_its_new_replicas_are_in_sync_and_not_before() {
+    let mut history = History::announced();
+    let workers = [10, 20, 30].map(|storage| history.active_worker(storage));
+    let [(a, epoch_a), (b, epoch_b), (c, epoch_c)] = workers;
+    let lives = BTreeMap::from([(a, epoch_a), (b, epoch_b), (c, epoch_c)]);
+    let topic = history.topic("t", &[&[a, b]]);
+    let partition = |history: &History| {
+        let row = history.metadata.topic(topic).unwrap();
+        (row.partitions[0].clone(), row.moving.get(&0).cloned())
+    };
+    let reassign = |history: &mut History, target: &[NodeId]| {
+        let targets = vec![target.to_vec()];
+        history.command(Command::Reassign { id: topic, targets })
+    };
+    reassign(&mut history, &[c, b]).unwrap();
+    let (moving, target) = partition(&history);
+    assert_eq!((moving.replicas, target), (vec![c, b, a], Some(vec![c, b])));
+    assert_eq!((moving.isr, moving.leader), (vec![a, b], Some(a)));
+    // Whoever changes their mind goes back at once: all of those are in sync.
+    reassign(&mut history, &[a, b]).unwrap();
+    let (back, target) = partition(&history);
+    assert_eq!(
+        (back.replicas, back.leader, target),
+        (vec![a, b], Some(a), None)
+    );
+    assert_eq!(
+        back.leader_epoch,
+        LeaderEpoch(1),
+        "a reign that knows nothing of c"
+    );
+
+    reassign(&mut history, &[c, b]).unwrap();
+    let (moving, _) = partition(&history);
+    let change = IsrChange {
+        partition: first_of(topic),
+        leader_epoch: moving.leader_epoch,
+        partition_epoch: moving.partition_epoch,
+        isr: lives,
+    };
+    let changes = vec![change];
+    let command = Command::AlterIsr {
+        worker: a,
+        epoch: epoch_a,
+        changes,
+    };
+    history.command(command).unwrap();
+    let (moved, target) = partition(&history);
+    assert_eq!((moved.replicas, target), (vec![c, b], None));
+    assert_eq!((moved.isr, moved.leader), (vec![c, b], Some(c)));
+    assert_eq!(moved.leader_epoch, LeaderEpoch(2));
+    for wrong in [&[][..], &[NodeId(99)]] {
+        let refused = reassign(&mut history, wrong);
+        assert!(
+            matches!(refused, Err(Rejection::NoReplica { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
     let mut history = History::announced();
     let workers = [10, 20, 30].map(|storage| history.active_worker(storage));
@@ -960,11 +1020,15 @@ enum Intent {
     /// `members`: which of the partition's replicas.
     AlterIsr {
         topic: u8,
-        members: [bool; 2],
+        members: [bool; 4],
         stale: bool,
     },
     Prefer {
         most: u8,
+    },
+    Reassign {
+        topic: u8,
+        workers: Vec<u32>,
     },
     Deploy {
         job: u8,
@@ -1028,9 +1092,11 @@ fn intent() -> impl Strategy<Value = Intent> {
         3 => (0..4_u8, 1..4_u8, worker.clone()).prop_map(|(topic, partitions, worker)| Intent::Create { topic, partitions, worker }),
         1 => (0..4_u8, worker.clone()).prop_map(|(topic, worker)| Intent::Grow { topic, worker }),
         1 => (0..4_u8).prop_map(|topic| Intent::Delete { topic }),
-        4 => (0..4_u8, any::<[bool; 2]>(), prop::bool::weighted(0.2))
+        6 => (0..4_u8, any::<[bool; 4]>(), prop::bool::weighted(0.2))
             .prop_map(|(topic, members, stale)| Intent::AlterIsr { topic, members, stale }),
         2 => (0..3_u8).prop_map(|most| Intent::Prefer { most }),
+        3 => (0..4_u8, prop::sample::subsequence(vec![1, 2, 3], 1..=3).prop_shuffle())
+            .prop_map(|(topic, workers)| Intent::Reassign { topic, workers }),
         2 => (0..3_u8).prop_map(|job| Intent::Deploy { job }),
         1 => (job.clone(), desired).prop_map(|(job, desired)| Intent::Want { job, desired }),
         4 => (job.clone(), worker.clone(), prop::bool::weighted(0.2)).prop_map(|(job, worker, stale)| Intent::Start { job, worker, stale }),
@@ -1128,6 +1194,15 @@ impl Intent {
                 }
             }
             Intent::Prefer { most } => Command::PreferLeaders { most: most.into() },
+            Intent::Reassign { topic, ref workers } => {
+                let row = metadata.topic_named(&name(topic));
+                let count = row.map_or(1, |row| row.partitions.len());
+                let target: Vec<NodeId> = workers.iter().copied().map(NodeId).collect();
+                Command::Reassign {
+                    id: topic_id(topic),
+                    targets: vec![target; count],
+                }
+            }
             Intent::Deploy { job } => create_job(&format!("j{job}")),
             Intent::Want { job, desired } => Command::SetDesired {
                 job: JobId(job),
@@ -1191,7 +1266,15 @@ fn check(before: &ClusterMetadata, after: &ClusterMetadata) {
             if let Some(earlier) = earlier.filter(|earlier| *earlier != partition) {
                 assert!(partition.partition_epoch > earlier.partition_epoch);
                 let same_leader = partition.leader == earlier.leader;
-                assert_eq!(same_leader, partition.leader_epoch == earlier.leader_epoch);
+                let same_reign = partition.leader_epoch == earlier.leader_epoch;
+                assert!(same_leader || !same_reign);
+                // Nothing else ends a reign than another leader and a move; replicas that go always do.
+                let some_went = earlier.replicas.iter().any(|node| !replicas.contains(node));
+                let moved = before.topic(topic.id).map(|earlier| &earlier.moving)
+                    != Some(&topic.moving)
+                    || earlier.replicas != partition.replicas;
+                assert!(same_reign || !same_leader || moved);
+                assert!(!some_went || !same_reign);
                 assert!(partition.leader_epoch >= earlier.leader_epoch);
             }
         }

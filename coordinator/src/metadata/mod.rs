@@ -254,6 +254,7 @@ impl ClusterMetadata {
                 added,
             } => self.alter_topic(index, at, *id, config, *partitions, added),
             Command::DeleteTopic { id } => self.delete_topic(index, *id),
+            Command::Reassign { id, targets } => self.reassign(index, at, *id, targets),
             Command::PreferLeaders { most } => Ok(self.prefer_leaders(index, *most)),
             Command::AlterIsr {
                 worker,

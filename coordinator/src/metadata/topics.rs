@@ -6,6 +6,7 @@
 //! who is the last to have every record stays in the set while it is away.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub struct TopicRow {
     pub name: TopicName,
     pub config: TopicConfig,
     pub partitions: Vec<PartitionImage>,
+    /// Partitions that are on their way to other replicas, by their number, and to which. Until all of those are
+    /// in sync, the old ones are replicas as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub moving: BTreeMap<u32, Vec<NodeId>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -85,6 +90,7 @@ impl ClusterMetadata {
                 name: name.clone(),
                 config: config.clone(),
                 partitions,
+                moving: BTreeMap::new(),
                 created_at: at,
                 updated_at: at,
             }),
@@ -128,6 +134,67 @@ impl ClusterMetadata {
         self.topic_names.remove(&row.name);
         self.changes.remove(index, RowKey::Topic(id));
         Ok(Outcome::Done)
+    }
+
+    /// Partitions are to have other replicas. Those join first, and once all of them are in sync the others go.
+    pub(super) fn reassign(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        id: TopicId,
+        targets: &[Vec<NodeId>],
+    ) -> Result<Outcome, Rejection> {
+        let row = self.topics.get(&id).ok_or(Rejection::UnknownTopic(id))?;
+        if row.partitions.len() != targets.len() {
+            return Err(Rejection::TopicChanged(row.name.clone()));
+        }
+        for (partition, target) in targets.iter().enumerate() {
+            let known = |node| self.workers.contains_key(node);
+            let fewest = row.config.min_insync_replicas as usize;
+            if target.len() < fewest.max(1) || !target.iter().all(known) {
+                return Err(Rejection::NoReplica { partition });
+            }
+        }
+        let mut next = TopicRow::clone(row);
+        next.updated_at = at;
+        for ((number, partition), target) in (0..).zip(&mut next.partitions).zip(targets) {
+            if partition.replicas == *target && !next.moving.contains_key(&number) {
+                continue;
+            }
+            let leaving = partition
+                .replicas
+                .iter()
+                .filter(|node| !target.contains(node));
+            partition.replicas = target.iter().chain(leaving).copied().collect();
+            partition.partition_epoch = partition.partition_epoch.next();
+            next.moving.insert(number, target.clone());
+            self.arrive(&mut next.moving, number, partition);
+        }
+        self.changes.touch(index, RowKey::Topic(id));
+        self.topics.insert(id, Arc::new(next));
+        Ok(Outcome::Done)
+    }
+
+    /// A partition that is on its way to other replicas is there once all of them are in sync. That is a new reign
+    /// in any case: what the leader knew of replicas that are gone does not count if they come back.
+    fn arrive(
+        &self,
+        moving: &mut BTreeMap<u32, Vec<NodeId>>,
+        number: u32,
+        partition: &mut PartitionImage,
+    ) {
+        let Some(target) = moving.get(&number) else {
+            return;
+        };
+        if !target.iter().all(|node| partition.isr.contains(node)) {
+            return;
+        }
+        partition.replicas.clone_from(target);
+        partition.isr.clone_from(target);
+        partition.leader = leader_of(target, target, |node| self.is_active(node));
+        partition.leader_epoch = partition.leader_epoch.next();
+        partition.partition_epoch = partition.partition_epoch.next();
+        moving.remove(&number);
     }
 
     /// Partitions that are led by another replica than the preferred one, which could.
@@ -174,14 +241,19 @@ impl ClusterMetadata {
                     };
                 }
             }
-            let TopicPartition { topic, partition } = change.partition;
-            let row = self.topics.get_mut(&topic).expect("it was checked");
-            let partition = &mut Arc::make_mut(row).partitions[partition.0 as usize];
+            let TopicPartition {
+                topic,
+                partition: number,
+            } = change.partition;
+            let mut row = TopicRow::clone(&self.topics[&topic]);
+            let partition = &mut row.partitions[number.0 as usize];
             let replicas = partition.replicas.iter().copied();
             partition.isr = replicas
                 .filter(|node| change.isr.contains_key(node))
                 .collect();
             partition.partition_epoch = partition.partition_epoch.next();
+            self.arrive(&mut row.moving, number.0, partition);
+            self.topics.insert(topic, Arc::new(row));
             self.changes.touch(index, RowKey::Topic(topic));
             IsrVerdict::Accepted
         });

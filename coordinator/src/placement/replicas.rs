@@ -52,6 +52,26 @@ pub fn place(
     Some(placed.collect())
 }
 
+/// Replicas for a partition that has these: of them, those that are among the workers stay, in their order, as
+/// far as they are wanted, and the workers with the fewest replicas make up for the others. Counts what it
+/// adds. `None` if there are fewer workers than replicas.
+pub fn fill(
+    previous: &[NodeId],
+    replication_factor: u32,
+    workers: &mut BTreeMap<NodeId, Held>,
+) -> Option<Vec<NodeId>> {
+    let factor = usize::try_from(replication_factor).ok()?;
+    let staying = previous.iter().filter(|node| workers.contains_key(node));
+    let mut nodes: Vec<NodeId> = staying.copied().take(factor).collect();
+    while nodes.len() < factor {
+        let others = workers.iter_mut().filter(|(node, _)| !nodes.contains(node));
+        let (node, held) = others.min_by_key(|(node, held)| (held.replicas, **node))?;
+        held.replicas += 1;
+        nodes.push(*node);
+    }
+    Some(nodes)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -79,6 +99,24 @@ mod tests {
         assert_eq!((on(1), on(2)), (1, 3));
         assert_eq!(place(1, 3, &workers(2)), None);
         assert_eq!(place(1, 1, &workers(0)), None);
+    }
+
+    #[test]
+    fn what_is_lost_is_made_up_for_and_nothing_else_moves() {
+        let mut held = workers(4);
+        for (node, replicas) in [(1, 5), (2, 5), (3, 1), (4, 3)] {
+            held.get_mut(&NodeId(node)).unwrap().replicas = replicas;
+        }
+        let nodes = |ids: &[u32]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        // 9 is gone.
+        let mut filled = |previous: &[u32], factor| fill(&nodes(previous), factor, &mut held);
+        assert_eq!(filled(&[2, 9, 1], 3), Some(nodes(&[2, 1, 3])));
+        assert_eq!(filled(&[9], 1), Some(nodes(&[3])));
+        assert_eq!(filled(&[9], 1), Some(nodes(&[3])));
+        assert_eq!(filled(&[9], 1), Some(nodes(&[4])), "it has as few by now");
+        assert_eq!(filled(&[1, 2, 3], 3), Some(nodes(&[1, 2, 3])));
+        assert_eq!(filled(&[1, 2, 3], 2), Some(nodes(&[1, 2])));
+        assert_eq!(filled(&[1, 2, 3], 5), None);
     }
 
     #[test]

@@ -182,6 +182,76 @@ fn a_follower_that_was_away_catches_up_and_may_lead_then() {
 }
 
 #[test]
+fn a_lost_replica_is_replaced_and_a_topic_moves_to_the_workers_it_is_told() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 2, 2, 1).await;
+        send(&client, "events", 0..500).await;
+        let lost = leader(&cluster, &client, "events", 0).await;
+        let lost_id = id_of(&cluster, &client, lost).await;
+        cluster.kill_worker(lost).unwrap();
+        std::fs::remove_dir_all(cluster.worker_directory(lost)).unwrap();
+        let without = |partition: &Value| {
+            !partition["in_sync"].as_array().unwrap().contains(&lost_id)
+                && partition["leader"].is_u64()
+        };
+        partitions_when(&client, "events", "the lost one is in sync", without).await;
+        let path = "/v1/topics/events/reassign";
+        let _: Value = client.post(path, &json!({})).await.unwrap();
+        let replaced = |partition: &Value| {
+            in_sync(partition) == 2
+                && partition["moving_to"].is_null()
+                && !partition["replicas"].as_array().unwrap().contains(&lost_id)
+        };
+        partitions_when(&client, "events", "it is not replaced", replaced).await;
+        send(&client, "events", 500..600).await;
+
+        // All of it to one worker, and the other may go as well.
+        let stays = (lost + 1) % 3;
+        let goes = (lost + 2) % 3;
+        let target = id_of(&cluster, &client, stays).await;
+        let to_one = json!({"replicas": [[target], [target]]});
+        let _: Value = client.post(path, &to_one).await.unwrap();
+        let moved = |partition: &Value| {
+            partition["leader"] == target && partition["replicas"] == json!([target])
+        };
+        partitions_when(&client, "events", "it is not moved", moved).await;
+        cluster.kill_worker(goes).unwrap();
+        send(&client, "events", 600..700).await;
+        let found = found(&client, "events").await;
+        assert!(found == (0..700).collect::<Vec<i64>>(), "{}", found.len());
+
+        for (wrong, code) in [
+            (json!({"replicas": [[target]]}), ErrorCode::InvalidRequest),
+            (
+                json!({"replicas": [[target, target], [target]]}),
+                ErrorCode::InvalidRequest,
+            ),
+            (
+                json!({"replicas": [[lost_id], [target]]}),
+                ErrorCode::UnknownWorker,
+            ),
+            (
+                json!({"replicas": [[target], [target]], "replication_factor": 1}),
+                ErrorCode::InvalidRequest,
+            ),
+            (
+                json!({"replication_factor": 3}),
+                ErrorCode::NotEnoughReplicas,
+            ),
+            (
+                json!({"replication_factor": 9}),
+                ErrorCode::UnsupportedReplicationFactor,
+            ),
+        ] {
+            let refused = client.post::<Value>(path, &wrong).await.unwrap_err();
+            assert_eq!(refused.code(), Some(code), "{wrong}");
+        }
+    });
+}
+
+#[test]
 fn half_of_the_replicas_are_enough_unless_told_otherwise_and_a_jobs_topics_have_as_many() {
     let cluster = Cluster::start(3).unwrap();
     let client = cluster.client().unwrap();
