@@ -42,6 +42,8 @@ pub struct ReplicaPosition {
     pub last_epoch: Option<LeaderEpoch>,
     /// Up to where it survives a loss of power.
     pub durable: Offset,
+    /// Up to where it knows that everything is committed.
+    pub committed: Offset,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +176,7 @@ mod tests {
             log_end: Offset(7),
             last_epoch: None,
             durable: Offset(5),
+            committed: Offset(2),
         };
         let continues = |bytes| Verdict::Continues {
             bytes,

@@ -413,6 +413,7 @@ impl PartitionActor {
             log_end: self.machine.log_end(),
             last_epoch: self.epochs.latest(),
             durable: self.machine.durable(),
+            committed: self.machine.committed().unwrap_or(Offset::ZERO),
         }
     }
 

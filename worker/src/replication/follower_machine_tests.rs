@@ -29,6 +29,7 @@ fn at(partition: u32, log_end: i64) -> ReplicaPosition {
         log_end: Offset(log_end),
         last_epoch: None,
         durable: Offset(log_end),
+        committed: Offset(0),
     }
 }
 

@@ -14,3 +14,5 @@ pub mod followers;
 
 #[cfg(test)]
 mod follower_machine_tests;
+#[cfg(test)]
+mod sessions_tests;

@@ -137,12 +137,10 @@ impl Sessions {
 
     /// Until there is news of this position, or nobody asks for it any more.
     async fn watch(self, session: Arc<Session>, at: ReplicaPosition) {
-        let mut told = None;
         while !session.is_over(self.clock.tick()) {
             match self.look(&session, at).await {
                 Ok(Look::Nothing { committed }) => {
-                    // It has heard of this with the batches before.
-                    if told.replace(committed).is_none_or(|told| told == committed) {
+                    if committed <= at.committed {
                         continue;
                     }
                     let verdict = Verdict::Continues {
