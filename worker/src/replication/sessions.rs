@@ -90,16 +90,22 @@ impl Sessions {
     /// Answers a follower's call.
     pub async fn answer(&self, call: Replicate) -> Result<Replicated, Problem> {
         let session = self.session(&call)?;
-        let number = session.call_began(self.clock.tick());
+        let under_way = UnderWay::begin(&session, &self.clock);
         for position in call.positions {
             let watching = self.clone().watch(session.clone(), position);
             tokio::spawn(watching);
         }
         let wait = call.wait.min(MAX_WAIT);
-        let news = session.wait_for_news(number);
+        let news = session.wait_for_news(under_way.number);
         // Nothing is an answer, too.
         let _elapsed = tokio::time::timeout(wait.as_duration(), news).await;
-        Ok(session.call_ends(self.clock.tick()))
+        Ok(session.take_along())
+    }
+
+    #[cfg(test)]
+    pub(super) fn calls_under_way(&self, from: NodeId) -> usize {
+        let session = lock(&self.open).get(&from).cloned();
+        session.map_or(0, |session| lock(&session.state).calls)
     }
 
     fn session(&self, call: &Replicate) -> Result<Arc<Session>, Problem> {
@@ -219,18 +225,39 @@ impl Sessions {
     }
 }
 
-impl Session {
-    fn call_began(&self, now: Tick) -> u64 {
-        let mut state = lock(&self.state);
+/// A call that waits for news. It ends when it is answered, and also when whoever made it is gone.
+struct UnderWay<'a> {
+    session: &'a Session,
+    clock: &'a Arc<dyn Clock>,
+    number: u64,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(session: &'a Session, clock: &'a Arc<dyn Clock>) -> UnderWay<'a> {
+        let mut state = lock(&session.state);
         state.calls += 1;
         state.last_call += 1;
-        state.heard = now;
+        state.heard = clock.tick();
         let number = state.last_call;
         drop(state);
-        self.stirred.notify_waiters();
-        number
+        session.stirred.notify_waiters();
+        UnderWay {
+            session,
+            clock,
+            number,
+        }
     }
+}
 
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.session.state);
+        state.calls -= 1;
+        state.heard = self.clock.tick();
+    }
+}
+
+impl Session {
     async fn wait_for_news(&self, call: u64) {
         loop {
             let stirred = self.stirred.notified();
@@ -244,10 +271,8 @@ impl Session {
         }
     }
 
-    fn call_ends(&self, now: Tick) -> Replicated {
+    fn take_along(&self) -> Replicated {
         let mut state = lock(&self.state);
-        state.calls -= 1;
-        state.heard = now;
         let mut news = Vec::new();
         let mut each = Vec::new();
         let mut bytes = 0;

@@ -240,6 +240,19 @@ fn a_later_call_takes_the_place_of_the_one_before() {
     });
 }
 
+/// A follower that dies is nearly always in the middle of a call: its positions were watched for ever.
+#[test]
+fn a_call_whose_caller_is_gone_is_over() {
+    with_leader(|sessions, _| async move {
+        let mut first = Box::pin(sessions.answer(call(1, true, &[])));
+        let polled = futures_util::poll!(&mut first);
+        assert!(polled.is_pending());
+        assert_eq!(sessions.calls_under_way(FOLLOWER), 1);
+        drop(first);
+        assert_eq!(sessions.calls_under_way(FOLLOWER), 0);
+    });
+}
+
 #[test]
 fn sessions_that_are_not_known_and_lives_that_have_ended_are_refused() {
     with_leader(|sessions, _| async move {
