@@ -24,8 +24,8 @@ pub struct Replicate {
     pub from_epoch: WorkerEpoch,
     /// Given by the follower, another one each time.
     pub session: u64,
-    /// Whether this call begins the session.
-    pub begins: bool,
+    /// Counted from zero, which begins the session. Calls may overtake each other, and each counts once.
+    pub number: u64,
     /// The positions that are new since the call before.
     pub positions: Vec<ReplicaPosition>,
     pub wait: Span,

@@ -148,14 +148,14 @@ impl FollowerActor {
     fn call(&mut self, say: Say, context: &mut Context<Self>) {
         let Say {
             session,
-            begins,
+            number,
             positions,
         } = say;
         let call = Replicate {
             from: self.settings.session.worker,
             from_epoch: self.settings.session.epoch(),
             session,
-            begins,
+            number,
             positions,
             wait: HOLD,
         };

@@ -14,7 +14,7 @@ use common::protocol::replicate::{ReplicaPosition, Replicated, Verdict};
 use common::time::{Span, Tick};
 
 /// One that the leader holds, and one that takes its place.
-const MAX_CALLS: usize = 2;
+pub const MAX_CALLS: usize = 2;
 /// Positions one call speaks of at most.
 pub const MAX_POSITIONS: usize = 4_096;
 /// After a call that failed, and after a replica that was refused.
@@ -48,15 +48,16 @@ enum Standing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Session {
     number: u64,
-    began: bool,
-    calls: usize,
+    /// Calls that were made, and those without an answer yet.
+    calls: u64,
+    under_way: usize,
 }
 
 /// What a call says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Say {
     pub session: u64,
-    pub begins: bool,
+    pub number: u64,
     pub positions: Vec<ReplicaPosition>,
 }
 
@@ -163,7 +164,7 @@ impl FollowerMachine {
 
     /// The next call, if one is to be made now.
     pub fn next_call(&mut self, now: Tick) -> Option<Say> {
-        if now < self.quiet_until || self.session.calls >= MAX_CALLS {
+        if now < self.quiet_until || self.session.under_way >= MAX_CALLS {
             return None;
         }
         let mut positions = Vec::new();
@@ -178,12 +179,14 @@ impl FollowerMachine {
                 Standing::Unknown | Standing::Ready(_) | Standing::Resting(_) => {}
             }
         }
-        let wanted = !positions.is_empty() || (listed && self.session.calls == 0);
+        let wanted = !positions.is_empty() || (listed && self.session.under_way == 0);
         wanted.then(|| {
+            let number = self.session.calls;
             self.session.calls += 1;
+            self.session.under_way += 1;
             Say {
                 session: self.session.number,
-                begins: !std::mem::replace(&mut self.session.began, true),
+                number,
                 positions,
             }
         })
@@ -194,7 +197,7 @@ impl FollowerMachine {
         if session != self.session.number {
             return Vec::new();
         }
-        self.session.calls -= 1;
+        self.session.under_way -= 1;
         let mut effects = Vec::new();
         for (at, verdict, batches) in reply.into_each() {
             let Some(replica) = self.replica(at.partition, at.leader_epoch) else {

@@ -62,19 +62,19 @@ fn one_call_stays_at_the_leader_and_the_next_takes_its_place() {
     assert_eq!(machine.next_call(NOW), None);
     machine.positioned(at(0, 5));
     let first = machine.next_call(NOW).unwrap();
-    assert!(first.begins);
-    assert_eq!((first.session, first.positions), (7, vec![at(0, 5)]));
+    assert_eq!((first.session, first.number), (7, 0));
+    assert_eq!(first.positions, [at(0, 5)]);
     assert_eq!(machine.next_call(NOW), None);
     machine.positioned(at(1, 3));
     let second = machine.next_call(NOW).unwrap();
-    assert!(!second.begins);
+    assert_eq!(second.number, 1);
     assert_eq!(second.positions, [at(1, 3)]);
     // The first comes back with nothing: the second is the one that waits.
     assert_eq!(machine.answered(NOW, 7, news(&[])), []);
     assert_eq!(machine.next_call(NOW), None);
     assert_eq!(machine.answered(NOW, 7, news(&[])), []);
     let third = machine.next_call(NOW).unwrap();
-    assert!(third.positions.is_empty() && !third.begins);
+    assert!(third.positions.is_empty() && third.number == 2);
 }
 
 #[test]
@@ -112,8 +112,8 @@ fn after_a_failed_call_everything_is_said_again_in_another_session() {
     assert_eq!(machine.next_call(NOW), None);
     let later = machine.next_wake(NOW).unwrap();
     let again = machine.next_call(later).unwrap();
-    assert!(again.begins);
-    assert_eq!((again.session, again.positions.len()), (8, 2));
+    assert_eq!((again.session, again.number), (8, 0));
+    assert_eq!(again.positions.len(), 2);
     // What the other call of the old session brings is of no interest, nor that it failed.
     assert_eq!(machine.answered(later, 7, news(&[at(0, 5)])), []);
     machine.failed(later, 7);

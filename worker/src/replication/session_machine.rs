@@ -2,12 +2,14 @@
 //!
 //! A worker that follows has one session here. A position it told is looked at until there is news of it: more
 //! in the log, a different log, or more that is committed; of a position there is news once. News goes with the
-//! call that waits or with the next: one call waits, and a later one takes its place. A session that begins
-//! takes the place of the one before, and one without a call for a while is over: then nothing of it is known.
+//! call that waits or with the next: one call waits, and another takes its place. A session that begins
+//! takes the place of the one before, and one without a call for a while is over. Calls may overtake each
+//! other and may be repeated by whatever lies between: each counts once, or its answer would take along news
+//! that nobody hears.
 //!
 //! `L` is a log to read from.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use common::error::{ErrorCode, Problem};
@@ -16,6 +18,8 @@ use common::limits::{MAX_BATCH_BYTES, MAX_CALL_BYTES};
 use common::offset::Offset;
 use common::protocol::replicate::{ReplicaNews, ReplicaPosition, Replicate, Replicated, Verdict};
 use common::time::{Span, Tick};
+
+use super::follower_machine::MAX_CALLS;
 
 /// A session whose last call has ended so long ago is over.
 pub const SESSION_OVER: Span = Span::from_secs(3);
@@ -48,6 +52,11 @@ pub struct SessionMachine<L> {
 struct Session<L> {
     life: WorkerEpoch,
     number: u64,
+    /// It has been forgotten, and is begun no more.
+    over: bool,
+    /// The number of the next call, and those that were overtaken by later ones.
+    next_call: u64,
+    missing: BTreeSet<u64>,
     watches: BTreeMap<WatchId, ReplicaPosition>,
     /// Those that have something to be read and no room for it, in order.
     queue: VecDeque<(WatchId, ToRead<L>)>,
@@ -114,7 +123,7 @@ impl<L> SessionMachine<L> {
         now: Tick,
         call: Replicate,
     ) -> Result<(CallId, Vec<Effect<L>>), Problem> {
-        let mut effects = self.begin_or_find(now, &call)?;
+        let mut effects = self.find_or_begin(now, &call)?;
         let id = CallId(self.next_number());
         let numbers = self.numbers + 1..;
         self.numbers += call.positions.len() as u64;
@@ -225,35 +234,34 @@ impl<L> SessionMachine<L> {
         session.is_some_and(|session| session.waiting.is_some())
     }
 
-    fn begin_or_find(&mut self, now: Tick, call: &Replicate) -> Result<Vec<Effect<L>>, Problem> {
-        let known = self.sessions.get_mut(&call.from);
-        if known
-            .as_ref()
-            .is_some_and(|known| known.life > call.from_epoch)
-        {
-            let detail = format!("worker {} has begun another life", call.from);
+    /// The session of a call that counts is there from now on.
+    fn find_or_begin(&mut self, now: Tick, call: &Replicate) -> Result<Vec<Effect<L>>, Problem> {
+        let (life, from) = (call.from_epoch, call.from);
+        let known = self.sessions.get_mut(&from);
+        if known.as_ref().is_some_and(|known| known.life > life) {
+            let detail = format!("worker {from} has begun another life");
             return Err(Problem::new(ErrorCode::FencedWorkerEpoch, detail));
         }
-        if call.begins {
+        let this = known.filter(|known| (known.life, known.number) == (life, call.session));
+        if let Some(session) = this {
+            if !session.is_over(now) && session.counts(call.number) {
+                return Ok(Vec::new());
+            }
+        } else if call.number == 0 {
+            let mut session = Session::new(life, call.session, now);
+            session.counts(0);
             let mut effects = Vec::new();
-            if let Some(mut replaced) = self.sessions.remove(&call.from) {
+            if let Some(mut replaced) = self.sessions.insert(from, session) {
                 effects.extend(replaced.answer(now));
                 replaced.forget(&mut self.watched_by);
             }
-            let session = Session::new(call.from_epoch, call.session, now);
-            self.sessions.insert(call.from, session);
             return Ok(effects);
         }
-        match known {
-            Some(known) if (known.life, known.number) == (call.from_epoch, call.session) => {
-                Ok(Vec::new())
-            }
-            Some(_) | None => {
-                let (session, from) = (call.session, call.from);
-                let detail = format!("session {session} of worker {from} is not known");
-                Err(Problem::new(ErrorCode::Conflict, detail).hint("Begin another one."))
-            }
-        }
+        let detail = format!(
+            "call {} of session {} of worker {from} comes too late or too early",
+            call.number, call.session
+        );
+        Err(Problem::new(ErrorCode::Conflict, detail).hint("Begin another session."))
     }
 
     /// There is news of a position: it is watched no more.
@@ -292,6 +300,9 @@ impl<L> Session<L> {
         Session {
             life,
             number,
+            over: false,
+            next_call: 0,
+            missing: BTreeSet::new(),
             watches: BTreeMap::new(),
             queue: VecDeque::new(),
             reading: BTreeMap::new(),
@@ -303,11 +314,26 @@ impl<L> Session<L> {
     }
 
     fn is_over(&self, now: Tick) -> bool {
-        self.waiting.is_none() && now.since(self.heard) > SESSION_OVER
+        self.over || (self.waiting.is_none() && now.since(self.heard) > SESSION_OVER)
+    }
+
+    /// Whether a call of this number is heard for the first time.
+    fn counts(&mut self, number: u64) -> bool {
+        if number < self.next_call {
+            return self.missing.remove(&number);
+        }
+        // A follower has no more calls under way than that.
+        if number - self.next_call >= MAX_CALLS as u64 {
+            return false;
+        }
+        self.missing.extend(self.next_call..number);
+        self.next_call = number + 1;
+        true
     }
 
     /// Nobody will take along what there is.
     fn forget(&mut self, watched_by: &mut BTreeMap<WatchId, NodeId>) {
+        self.over = true;
         for watch in std::mem::take(&mut self.watches).into_keys() {
             watched_by.remove(&watch);
         }

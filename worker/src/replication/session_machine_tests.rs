@@ -36,12 +36,12 @@ fn at(partition: u32, log_end: i64) -> ReplicaPosition {
     }
 }
 
-fn call(session: u64, begins: bool, positions: &[ReplicaPosition]) -> Replicate {
+fn call(session: u64, number: u64, positions: &[ReplicaPosition]) -> Replicate {
     Replicate {
         from: FOLLOWER,
         from_epoch: WorkerEpoch(1),
         session,
-        begins,
+        number,
         positions: positions.to_vec(),
         wait: Span::from_secs(1),
     }
@@ -72,13 +72,14 @@ fn answers(effects: Effects) -> Vec<(CallId, Replicated)> {
 }
 
 fn batches(bytes: usize) -> Result<Bytes, Problem> {
-    Ok(Bytes::from(vec![b'x'; bytes]))
+    static LARGEST: [u8; REPLICA_BYTES + 1_000] = [b'x'; REPLICA_BYTES + 1_000];
+    Ok(Bytes::from_static(&LARGEST[..bytes]))
 }
 
 #[test]
 fn a_position_is_looked_at_until_there_is_news_and_then_told_once() {
     let mut machine = Machine::default();
-    let (first, effects) = machine.called(NOW, call(1, true, &[at(0, 5)])).unwrap();
+    let (first, effects) = machine.called(NOW, call(1, 0, &[at(0, 5)])).unwrap();
     let watch = watch(&effects);
     let life = (FOLLOWER, WorkerEpoch(1));
     let look = Effect::Look {
@@ -118,7 +119,7 @@ fn a_position_is_looked_at_until_there_is_news_and_then_told_once() {
 #[test]
 fn more_that_is_committed_is_news_by_itself() {
     let mut machine = Machine::default();
-    let (_, effects) = machine.called(NOW, call(1, true, &[at(0, 5)])).unwrap();
+    let (_, effects) = machine.called(NOW, call(1, 0, &[at(0, 5)])).unwrap();
     let told = answers(machine.looked(NOW, watch(&effects), continues(5, 4)));
     let verdict = Verdict::Continues {
         bytes: 0,
@@ -130,9 +131,9 @@ fn more_that_is_committed_is_news_by_itself() {
 #[test]
 fn a_later_call_takes_the_place_of_the_one_before_and_news_waits_for_the_next() {
     let mut machine = Machine::default();
-    let (first, effects) = machine.called(NOW, call(1, true, &[at(0, 5)])).unwrap();
+    let (first, effects) = machine.called(NOW, call(1, 0, &[at(0, 5)])).unwrap();
     let of_first = watch(&effects);
-    let (second, effects) = machine.called(NOW, call(1, false, &[])).unwrap();
+    let (second, effects) = machine.called(NOW, call(1, 1, &[])).unwrap();
     let displaced = answers(effects);
     assert_eq!((displaced[0].0, displaced[0].1.news.len()), (first, 0));
     let until = machine.next_wake().unwrap();
@@ -143,7 +144,7 @@ fn a_later_call_takes_the_place_of_the_one_before_and_news_waits_for_the_next() 
         problem: Problem::new(ErrorCode::NotLeader, "no"),
     };
     assert_eq!(machine.looked(until, of_first, Look::Tell(refused)), []);
-    let (third, effects) = machine.called(until, call(1, false, &[])).unwrap();
+    let (third, effects) = machine.called(until, call(1, 2, &[])).unwrap();
     let told = answers(effects);
     assert_eq!((told[0].0, told[0].1.news.len()), (third, 1));
     assert!(!machine.is_asked_by(FOLLOWER));
@@ -153,7 +154,7 @@ fn a_later_call_takes_the_place_of_the_one_before_and_news_waits_for_the_next() 
 fn what_waits_to_be_taken_along_is_bounded_and_the_others_are_read_as_there_is_room() {
     let mut machine = Machine::default();
     let positions: Vec<ReplicaPosition> = (0..6).map(|partition| at(partition, 0)).collect();
-    let (_, effects) = machine.called(NOW, call(1, true, &positions)).unwrap();
+    let (_, effects) = machine.called(NOW, call(1, 0, &positions)).unwrap();
     let watches: Vec<WatchId> = effects
         .iter()
         .map(|effect| watch(&vec![effect.clone()]))
@@ -174,7 +175,7 @@ fn what_waits_to_be_taken_along_is_bounded_and_the_others_are_read_as_there_is_r
     for watch in &watches[1..5] {
         assert_eq!(machine.read(NOW, *watch, batches(REPLICA_BYTES)), []);
     }
-    let (_, effects) = machine.called(NOW, call(1, false, &[])).unwrap();
+    let (_, effects) = machine.called(NOW, call(1, 1, &[])).unwrap();
     let reads = effects
         .iter()
         .filter(|effect| matches!(effect, Effect::Read { .. }));
@@ -186,7 +187,7 @@ fn what_waits_to_be_taken_along_is_bounded_and_the_others_are_read_as_there_is_r
 #[test]
 fn a_session_without_calls_is_over_and_one_that_begins_takes_its_place() {
     let mut machine = Machine::default();
-    let (first, effects) = machine.called(NOW, call(1, true, &[at(0, 5)])).unwrap();
+    let (first, effects) = machine.called(NOW, call(1, 0, &[at(0, 5)])).unwrap();
     let old = watch(&effects);
     machine.gone(NOW, first);
     assert!(!machine.is_asked_by(FOLLOWER));
@@ -196,9 +197,9 @@ fn a_session_without_calls_is_over_and_one_that_begins_takes_its_place() {
     assert_eq!(machine.next_wake(), None);
     assert_eq!(machine.looked(over, old, continues(9, 0)), []);
 
-    let (second, effects) = machine.called(over, call(2, true, &[at(0, 5)])).unwrap();
+    let (second, effects) = machine.called(over, call(2, 0, &[at(0, 5)])).unwrap();
     let old = watch(&effects);
-    let (_, effects) = machine.called(over, call(3, true, &[])).unwrap();
+    let (_, effects) = machine.called(over, call(3, 0, &[])).unwrap();
     assert_eq!(answers(effects)[0].0, second);
     assert_eq!(machine.looked(over, old, continues(9, 0)), []);
 }
@@ -207,18 +208,57 @@ fn a_session_without_calls_is_over_and_one_that_begins_takes_its_place() {
 fn sessions_that_are_not_known_and_lives_that_have_ended_are_refused() {
     let mut machine = Machine::default();
     let code = |machine: &mut Machine, call| machine.called(NOW, call).unwrap_err().code;
-    assert_eq!(code(&mut machine, call(1, false, &[])), ErrorCode::Conflict);
-    machine.called(NOW, call(1, true, &[])).unwrap();
-    machine.called(NOW, call(2, true, &[])).unwrap();
-    assert_eq!(code(&mut machine, call(1, false, &[])), ErrorCode::Conflict);
+    assert_eq!(code(&mut machine, call(1, 1, &[])), ErrorCode::Conflict);
+    machine.called(NOW, call(1, 0, &[])).unwrap();
+    machine.called(NOW, call(2, 0, &[])).unwrap();
+    assert_eq!(code(&mut machine, call(1, 1, &[])), ErrorCode::Conflict);
     let next_life = Replicate {
         from_epoch: WorkerEpoch(2),
-        ..call(3, true, &[])
+        ..call(3, 0, &[])
     };
     machine.called(NOW, next_life).unwrap();
-    for begins in [true, false] {
-        let ended = code(&mut machine, call(2, begins, &[]));
+    for number in [0, 1] {
+        let ended = code(&mut machine, call(2, number, &[]));
         assert_eq!(ended, ErrorCode::FencedWorkerEpoch);
+    }
+}
+
+/// A call that came again took along news, and its answer went nowhere.
+#[test]
+fn a_call_counts_once_in_whatever_order_calls_come() {
+    let mut machine = Machine::default();
+    let mut counts = |session, number| match machine.called(NOW, call(session, number, &[])) {
+        Ok(_) => true,
+        Err(problem) => {
+            assert_eq!(problem.code, ErrorCode::Conflict);
+            false
+        }
+    };
+    assert!(!counts(1, 1), "it has not begun");
+    let numbers = [0, 2, 1, 1, 0, 2, 5, 3, 4];
+    let counted = numbers.map(|number| counts(1, number));
+    let expected = [true, true, true, false, false, false, false, true, true];
+    assert_eq!(counted, expected);
+    assert!(counts(2, 0));
+    assert!(!counts(1, 5));
+}
+
+/// Its positions were watched no more, and the follower never heard of them.
+#[test]
+fn a_call_to_a_session_that_is_over_is_refused() {
+    for told in [true, false] {
+        let mut machine = Machine::default();
+        let (first, _) = machine.called(NOW, call(1, 0, &[at(0, 5)])).unwrap();
+        machine.gone(NOW, first);
+        let over = machine.next_wake().unwrap();
+        if told {
+            machine.time_passed(over);
+        }
+        for number in [0, 1] {
+            let refused = machine.called(over, call(1, number, &[])).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Conflict);
+        }
+        machine.called(over, call(2, 0, &[])).unwrap();
     }
 }
 
@@ -254,9 +294,41 @@ struct World {
     listed: BTreeSet<u32>,
     told: BTreeSet<u32>,
     session: u64,
+    number: u64,
 }
 
 impl World {
+    fn call(&mut self, now: Tick, begins: bool, new: &[u32]) {
+        let positions: Vec<ReplicaPosition> =
+            new.iter().map(|partition| at(*partition, 0)).collect();
+        let goes_on = !begins && self.session > 0;
+        let called = goes_on.then(|| {
+            let call = call(self.session, self.number, &positions);
+            self.machine.called(now, call)
+        });
+        let (call, effects, late) = match called {
+            Some(Ok((call, effects))) => (call, effects, BTreeSet::new()),
+            refused => {
+                assert!(
+                    refused.is_none() || self.calls.is_empty(),
+                    "it cannot be over while a call waits"
+                );
+                self.session += 1;
+                self.number = 0;
+                self.listed.clear();
+                self.told.clear();
+                let first = call(self.session, 0, &positions);
+                let (call, effects) = self.machine.called(now, first).unwrap();
+                (call, effects, self.calls.clone())
+            }
+        };
+        self.number += 1;
+        self.listed.extend(new);
+        self.calls.insert(call);
+        self.run(effects, &late);
+    }
+
+    /// `late`: calls of another session.
     fn run(&mut self, effects: Effects, late: &BTreeSet<CallId>) {
         for effect in effects {
             match effect {
@@ -296,25 +368,9 @@ proptest! {
         for step in steps {
             match step {
                 Step::Call { begins, positions } => {
-                    let begins = begins || world.session == 0;
-                    let late = match begins {
-                        true => {
-                            world.session += 1;
-                            world.listed.clear();
-                            world.told.clear();
-                            world.calls.clone()
-                        }
-                        false => BTreeSet::new(),
-                    };
                     let new: Vec<u32> = (next..next + positions).collect();
                     next += positions;
-                    world.listed.extend(&new);
-                    let positions: Vec<ReplicaPosition> =
-                        new.iter().map(|partition| at(*partition, 0)).collect();
-                    let call = call(world.session, begins, &positions);
-                    let (call, effects) = world.machine.called(now, call).unwrap();
-                    world.calls.insert(call);
-                    world.run(effects, &late);
+                    world.call(now, begins, &new);
                 }
                 Step::Gone => {
                     if let Some(call) = world.calls.pop_first() {
@@ -342,31 +398,21 @@ proptest! {
             prop_assert!(world.calls.len() <= 1);
         }
         // Another session says everything, and asks until it has heard of all.
-        let missing: Vec<ReplicaPosition> = (0..9).map(|partition| at(1_000 + partition, 0)).collect();
-        let mut said: &[ReplicaPosition] = &missing;
-        let late = std::mem::take(&mut world.calls);
-        world.calls.clone_from(&late);
-        world.session += 1;
-        world.listed = (1_000..1_009).collect();
-        world.told.clear();
-        let mut begins = true;
-        while world.told.len() < 9 {
-            let (call, effects) = world.machine.called(now, call(world.session, begins, said)).unwrap();
-            begins = false;
-            said = &[];
-            world.calls.insert(call);
-            world.run(effects, &late);
+        let all: Vec<u32> = (1_000..1_009).collect();
+        world.call(now, true, &all);
+        while world.told.len() < all.len() {
             for watch in std::mem::take(&mut world.looking) {
                 let effects = world.machine.looked(now, watch, continues(1, 0));
-                world.run(effects, &late);
+                world.run(effects, &BTreeSet::new());
             }
             for watch in std::mem::take(&mut world.reading) {
                 let effects = world.machine.read(now, watch, batches(REPLICA_BYTES));
-                world.run(effects, &late);
+                world.run(effects, &BTreeSet::new());
             }
             now = now.plus(MAX_WAIT);
             let effects = world.machine.time_passed(now);
-            world.run(effects, &late);
+            world.run(effects, &BTreeSet::new());
+            world.call(now, false, &[]);
         }
     }
 }

@@ -108,12 +108,12 @@ fn at(log_end: i64) -> ReplicaPosition {
     }
 }
 
-fn call(session: u64, begins: bool, positions: &[ReplicaPosition]) -> Replicate {
+fn call(session: u64, number: u64, positions: &[ReplicaPosition]) -> Replicate {
     Replicate {
         from: FOLLOWER,
         from_epoch: WorkerEpoch(1),
         session,
-        begins,
+        number,
         positions: positions.to_vec(),
         wait: LONG,
     }
@@ -127,13 +127,18 @@ fn only(reply: Replicated) -> (ReplicaNews, usize) {
     (news.clone(), bytes)
 }
 
-/// The news of a position, however long its log takes to be opened.
-async fn news(sessions: &Sessions, session: u64, position: ReplicaPosition) -> (Verdict, usize) {
-    let mut next = call(session, true, &[position]);
+/// The news of a position, however long its log takes to be opened, and the number of the session's next call.
+async fn news(
+    sessions: &Sessions,
+    session: u64,
+    position: ReplicaPosition,
+) -> (Verdict, usize, u64) {
+    let mut next = call(session, 0, &[position]);
     loop {
+        let number = next.number + 1;
         let reply = sessions.answer(next).await.unwrap();
         next = match reply.news.is_empty() {
-            true => call(session, false, &[]),
+            true => call(session, number, &[]),
             false => match only(reply) {
                 (
                     ReplicaNews {
@@ -141,10 +146,10 @@ async fn news(sessions: &Sessions, session: u64, position: ReplicaPosition) -> (
                         ..
                     },
                     _,
-                ) => call(session, false, &[position]),
+                ) => call(session, number, &[position]),
                 (news, bytes) => {
                     assert_eq!(news.at, position);
-                    return (news.verdict, bytes);
+                    return (news.verdict, bytes, number);
                 }
             },
         };
@@ -158,7 +163,7 @@ fn what_is_appended_is_acknowledged_when_the_follower_says_that_it_has_it() {
             let appended = partition.append(batch("a"), Acks::All, None).await;
             appended.map(|placed| placed.base_offset)
         });
-        let (verdict, bytes) = news(&sessions, 1, at(0)).await;
+        let (verdict, bytes, number) = news(&sessions, 1, at(0)).await;
         let Verdict::Continues {
             bytes: said,
             committed,
@@ -168,7 +173,7 @@ fn what_is_appended_is_acknowledged_when_the_follower_says_that_it_has_it() {
         };
         assert_eq!((said as usize, committed), (bytes, Offset(0)));
         assert!(bytes > 0 && !appended.is_finished());
-        let next = call(1, false, &[at(1)]);
+        let next = call(1, number, &[at(1)]);
         let told = tokio::spawn(async move { sessions.answer(next).await });
         assert_eq!(appended.await.unwrap().unwrap(), Offset(0));
         // And hears of it, though there is nothing else.
@@ -196,7 +201,7 @@ fn a_follower_that_went_another_way_is_told_where_and_one_that_knows_a_later_rei
             last_epoch: Some(LeaderEpoch(2)),
             ..at(7)
         };
-        let (verdict, _) = news(&sessions, 1, other).await;
+        let (verdict, ..) = news(&sessions, 1, other).await;
         assert!(
             matches!(verdict, Verdict::Diverges { end: Offset(0), .. }),
             "{verdict:?}"
@@ -205,7 +210,7 @@ fn a_follower_that_went_another_way_is_told_where_and_one_that_knows_a_later_rei
             leader_epoch: LeaderEpoch(4),
             ..at(0)
         };
-        let reply = sessions.answer(call(2, true, &[later])).await.unwrap();
+        let reply = sessions.answer(call(2, 0, &[later])).await.unwrap();
         let (news, _) = only(reply);
         let Verdict::Refused { problem } = news.verdict else {
             panic!("{news:?}");
@@ -217,26 +222,14 @@ fn a_follower_that_went_another_way_is_told_where_and_one_that_knows_a_later_rei
 #[test]
 fn a_later_call_takes_the_place_of_the_one_before() {
     with_leader(|sessions, _| async move {
-        let waiting = {
-            let (sessions, first) = (sessions.clone(), call(1, true, &[]));
-            tokio::spawn(async move { sessions.answer(first).await })
-        };
-        tokio::task::yield_now().await;
+        let mut waiting = Box::pin(sessions.answer(call(1, 0, &[])));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
         let short = Replicate {
             wait: Span(1),
-            ..call(1, false, &[])
+            ..call(1, 1, &[])
         };
-        while !waiting.is_finished() {
-            assert!(
-                sessions
-                    .answer(short.clone())
-                    .await
-                    .unwrap()
-                    .news
-                    .is_empty()
-            );
-        }
-        assert!(waiting.await.unwrap().unwrap().news.is_empty());
+        assert!(sessions.answer(short).await.unwrap().news.is_empty());
+        assert!(waiting.await.unwrap().news.is_empty());
     });
 }
 
@@ -244,7 +237,7 @@ fn a_later_call_takes_the_place_of_the_one_before() {
 #[test]
 fn a_call_whose_caller_is_gone_is_over() {
     with_leader(|sessions, _| async move {
-        let mut first = Box::pin(sessions.answer(call(1, true, &[])));
+        let mut first = Box::pin(sessions.answer(call(1, 0, &[])));
         let polled = futures_util::poll!(&mut first);
         assert!(polled.is_pending());
         assert!(sessions.is_asked_by(FOLLOWER));
@@ -261,18 +254,18 @@ fn sessions_that_are_not_known_and_lives_that_have_ended_are_refused() {
             wait: Span(1),
             ..call
         };
-        let unknown = sessions.answer(call(1, false, &[])).await;
+        let unknown = sessions.answer(call(1, 1, &[])).await;
         assert_eq!(code(unknown), ErrorCode::Conflict);
-        sessions.answer(short(call(1, true, &[]))).await.unwrap();
-        sessions.answer(short(call(2, true, &[]))).await.unwrap();
-        let replaced = sessions.answer(call(1, false, &[])).await;
+        sessions.answer(short(call(1, 0, &[]))).await.unwrap();
+        sessions.answer(short(call(2, 0, &[]))).await.unwrap();
+        let replaced = sessions.answer(call(1, 1, &[])).await;
         assert_eq!(code(replaced), ErrorCode::Conflict);
         let next_life = Replicate {
             from_epoch: WorkerEpoch(2),
-            ..call(3, true, &[])
+            ..call(3, 0, &[])
         };
         sessions.answer(short(next_life)).await.unwrap();
-        let ended = sessions.answer(call(2, false, &[])).await;
+        let ended = sessions.answer(call(2, 1, &[])).await;
         assert_eq!(code(ended), ErrorCode::FencedWorkerEpoch);
     });
 }
@@ -302,14 +295,10 @@ fn a_follower_does_what_it_is_told_and_says_where_it_is_then() {
         let mut session = 0;
         while next.log_end < Offset(3) {
             session += 1;
-            let mut ask = call(session, true, &[next]);
-            let reply = loop {
-                let reply = sessions.answer(ask).await.unwrap();
-                if !reply.news.is_empty() {
-                    break reply;
-                }
-                ask = call(session, false, &[]);
-            };
+            let reply = sessions.answer(call(session, 0, &[next])).await.unwrap();
+            if reply.news.is_empty() {
+                continue;
+            }
             let (told, verdict, batches) = reply.into_each().next().unwrap();
             next = follower.apply(told, verdict, batches).await.unwrap();
             // Told once more, it is not done again.
