@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::LeaderEpoch;
-use common::log_batch::LogBatches;
+use common::log_batch::{LogBatch, LogBatches};
 use common::offset::Offset;
 use common::protocol::replicate::{ReplicaPosition, Verdict};
 use common::seglog::LogError;
@@ -71,6 +71,7 @@ impl QueuedNews {
                 followed.committed = Some(*committed);
                 for batch in LogBatches::new(self.batches.clone()) {
                     let batch = batch.map_err(Problem::from)?;
+                    self.check_reign(&batch)?;
                     log.append_verbatim(&batch, now)
                         .map_err(|error| not_appended(error, followed))?;
                 }
@@ -93,6 +94,16 @@ impl QueuedNews {
             }
             Verdict::Refused { problem } => Err(problem.clone()),
         }
+    }
+
+    /// A leader reads a while after it has looked: its log may be cut off by then, and be another leader's.
+    fn check_reign(&self, batch: &LogBatch) -> Result<(), Problem> {
+        let (found, reign) = (batch.header().leader_epoch, self.at.leader_epoch);
+        if found > reign {
+            let detail = format!("a batch of epoch {found} comes from the leader of {reign}");
+            return Err(Problem::new(ErrorCode::MetadataStale, detail));
+        }
+        Ok(())
     }
 }
 

@@ -285,6 +285,15 @@ fn a_follower_does_what_it_is_told_and_says_where_it_is_then() {
             tokio::task::yield_now().await;
         };
         assert_eq!(position, at(0));
+        // The leader has become a follower since, and its log has another's batches.
+        let mut later = batch("z");
+        later.stamp(Offset(0), LeaderEpoch(4));
+        let verdict = Verdict::Continues {
+            bytes: 0,
+            committed: Offset(0),
+        };
+        let refused = follower.apply(position, verdict, later.bytes().clone());
+        assert_eq!(refused.await.unwrap_err().code, ErrorCode::MetadataStale);
         for value in ["a", "b", "c"] {
             leader
                 .append(batch(value), Acks::Leader, None)
