@@ -1,4 +1,6 @@
 //! The shell of a partition: mailbox → machine and agenda → log → replies.
+//!
+//! Here is what is done to the log; `reading_actor.rs` has those who read, `replication_actor.rs` the replicas.
 
 use std::fmt;
 
@@ -8,91 +10,53 @@ use common::error::{ErrorCode, Problem};
 use common::ids::{NodeId, TopicPartition};
 use common::offset::Offset;
 use common::protocol::produce::{Acks, AppendedBatch};
-use common::protocol::replicate::{IsrVerdict, ReplicaPosition};
 use common::seglog::{LogError, PendingSync, Synced};
 use common::time::{Span, Tick};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
-use super::agenda::{Agenda, MAX_WAITING, Reading, Turn};
-use super::machine::{AppendRefusal, FollowerAnswer, FollowerFetch, PartitionMachine};
-use super::messages::{
-    Append, ApplyNews, Assign, Close, Follow, Followed, Grant, Granted, Position,
-};
+use super::agenda::{Agenda, Turn};
+use super::machine::{AppendRefusal, PartitionMachine};
+use super::messages::{Append, Assign, Close, Grant};
 use super::opening::{self, NotOpened};
 use super::problems;
-use super::replica_work::{PositionReply, QueuedNews};
+use super::replica_work::QueuedNews;
 use super::settings::PartitionSettings;
 use super::transactions::Undecided;
+use super::waiter::{GrantReply, Waiter};
 use super::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
-use super::work::{AppendReply, Done, QueuedAppend, Work, Written, answer, describe, on_disk};
+use super::work::{Done, QueuedAppend, Work, Written, answer, describe, on_disk};
 use crate::log::leader_epochs::LeaderEpochs;
 use crate::log::partition_log::PartitionLog;
 use crate::log::reader::LogReader;
 use crate::log::retention;
 use crate::metadata_image::ImageWatch;
 
-/// How often a leader looks whether who is in sync should change.
-const LOOK_AT_ISR_EVERY: Span = Span::from_millis(500);
-
 pub(super) struct PartitionActor {
-    id: TopicPartition,
-    me: NodeId,
-    assigned: Assign,
-    /// The machine has yet to hear of it: its log is away.
-    assign_due: bool,
-    settings: PartitionSettings,
+    pub(super) id: TopicPartition,
+    pub(super) me: NodeId,
+    pub(super) assigned: Assign,
+    pub(super) settings: PartitionSettings,
     /// What the last work saw of the cluster's facts counts as seen here.
     image: ImageWatch,
-    machine: PartitionMachine,
-    agenda: Agenda<QueuedAppend>,
+    pub(super) machine: PartitionMachine,
+    pub(super) agenda: Agenda<QueuedAppend>,
     /// While the agenda has it here.
     log: Option<Box<PartitionLog>>,
-    reader: Option<LogReader>,
-    undecided: Undecided,
-    epochs: LeaderEpochs,
+    pub(super) reader: Option<LogReader>,
+    pub(super) undecided: Undecided,
+    pub(super) epochs: LeaderEpochs,
     /// What the leader said to the log's position, until a turn takes it along.
-    news: Option<QueuedNews>,
+    pub(super) news: Option<QueuedNews>,
     /// A sync that has run while the log was away.
     synced: Option<Synced>,
-    waiting: Waiting<Waiter>,
+    pub(super) waiting: Waiting<Waiter>,
     /// Who asked before the log was open.
-    early: Vec<(Grant, GrantReply)>,
+    pub(super) early: Vec<(Grant, GrantReply)>,
     timer: Option<(Tick, SpawnHandle)>,
     listening: bool,
-    looks_at_isr: bool,
+    pub(super) looks_at_isr: bool,
     closing: Option<oneshot::Sender<()>>,
-}
-
-type GrantReply = oneshot::Sender<Result<Granted, Problem>>;
-type FollowReply = oneshot::Sender<Result<Followed, Problem>>;
-
-#[derive(Debug)]
-enum Waiter {
-    Append {
-        batches: Vec<AppendedBatch>,
-        reply: AppendReply,
-    },
-    Fetch {
-        reply: GrantReply,
-    },
-    Follower {
-        reply: FollowReply,
-    },
-    Position {
-        reply: PositionReply,
-    },
-}
-
-impl Waiter {
-    fn refuse(self, problem: Problem) {
-        match self {
-            Waiter::Append { reply, .. } => answer(reply, Err(problem)),
-            Waiter::Fetch { reply } => answer(reply, Err(problem)),
-            Waiter::Follower { reply } => answer(reply, Err(problem)),
-            Waiter::Position { reply } => answer(reply, Err(problem)),
-        }
-    }
 }
 
 impl PartitionActor {
@@ -109,7 +73,6 @@ impl PartitionActor {
             id,
             me,
             assigned,
-            assign_due: false,
             image: settings.image.clone(),
             settings,
             machine,
@@ -167,27 +130,9 @@ impl PartitionActor {
     /// Until now the machine could only tell who leads.
     fn readable_from(&mut self, reader: LogReader, end: Offset) {
         self.machine = PartitionMachine::new(self.me, end);
-        self.assign();
         self.reader = Some(reader);
-    }
-
-    fn assign(&mut self) {
-        self.assign_due = false;
-        let now = self.settings.clock.tick();
-        let Assign { image, config } = &self.assigned;
-        let was_leader = self.machine.is_leader();
-        self.machine.assign(now, image, config);
-        if was_leader != self.machine.is_leader() {
-            for waiter in self.waiting.drain() {
-                match waiter {
-                    // It is in a log, which may be that of the next leader's followers.
-                    Waiter::Append { reply, .. } => {
-                        answer(reply, Err(problems::lead_lost(self.id)));
-                    }
-                    other => other.refuse(self.not_leader()),
-                }
-            }
-        }
+        self.agenda.assign();
+        self.assign();
     }
 
     /// What the log knows that is needed while it is away.
@@ -197,7 +142,7 @@ impl PartitionActor {
     }
 
     /// After anything has changed: answers whom it can, and starts what there is to do.
-    fn go_on(&mut self, context: &mut Context<Self>) {
+    pub(super) fn go_on(&mut self, context: &mut Context<Self>) {
         self.start_sync(context);
         self.answer_satisfied();
         self.start_work(context);
@@ -206,7 +151,7 @@ impl PartitionActor {
         self.look_at_isr(context);
     }
 
-    fn start_work(&mut self, context: &mut Context<Self>) {
+    pub(super) fn start_work(&mut self, context: &mut Context<Self>) {
         let Some(turn) = self.agenda.next_turn() else {
             return;
         };
@@ -294,9 +239,7 @@ impl PartitionActor {
             let end = self.machine.log_end();
             self.waiting.park_until_safe(end, deadline, waiter);
         }
-        if self.assign_due {
-            self.assign();
-        }
+        self.assign();
         if closed {
             self.answer_satisfied();
             self.fail(problems::closed(self.id), context);
@@ -342,38 +285,8 @@ impl PartitionActor {
         self.go_on(context);
     }
 
-    fn readable(&self) -> Readable {
+    pub(super) fn readable(&self) -> Readable {
         Readable::of(&self.machine, &self.undecided)
-    }
-
-    fn granted(&self) -> Result<Granted, Problem> {
-        if let Some(problem) = self.agenda.failure() {
-            return Err(problem.clone());
-        }
-        match &self.reader {
-            Some(_) if self.machine.committed().is_none() => Err(problems::not_caught_up(self.id)),
-            Some(reader) if self.machine.is_leader() => Ok(Granted {
-                reader: reader.clone(),
-                readable: self.readable(),
-                log_end: self.machine.log_end(),
-            }),
-            Some(_) | None => Err(self.not_leader()),
-        }
-    }
-
-    fn grant(&mut self, asked: &Grant, reply: GrantReply, context: &mut Context<Self>) {
-        let log_end = self.machine.log_end();
-        let reading = self.agenda.reading(asked.from, self.readable(), log_end);
-        match (reading, self.granted(), asked.from) {
-            (Reading::Refused(problem), _, _) => answer(reply, Err(problem)),
-            (Reading::Later, Ok(_), Some((offset, isolation))) if asked.wait > Span(0) => {
-                let deadline = self.settings.clock.tick().plus(asked.wait);
-                let waiter = Waiter::Fetch { reply };
-                self.waiting.park_fetch(offset, isolation, deadline, waiter);
-                self.set_timer(context);
-            }
-            (Reading::Now | Reading::Later, granted, _) => answer(reply, granted),
-        }
     }
 
     fn answer_satisfied(&mut self) {
@@ -395,121 +308,6 @@ impl PartitionActor {
         }
     }
 
-    /// What a follower is told whose log is a prefix of this one.
-    fn continues(&self) -> Result<Followed, Problem> {
-        let reader = self.reader.clone().ok_or_else(|| self.not_leader())?;
-        Ok(Followed::Continues {
-            reader,
-            log_end: self.machine.log_end(),
-            committed: self.readable().committed,
-        })
-    }
-
-    /// Where this replica's log is.
-    fn here(&self) -> ReplicaPosition {
-        ReplicaPosition {
-            partition: self.id,
-            leader_epoch: self.machine.leader_epoch(),
-            log_end: self.machine.log_end(),
-            last_epoch: self.epochs.latest(),
-            durable: self.machine.durable(),
-            committed: self.machine.committed().unwrap_or(Offset::ZERO),
-        }
-    }
-
-    fn followed(&mut self, message: &Follow, reply: FollowReply, context: &mut Context<Self>) {
-        if let Some(problem) = self.agenda.unwritable() {
-            return answer(reply, Err(problem.clone()));
-        }
-        if self.agenda.is_opening() || self.assign_due {
-            return answer(reply, Err(problems::position_unknown(self.id)));
-        }
-        let Follow { life, at, wait } = message;
-        let fetch = FollowerFetch {
-            from: life.0,
-            worker_epoch: life.1,
-            leader_epoch: at.leader_epoch,
-            log_end: at.log_end,
-            last_epoch: at.last_epoch,
-            durable: at.durable,
-        };
-        let now = self.settings.clock.tick();
-        let log_start = self.reader.as_ref().map_or(Offset::ZERO, LogReader::start);
-        let answered = self
-            .machine
-            .follower_fetched(now, fetch, &self.epochs, log_start);
-        match answered {
-            Err(refusal) => return answer(reply, Err(problems::follower_refused(refusal))),
-            Ok(FollowerAnswer::Removed) => {
-                return answer(reply, Ok(Followed::Removed { log_start }));
-            }
-            Ok(FollowerAnswer::Diverging(end)) => {
-                return answer(reply, Ok(Followed::Diverges(end)));
-            }
-            Ok(FollowerAnswer::Continue) => {}
-        }
-        if at.log_end < self.machine.log_end() {
-            answer(reply, self.continues());
-        } else {
-            let deadline = now.plus(*wait);
-            let waiter = Waiter::Follower { reply };
-            self.waiting.park_follower(at.log_end, deadline, waiter);
-        }
-        // What it said may have committed something.
-        self.go_on(context);
-    }
-
-    fn note_offline(&mut self) {
-        let replicas = &self.assigned.image.replicas;
-        if replicas.len() > 1 {
-            let image = self.settings.image.borrow();
-            let replicas = replicas.iter().copied();
-            let offline = replicas.filter(|node| image.active(*node).is_none());
-            self.machine.set_offline(offline.collect());
-        }
-    }
-
-    /// While it leads and others follow: asks for those to be in sync who are.
-    fn look_at_isr(&mut self, context: &mut Context<Self>) {
-        let has_followers = self.assigned.image.replicas.len() > 1;
-        if self.looks_at_isr || !has_followers || !self.machine.is_leader() {
-            return;
-        }
-        self.looks_at_isr = true;
-        context.run_later(LOOK_AT_ISR_EVERY.as_duration(), |actor, context| {
-            actor.looks_at_isr = false;
-            actor.propose_isr(context);
-            actor.look_at_isr(context);
-        });
-    }
-
-    fn propose_isr(&mut self, context: &mut Context<Self>) {
-        self.note_offline();
-        let now = self.settings.clock.tick();
-        let Some(proposal) = self.machine.propose_isr(now) else {
-            return;
-        };
-        let epoch = proposal.partition_epoch;
-        tracing::info!(partition = %self.id, isr = ?proposal.isr.keys(), "asks for these to be in sync");
-        let Some(answered) = self.settings.isr.send(self.id, proposal) else {
-            self.machine.isr_refused(epoch);
-            return;
-        };
-        let heard = answered.into_actor(self).map(|verdict, actor, context| {
-            // What was accepted comes with the metadata.
-            if let Ok(IsrVerdict::Refused {
-                partition_epoch: Some(epoch),
-                reason,
-            }) = verdict
-            {
-                tracing::debug!(partition = %actor.id, %reason, "who is in sync stays");
-                actor.machine.isr_refused(epoch);
-                actor.go_on(context);
-            }
-        });
-        context.spawn(heard);
-    }
-
     fn time_is_up(&mut self, context: &mut Context<Self>) {
         self.timer = None;
         for waiter in self.waiting.expired(self.settings.clock.tick()) {
@@ -528,7 +326,7 @@ impl PartitionActor {
         self.set_timer(context);
     }
 
-    fn set_timer(&mut self, context: &mut Context<Self>) {
+    pub(super) fn set_timer(&mut self, context: &mut Context<Self>) {
         let Some(deadline) = self.waiting.next_deadline() else {
             return;
         };
@@ -614,7 +412,7 @@ impl PartitionActor {
         admitted.map_err(|busy| problems::busy(self.id, busy))
     }
 
-    fn not_leader(&self) -> Problem {
+    pub(super) fn not_leader(&self) -> Problem {
         problems::append_refused(AppendRefusal::NotLeader {
             leader: self.machine.leader(),
         })
@@ -637,23 +435,6 @@ impl Actor for PartitionActor {
     }
 }
 
-impl Handler<Assign> for PartitionActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Assign, context: &mut Context<Self>) {
-        self.assigned = message;
-        // Where its log ends says what a new leader has, so it must be known.
-        self.assign_due = self.agenda.is_away();
-        if !self.assign_due {
-            self.assign();
-        }
-        if self.undecided.has_open() {
-            self.agenda.reconcile();
-        }
-        self.go_on(context);
-    }
-}
-
 impl Handler<Append> for PartitionActor {
     type Result = ResponseFuture<Result<Vec<AppendedBatch>, Problem>>;
 
@@ -669,78 +450,6 @@ impl Handler<Append> for PartitionActor {
             reply,
         };
         self.agenda.queue(append, bytes);
-        self.start_work(context);
-        let id = self.id;
-        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
-    }
-}
-
-impl Handler<Grant> for PartitionActor {
-    type Result = ResponseFuture<Result<Granted, Problem>>;
-
-    fn handle(&mut self, message: Grant, context: &mut Context<Self>) -> Self::Result {
-        if self.waiting.len() + self.early.len() >= MAX_WAITING {
-            let problem = problems::overloaded(self.id, "fetches");
-            return Box::pin(std::future::ready(Err(problem)));
-        }
-        let (reply, replied) = oneshot::channel();
-        if self.agenda.is_opening() {
-            self.early.push((message, reply));
-        } else {
-            self.grant(&message, reply, context);
-        }
-        let id = self.id;
-        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
-    }
-}
-
-impl Handler<Follow> for PartitionActor {
-    type Result = ResponseFuture<Result<Followed, Problem>>;
-
-    fn handle(&mut self, message: Follow, context: &mut Context<Self>) -> Self::Result {
-        if self.waiting.len() >= MAX_WAITING {
-            let problem = problems::overloaded(self.id, "fetches");
-            return Box::pin(std::future::ready(Err(problem)));
-        }
-        let (reply, replied) = oneshot::channel();
-        self.followed(&message, reply, context);
-        let id = self.id;
-        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
-    }
-}
-
-impl Handler<Position> for PartitionActor {
-    type Result = Result<ReplicaPosition, Problem>;
-
-    fn handle(&mut self, message: Position, _: &mut Context<Self>) -> Self::Result {
-        let quiet = self.agenda.is_here() && self.news.is_none() && !self.assign_due;
-        match self.machine.follows() {
-            Some(epoch) if epoch == message.leader_epoch && quiet => Ok(self.here()),
-            Some(_) | None => Err(problems::position_unknown(self.id)),
-        }
-    }
-}
-
-impl Handler<ApplyNews> for PartitionActor {
-    type Result = ResponseFuture<Result<ReplicaPosition, Problem>>;
-
-    fn handle(&mut self, message: ApplyNews, context: &mut Context<Self>) -> Self::Result {
-        let ApplyNews {
-            at,
-            verdict,
-            batches,
-        } = message;
-        if self.news.is_some() || self.agenda.unwritable().is_some() {
-            return Box::pin(std::future::ready(Err(problems::position_unknown(self.id))));
-        }
-        let (reply, replied) = oneshot::channel();
-        self.news = Some(QueuedNews {
-            at,
-            verdict,
-            batches,
-            reply,
-        });
-        self.agenda.follow();
         self.start_work(context);
         let id = self.id;
         Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })

@@ -2,7 +2,8 @@
 //!
 //! The log is with its actor, or away on a thread that may block. While it is away appends queue up, and all
 //! of them go with the next work. Syncs run beside the work, one at a time, each for everything that was
-//! written before it began; a sync begins only while the log is here.
+//! written before it began; a sync begins only while the log is here. The replica's role changes only while
+//! the log is not away: what is done to it depends on the role, and where it ends is what a new leader has.
 
 use common::error::Problem;
 use common::offset::Offset;
@@ -27,6 +28,8 @@ pub struct Agenda<A> {
     follow: bool,
     retain: bool,
     closing: bool,
+    /// The role is to change.
+    assign: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +84,7 @@ impl<A> Default for Agenda<A> {
             follow: false,
             retain: false,
             closing: false,
+            assign: false,
         }
     }
 }
@@ -176,6 +180,21 @@ impl<A> Agenda<A> {
         self.reconcile = true;
     }
 
+    /// The metadata says something new of the role.
+    pub fn assign(&mut self) {
+        self.assign = true;
+    }
+
+    /// Whether the role changes now, as it was to. Nobody need ask again before the log is back.
+    pub fn takes_role(&mut self) -> bool {
+        self.log != Log::Away && std::mem::take(&mut self.assign)
+    }
+
+    /// Whether the role is what the metadata says, as far as it is known, of a log that is.
+    pub fn has_role(&self) -> bool {
+        self.log != Log::Opening && !self.assign
+    }
+
     /// There is news from the leader.
     pub fn follow(&mut self) {
         self.follow = true;
@@ -242,11 +261,6 @@ impl<A> Agenda<A> {
     /// Whether nothing is done to the log now.
     pub fn is_here(&self) -> bool {
         self.log == Log::Here
-    }
-
-    /// Whether something is done to it.
-    pub fn is_away(&self) -> bool {
-        self.log == Log::Away
     }
 
     /// The sync has run; returns up to where the log is durable by it.
@@ -408,6 +422,27 @@ mod tests {
         assert_eq!(agenda.failed(problem.clone()), [2]);
         assert_eq!(agenda.came_back(false, false), Err(problem));
         assert!(agenda.unwritable().is_some() && !agenda.may_sync());
+    }
+
+    #[test]
+    fn the_role_changes_when_the_log_is_back() {
+        let mut agenda = open();
+        assert!(agenda.has_role() && !agenda.takes_role());
+        agenda.assign();
+        assert!(!agenda.has_role());
+        assert!(agenda.takes_role() && agenda.has_role());
+        agenda.queue(1, 10);
+        assert!(agenda.next_turn().is_some());
+        agenda.assign();
+        agenda.assign();
+        assert!(!agenda.takes_role() && !agenda.has_role());
+        agenda.came_back(false, false).unwrap();
+        assert!(agenda.takes_role() && !agenda.takes_role());
+        assert!(agenda.has_role());
+        // Of one that is being opened it is taken, and says nothing yet.
+        let mut opening = Agenda::<u32>::default();
+        opening.assign();
+        assert!(opening.takes_role() && !opening.has_role());
     }
 
     /// What an actor does with the log, and what has become of the appends.

@@ -1,0 +1,228 @@
+//! A partition's replicas: which one this is, what its followers are told, and what it is told by its leader.
+
+use actix::fut::{ActorFutureExt, WrapFuture};
+use actix::{AsyncContext, Context, Handler, ResponseFuture};
+use common::error::Problem;
+use common::offset::Offset;
+use common::protocol::replicate::{IsrVerdict, ReplicaPosition};
+use common::time::Span;
+use tokio::sync::oneshot;
+
+use super::actor::PartitionActor;
+use super::agenda::MAX_WAITING;
+use super::machine::{FollowerAnswer, FollowerFetch};
+use super::messages::{ApplyNews, Assign, Follow, Followed, Position};
+use super::problems;
+use super::replica_work::QueuedNews;
+use super::waiter::{FollowReply, Waiter};
+use super::work::answer;
+use crate::log::reader::LogReader;
+
+/// How often a leader looks whether who is in sync should change.
+const LOOK_AT_ISR_EVERY: Span = Span::from_millis(500);
+
+impl PartitionActor {
+    /// The role changes, if it is to and may now.
+    pub(super) fn assign(&mut self) {
+        if !self.agenda.takes_role() {
+            return;
+        }
+        let now = self.settings.clock.tick();
+        let Assign { image, config } = &self.assigned;
+        let was_leader = self.machine.is_leader();
+        self.machine.assign(now, image, config);
+        if was_leader != self.machine.is_leader() {
+            for waiter in self.waiting.drain() {
+                match waiter {
+                    // It is in a log, which may be that of the next leader's followers.
+                    Waiter::Append { reply, .. } => {
+                        answer(reply, Err(problems::lead_lost(self.id)));
+                    }
+                    other => other.refuse(self.not_leader()),
+                }
+            }
+        }
+    }
+
+    /// What a follower is told whose log is a prefix of this one.
+    pub(super) fn continues(&self) -> Result<Followed, Problem> {
+        let reader = self.reader.clone().ok_or_else(|| self.not_leader())?;
+        Ok(Followed::Continues {
+            reader,
+            log_end: self.machine.log_end(),
+            committed: self.readable().committed,
+        })
+    }
+
+    /// Where this replica's log is.
+    pub(super) fn here(&self) -> ReplicaPosition {
+        ReplicaPosition {
+            partition: self.id,
+            leader_epoch: self.machine.leader_epoch(),
+            log_end: self.machine.log_end(),
+            last_epoch: self.epochs.latest(),
+            durable: self.machine.durable(),
+            committed: self.machine.committed().unwrap_or(Offset::ZERO),
+        }
+    }
+
+    fn followed(&mut self, message: &Follow, reply: FollowReply, context: &mut Context<Self>) {
+        if let Some(problem) = self.agenda.unwritable() {
+            return answer(reply, Err(problem.clone()));
+        }
+        if !self.agenda.has_role() {
+            return answer(reply, Err(problems::position_unknown(self.id)));
+        }
+        let Follow { life, at, wait } = message;
+        let fetch = FollowerFetch {
+            from: life.0,
+            worker_epoch: life.1,
+            leader_epoch: at.leader_epoch,
+            log_end: at.log_end,
+            last_epoch: at.last_epoch,
+            durable: at.durable,
+        };
+        let now = self.settings.clock.tick();
+        let log_start = self.reader.as_ref().map_or(Offset::ZERO, LogReader::start);
+        let answered = self
+            .machine
+            .follower_fetched(now, fetch, &self.epochs, log_start);
+        match answered {
+            Err(refusal) => return answer(reply, Err(problems::follower_refused(refusal))),
+            Ok(FollowerAnswer::Removed) => {
+                return answer(reply, Ok(Followed::Removed { log_start }));
+            }
+            Ok(FollowerAnswer::Diverging(end)) => {
+                return answer(reply, Ok(Followed::Diverges(end)));
+            }
+            Ok(FollowerAnswer::Continue) => {}
+        }
+        if at.log_end < self.machine.log_end() {
+            answer(reply, self.continues());
+        } else {
+            let deadline = now.plus(*wait);
+            let waiter = Waiter::Follower { reply };
+            self.waiting.park_follower(at.log_end, deadline, waiter);
+        }
+        // What it said may have committed something.
+        self.go_on(context);
+    }
+
+    pub(super) fn note_offline(&mut self) {
+        let replicas = &self.assigned.image.replicas;
+        if replicas.len() > 1 {
+            let image = self.settings.image.borrow();
+            let replicas = replicas.iter().copied();
+            let offline = replicas.filter(|node| image.active(*node).is_none());
+            self.machine.set_offline(offline.collect());
+        }
+    }
+
+    /// While it leads and others follow: asks for those to be in sync who are.
+    pub(super) fn look_at_isr(&mut self, context: &mut Context<Self>) {
+        let has_followers = self.assigned.image.replicas.len() > 1;
+        if self.looks_at_isr || !has_followers || !self.machine.is_leader() {
+            return;
+        }
+        self.looks_at_isr = true;
+        context.run_later(LOOK_AT_ISR_EVERY.as_duration(), |actor, context| {
+            actor.looks_at_isr = false;
+            actor.propose_isr(context);
+            actor.look_at_isr(context);
+        });
+    }
+
+    fn propose_isr(&mut self, context: &mut Context<Self>) {
+        self.note_offline();
+        let now = self.settings.clock.tick();
+        let Some(proposal) = self.machine.propose_isr(now) else {
+            return;
+        };
+        let epoch = proposal.partition_epoch;
+        tracing::info!(partition = %self.id, isr = ?proposal.isr.keys(), "asks for these to be in sync");
+        let Some(answered) = self.settings.isr.send(self.id, proposal) else {
+            self.machine.isr_refused(epoch);
+            return;
+        };
+        let heard = answered.into_actor(self).map(|verdict, actor, context| {
+            // What was accepted comes with the metadata.
+            if let Ok(IsrVerdict::Refused {
+                partition_epoch: Some(epoch),
+                reason,
+            }) = verdict
+            {
+                tracing::debug!(partition = %actor.id, %reason, "who is in sync stays");
+                actor.machine.isr_refused(epoch);
+                actor.go_on(context);
+            }
+        });
+        context.spawn(heard);
+    }
+}
+
+impl Handler<Assign> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Assign, context: &mut Context<Self>) {
+        self.assigned = message;
+        self.agenda.assign();
+        self.assign();
+        if self.undecided.has_open() {
+            self.agenda.reconcile();
+        }
+        self.go_on(context);
+    }
+}
+
+impl Handler<Follow> for PartitionActor {
+    type Result = ResponseFuture<Result<Followed, Problem>>;
+
+    fn handle(&mut self, message: Follow, context: &mut Context<Self>) -> Self::Result {
+        if self.waiting.len() >= MAX_WAITING {
+            let problem = problems::overloaded(self.id, "fetches");
+            return Box::pin(std::future::ready(Err(problem)));
+        }
+        let (reply, replied) = oneshot::channel();
+        self.followed(&message, reply, context);
+        let id = self.id;
+        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
+    }
+}
+
+impl Handler<Position> for PartitionActor {
+    type Result = Result<ReplicaPosition, Problem>;
+
+    fn handle(&mut self, message: Position, _: &mut Context<Self>) -> Self::Result {
+        let quiet = self.agenda.is_here() && self.agenda.has_role() && self.news.is_none();
+        match self.machine.follows() {
+            Some(epoch) if epoch == message.leader_epoch && quiet => Ok(self.here()),
+            Some(_) | None => Err(problems::position_unknown(self.id)),
+        }
+    }
+}
+
+impl Handler<ApplyNews> for PartitionActor {
+    type Result = ResponseFuture<Result<ReplicaPosition, Problem>>;
+
+    fn handle(&mut self, message: ApplyNews, context: &mut Context<Self>) -> Self::Result {
+        let ApplyNews {
+            at,
+            verdict,
+            batches,
+        } = message;
+        if self.news.is_some() || self.agenda.unwritable().is_some() {
+            return Box::pin(std::future::ready(Err(problems::position_unknown(self.id))));
+        }
+        let (reply, replied) = oneshot::channel();
+        self.news = Some(QueuedNews {
+            at,
+            verdict,
+            batches,
+            reply,
+        });
+        self.agenda.follow();
+        self.start_work(context);
+        let id = self.id;
+        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
+    }
+}
