@@ -26,21 +26,19 @@ use common::seglog::fs::FsStorage;
 use common::time::{Span, Timestamp};
 use common::transport::client::Transport;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, millions_per_second};
+use integration_tests::load::{RECORD_BYTES, RECORDS_AT_ONCE, check_stored, saturate};
+use integration_tests::measure::{Stopwatch, machine};
 use integration_tests::process::Process;
 use serde_json::Value;
 use worker::log::partition_log::PartitionLog;
 use worker::partition::reconcile::JobFacts;
 
-const RECORD_BYTES: usize = 100;
 const RECORDS_PER_BATCH: usize = 600;
 /// Batches made durable together: about a megabyte.
 const BATCHES_PER_SYNC: usize = 16;
 const SYNCS: usize = 64;
 const ROUNDS: usize = 4;
 const FETCH_BYTES: u32 = 4 << 20;
-const RECORDS_PER_REQUEST: usize = 10_000;
-const CLIENTS: usize = 4;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -126,54 +124,12 @@ fn append() -> Result<()> {
 
 async fn produce(client: &Client, records: usize) -> Result<()> {
     client.create_topic("records", 4).await?;
-    let mut body = Vec::new();
-    for number in 0..RECORDS_PER_REQUEST {
-        let mut line = format!(r#"{{"number":{number},"text":""#);
-        while line.len() < RECORD_BYTES - 2 {
-            line.push('x');
-        }
-        line.push_str("\"}");
-        ensure!(
-            line.len() == RECORD_BYTES,
-            "a record has {} bytes",
-            line.len()
-        );
-        body.extend_from_slice(line.as_bytes());
-        body.push(b'\n');
-    }
-    let started = Stopwatch::start();
-    let requests = records / RECORDS_PER_REQUEST / CLIENTS;
-    let clients = (0..CLIENTS).map(|_| {
-        let (client, body) = (client.clone(), body.clone());
-        tokio::spawn(async move {
-            for _ in 0..requests {
-                client.produce_ndjson("records", body.clone(), None).await?;
-            }
-            Ok::<(), common::client::ClientError>(())
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        client.await??;
-    }
-    let sent = (requests * CLIENTS * RECORDS_PER_REQUEST) as u64;
+    let requests = records / RECORDS_AT_ONCE;
+    let rate = saturate(client, "records", requests).await?;
     println!(
-        "REST: {:.2} M records of {RECORD_BYTES} bytes a second, acknowledged after fsync",
-        millions_per_second(sent, started.elapsed())
+        "REST: {rate:.2} M records of {RECORD_BYTES} bytes a second, acknowledged after fsync"
     );
-    let topic: Value = client.get("/v1/topics/records").await?;
-    let mut stored = 0;
-    for partition in topic["partitions"].as_array().context("partitions")? {
-        let path = format!(
-            "/v1/topics/records/partitions/{}/records?offset=latest",
-            partition["partition"]
-        );
-        let page: Value = client.get(&path).await?;
-        stored += page["end_offset"].as_u64().context("end_offset")?;
-    }
-    ensure!(
-        stored == sent,
-        "{sent} were acknowledged, {stored} are there"
-    );
+    check_stored(client, "records", (requests * RECORDS_AT_ONCE) as u64).await?;
     Ok(())
 }
 

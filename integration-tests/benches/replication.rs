@@ -9,18 +9,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, millions_per_second, percentile};
+use integration_tests::load::{RECORDS_AT_ONCE, check_stored, records, saturate};
+use integration_tests::measure::{Stopwatch, machine, percentile};
 use serde_json::{Value, json};
 
-const RECORD_BYTES: usize = 100;
-const PER_LARGE_REQUEST: usize = 10_000;
 const PER_SMALL_REQUEST: usize = 100;
 const EVERY: Duration = Duration::from_millis(10);
-const CLIENTS: usize = 4;
 const PARTITIONS: u32 = 3;
 const ROUNDS: usize = 3;
 const TOPICS: [(&str, u32); 2] = [("one", 1), ("three", 3)];
@@ -61,12 +59,10 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<()> {
         let _: Value = client.post("/v1/topics", &topic).await?;
     }
     let mut rates = [Vec::new(), Vec::new()];
-    let mut sent = 0;
     for _ in 0..ROUNDS {
         for ((topic, _), rates) in TOPICS.iter().zip(&mut rates) {
             rates.push(saturate(&client, topic, options.requests).await?);
         }
-        sent += (options.requests * CLIENTS * PER_LARGE_REQUEST) as u64;
     }
     let [one, three] = rates.map(|rates| rates.iter().sum::<f64>() / rates.len() as f64);
     println!(
@@ -83,48 +79,12 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<()> {
             milliseconds(99)
         );
     }
-    sent += requests * PER_SMALL_REQUEST as u64;
+    let at_once = (ROUNDS * options.requests * RECORDS_AT_ONCE) as u64;
+    let sent = at_once + requests * PER_SMALL_REQUEST as u64;
     for (topic, _) in TOPICS {
-        let stored = stored(&client, topic).await?;
-        ensure!(
-            stored == sent,
-            "{sent} were acknowledged, {stored} are there"
-        );
+        check_stored(&client, topic, sent).await?;
     }
     Ok(())
-}
-
-fn body(records: usize) -> Vec<u8> {
-    let mut body = Vec::new();
-    for number in 0..records {
-        let mut line = format!(r#"{{"number":{number},"text":""#);
-        while line.len() < RECORD_BYTES - 2 {
-            line.push('x');
-        }
-        line.push_str("\"}\n");
-        body.extend_from_slice(line.as_bytes());
-    }
-    body
-}
-
-/// Answers in millions of records a second.
-async fn saturate(client: &Client, topic: &'static str, requests: usize) -> Result<f64> {
-    let body = body(PER_LARGE_REQUEST);
-    let started = Stopwatch::start();
-    let clients = (0..CLIENTS).map(|_| {
-        let (client, body) = (client.clone(), body.clone());
-        tokio::spawn(async move {
-            for _ in 0..requests {
-                client.produce_ndjson(topic, body.clone(), None).await?;
-            }
-            Ok::<(), common::client::ClientError>(())
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        client.await??;
-    }
-    let sent = (requests * CLIENTS * PER_LARGE_REQUEST) as u64;
-    Ok(millions_per_second(sent, started.elapsed()))
 }
 
 /// How long each request took.
@@ -133,7 +93,7 @@ async fn at_a_fixed_rate(
     topic: &'static str,
     requests: u64,
 ) -> Result<Vec<Duration>> {
-    let body = body(PER_SMALL_REQUEST);
+    let body = records(PER_SMALL_REQUEST);
     let mut ticks = tokio::time::interval(EVERY);
     let mut under_way = Vec::new();
     for _ in 0..requests {
@@ -150,14 +110,4 @@ async fn at_a_fixed_rate(
         took.push(request.await??);
     }
     Ok(took)
-}
-
-async fn stored(client: &Client, topic: &str) -> Result<u64> {
-    let mut stored = 0;
-    for partition in 0..PARTITIONS {
-        let path = format!("/v1/topics/{topic}/partitions/{partition}/records?offset=latest");
-        let page: Value = client.get(&path).await?;
-        stored += page["end_offset"].as_u64().context("end_offset")?;
-    }
-    Ok(stored)
 }

@@ -6,6 +6,7 @@ pub mod topics;
 pub mod data;
 pub mod golden;
 pub mod measure;
+pub mod load;
 pub mod checkers;
 pub mod sim;
 pub mod source_tree;
