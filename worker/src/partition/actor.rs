@@ -56,6 +56,8 @@ pub(super) struct PartitionActor {
     timer: Option<(Tick, SpawnHandle)>,
     listening: bool,
     pub(super) looks_at_isr: bool,
+    /// Why who is in sync was not changed when it was last asked for.
+    pub(super) isr_refused: Option<String>,
     closing: Option<oneshot::Sender<()>>,
 }
 
@@ -88,6 +90,7 @@ impl PartitionActor {
             timer: None,
             listening: false,
             looks_at_isr: false,
+            isr_refused: None,
             closing: None,
         }
     }

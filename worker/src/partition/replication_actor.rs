@@ -3,6 +3,7 @@
 use actix::fut::{ActorFutureExt, WrapFuture};
 use actix::{AsyncContext, Context, Handler, ResponseFuture};
 use common::error::Problem;
+use common::ids::PartitionEpoch;
 use common::offset::Offset;
 use common::protocol::replicate::{IsrVerdict, ReplicaPosition};
 use common::time::Span;
@@ -139,24 +140,45 @@ impl PartitionActor {
             return;
         };
         let epoch = proposal.partition_epoch;
-        tracing::info!(partition = %self.id, isr = ?proposal.isr.keys(), "asks for these to be in sync");
+        let isr = proposal.isr.keys();
+        // One that was refused is asked for again and again.
+        match self.isr_refused {
+            None => tracing::info!(partition = %self.id, ?isr, "asks for these to be in sync"),
+            Some(_) => tracing::debug!(partition = %self.id, ?isr, "asks again"),
+        }
         let Some(answered) = self.settings.isr.send(self.id, proposal) else {
             self.machine.isr_refused(epoch);
             return;
         };
         let heard = answered.into_actor(self).map(|verdict, actor, context| {
-            // What was accepted comes with the metadata.
-            if let Ok(IsrVerdict::Refused {
-                partition_epoch: Some(epoch),
-                reason,
-            }) = verdict
-            {
-                tracing::debug!(partition = %actor.id, %reason, "who is in sync stays");
-                actor.machine.isr_refused(epoch);
-                actor.go_on(context);
+            match verdict {
+                // It comes with the metadata.
+                Ok(IsrVerdict::Accepted) => actor.isr_refused = None,
+                Ok(IsrVerdict::Refused {
+                    partition_epoch,
+                    reason,
+                }) => actor.isr_was_refused(partition_epoch, reason, context),
+                // Nobody knows what became of it.
+                Err(_) => {}
             }
         });
         context.spawn(heard);
+    }
+
+    fn isr_was_refused(
+        &mut self,
+        partition_epoch: Option<PartitionEpoch>,
+        reason: String,
+        context: &mut Context<Self>,
+    ) {
+        if self.isr_refused.as_ref() != Some(&reason) {
+            tracing::info!(partition = %self.id, %reason, "who is in sync stays");
+            self.isr_refused = Some(reason);
+        }
+        if let Some(epoch) = partition_epoch {
+            self.machine.isr_refused(epoch);
+            self.go_on(context);
+        }
     }
 }
 
