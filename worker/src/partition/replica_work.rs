@@ -78,7 +78,12 @@ impl QueuedNews {
                 Ok(())
             }
             Verdict::Diverges { epoch, end } => {
-                let to = common_end(log, *epoch, *end).max(log.start_offset());
+                let theirs = EpochEnd {
+                    epoch: *epoch,
+                    end: *end,
+                };
+                let ours = log.derived().epochs.end_of(*epoch, log.end_offset());
+                let to = cut_at(ours, theirs).max(log.start_offset());
                 assert!(
                     to >= known,
                     "{}: what is committed up to {known} would be cut off at {to}",
@@ -107,14 +112,16 @@ impl QueuedNews {
     }
 }
 
-/// Up to where the log can be the leader's, whose newest epoch of those up to ours ends there.
-fn common_end(log: &PartitionLog, epoch: LeaderEpoch, end: Offset) -> Offset {
-    let nothing = EpochEnd {
-        epoch,
-        end: Offset::ZERO,
-    };
-    let ours = log.derived().epochs.end_of(epoch, log.end_offset());
-    ours.unwrap_or(nothing).end.min(end)
+/// Where a log is cut off: where the leader's newest epoch of those up to our last ends, and what we have of that
+/// epoch or before it ends.
+fn cut_at(ours: Option<EpochEnd>, theirs: EpochEnd) -> Offset {
+    match ours {
+        Some(ours) if ours.epoch == theirs.epoch => ours.end.min(theirs.end),
+        // The leader's end may lie in the middle of a batch of ours. What comes later goes, and we ask again
+        // with our own epoch.
+        Some(ours) => ours.end,
+        None => Offset::ZERO,
+    }
 }
 
 fn not_appended(error: ReplicaError, followed: &mut Followed) -> Problem {
@@ -139,4 +146,29 @@ fn failed(error: LogError, followed: &mut Followed) -> Problem {
     let problem = problems::log_failed(&error);
     followed.error = Some(error);
     problem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(epoch: i32, end: i64) -> EpochEnd {
+        EpochEnd {
+            epoch: LeaderEpoch(epoch),
+            end: Offset(end),
+        }
+    }
+
+    #[test]
+    fn a_log_is_cut_off_where_one_of_its_own_batches_begins() {
+        for (ours, theirs, cut) in [
+            (Some(end(3, 9)), end(3, 7), 7),
+            (Some(end(3, 7)), end(3, 9), 7),
+            // Of the leader's epoch 6 there is nothing here: its end says nothing of a batch of epoch 3.
+            (Some(end(3, 9)), end(6, 7), 9),
+            (None, end(6, 7), 0),
+        ] {
+            assert_eq!(cut_at(ours, theirs), Offset(cut), "{ours:?} {theirs:?}");
+        }
+    }
 }
