@@ -238,9 +238,7 @@ impl PartitionActor {
             }
         }
         if let Some(reply) = done.followed.reply {
-            let waiter = Waiter::Position { reply };
-            let end = self.machine.log_end();
-            self.waiting.park_until_safe(end, deadline, waiter);
+            self.park_until_safe(reply);
         }
         self.assign();
         if closed {

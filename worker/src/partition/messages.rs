@@ -146,7 +146,7 @@ impl PartitionHandle {
         sent.map_err(|error| self.gone(&error))?
     }
 
-    /// Where this follower's log is, in this reign.
+    /// Where this follower's log is, in this reign. Answers once all of it is safe here.
     pub async fn position(&self, leader_epoch: LeaderEpoch) -> Result<ReplicaPosition, Problem> {
         let sent = self.actor.send(Position { leader_epoch }).await;
         sent.map_err(|error| self.gone(&error))?
@@ -261,7 +261,7 @@ pub enum Followed {
     },
 }
 
-/// Asks a follower where its log is.
+/// Asks a follower where its log is, once all of it is safe.
 #[derive(Debug)]
 pub(super) struct Position {
     pub(super) leader_epoch: LeaderEpoch,

@@ -14,8 +14,9 @@ use super::agenda::MAX_WAITING;
 use super::machine::{FollowerAnswer, FollowerFetch};
 use super::messages::{ApplyNews, Assign, Follow, Followed, Position};
 use super::problems;
-use super::replica_work::QueuedNews;
+use super::replica_work::{PositionReply, QueuedNews};
 use super::waiter::{FollowReply, Waiter};
+use super::waiting::APPEND_TIMEOUT;
 use super::work::answer;
 use crate::log::reader::LogReader;
 
@@ -53,6 +54,15 @@ impl PartitionActor {
             log_end: self.machine.log_end(),
             committed: self.readable().committed,
         })
+    }
+
+    /// Says where the log is once all of it is safe: nobody would ask again when it is, and until the leader's log
+    /// goes on nobody would be told.
+    pub(super) fn park_until_safe(&mut self, reply: PositionReply) {
+        let end = self.machine.log_end();
+        let deadline = self.settings.clock.tick().plus(APPEND_TIMEOUT);
+        let waiter = Waiter::Position { reply };
+        self.waiting.park_until_safe(end, deadline, waiter);
     }
 
     /// Where this replica's log is.
@@ -212,14 +222,18 @@ impl Handler<Follow> for PartitionActor {
 }
 
 impl Handler<Position> for PartitionActor {
-    type Result = Result<ReplicaPosition, Problem>;
+    type Result = ResponseFuture<Result<ReplicaPosition, Problem>>;
 
-    fn handle(&mut self, message: Position, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, message: Position, context: &mut Context<Self>) -> Self::Result {
         let quiet = self.agenda.is_here() && self.agenda.has_role() && self.news.is_none();
-        match self.machine.follows() {
-            Some(epoch) if epoch == message.leader_epoch && quiet => Ok(self.here()),
-            Some(_) | None => Err(problems::position_unknown(self.id)),
+        if !quiet || self.machine.follows() != Some(message.leader_epoch) {
+            return Box::pin(std::future::ready(Err(problems::position_unknown(self.id))));
         }
+        let (reply, replied) = oneshot::channel();
+        self.park_until_safe(reply);
+        self.go_on(context);
+        let id = self.id;
+        Box::pin(async move { replied.await.unwrap_or_else(|_| Err(problems::lost(id))) })
     }
 }
 
