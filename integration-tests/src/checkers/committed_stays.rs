@@ -1,9 +1,10 @@
-//! A committed record is never lost or changed, and the end of what may be read never goes back.
+//! A committed record is never lost or changed, and the end of what may be read never goes back: not at a
+//! leader, nor from one leader to the next.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use common::ids::{TopicId, TopicPartition};
+use common::ids::{LeaderEpoch, TopicId, TopicPartition};
 use common::offset::Offset;
 
 use super::Verdict;
@@ -13,7 +14,7 @@ use super::Verdict;
 pub struct CommittedStays {
     acknowledged: BTreeMap<(TopicPartition, Offset), Bytes>,
     read: BTreeMap<(TopicPartition, Offset), Bytes>,
-    ends: BTreeMap<TopicPartition, Offset>,
+    ends: BTreeMap<(TopicPartition, LeaderEpoch), Offset>,
 }
 
 impl CommittedStays {
@@ -46,15 +47,32 @@ impl CommittedStays {
         Ok(())
     }
 
-    /// A leader let committed records be read up to here.
-    pub fn readable(&mut self, partition: TopicPartition, end: Offset) -> Verdict {
-        let before = self.ends.entry(partition).or_default();
-        if end < *before {
+    /// The leader of this reign let committed records be read up to here. It may not know yet that there is
+    /// another.
+    pub fn readable(
+        &mut self,
+        partition: TopicPartition,
+        reign: LeaderEpoch,
+        end: Offset,
+    ) -> Verdict {
+        let reigns = |from, to| self.ends.range((partition, from)..=(partition, to));
+        let before = reigns(LeaderEpoch(i32::MIN), reign).next_back();
+        let after = reigns(reign, LeaderEpoch(i32::MAX)).find(|((_, other), _)| *other > reign);
+        if let Some((_, before)) = before
+            && end < *before
+        {
             return Err(format!(
                 "partition {partition} could be read up to {before}, and now up to {end} only"
             ));
         }
-        *before = end;
+        if let Some(((_, next), after)) = after
+            && end > *after
+        {
+            return Err(format!(
+                "partition {partition} can be read up to {end} in {reign}, and up to {after} only in {next}"
+            ));
+        }
+        self.ends.insert((partition, reign), end);
         Ok(())
     }
 
@@ -113,7 +131,13 @@ mod tests {
         checker.finished().unwrap();
         let other = Bytes::from_static(b"b");
         assert!(checker.read(PARTITION, Offset(3), &other).is_err());
-        checker.readable(PARTITION, Offset(5)).unwrap();
-        assert!(checker.readable(PARTITION, Offset(4)).is_err());
+        let mut readable =
+            |reign, end| checker.readable(PARTITION, LeaderEpoch(reign), Offset(end));
+        readable(3, 5).unwrap();
+        assert!(readable(3, 4).is_err());
+        assert!(readable(4, 4).is_err());
+        readable(4, 7).unwrap();
+        readable(3, 6).unwrap();
+        assert!(readable(3, 8).is_err());
     }
 }

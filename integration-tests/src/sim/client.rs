@@ -16,7 +16,7 @@ use common::offset::Offset;
 use common::protocol::job::{CreateJob, JobConfig};
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::produce::{Acks, Append, PartitionAppend};
-use common::protocol::topic::TopicConfig;
+use common::protocol::topic::{Durability, TopicConfig};
 use common::time::Span;
 use coordinator::metadata::command::Command;
 use coordinator::metadata::jobs::Desired;
@@ -185,11 +185,10 @@ impl Client {
         if !self.image.topics.contains_key(&CLICKS) {
             // Everybody gets a share.
             let all = active.len() == self.plan.workers;
-            return all.then(|| self.create_topic(CLICKS, self.plan.click_partitions, &active));
+            return all.then(|| self.create_topic(CLICKS, &active)).flatten();
         }
         if !self.image.topics.contains_key(&COUNTED) {
-            let partitions = self.plan.tally_partitions;
-            return (!active.is_empty()).then(|| self.create_topic(COUNTED, partitions, &active));
+            return self.create_topic(COUNTED, &active);
         }
         match self.job() {
             None => Some(self.create_job()),
@@ -208,10 +207,25 @@ impl Client {
         self.image.jobs.keys().next().copied()
     }
 
-    fn create_topic(&self, id: TopicId, partitions: u32, active: &[NodeId]) -> Command {
+    /// `None`: there are too few workers yet.
+    fn create_topic(&self, id: TopicId, active: &[NodeId]) -> Option<Command> {
+        let copies = self.plan.replicas;
+        let (partitions, replicas, enough) = match id == CLICKS {
+            true => (
+                self.plan.click_partitions,
+                copies.clicks,
+                copies.clicks_enough,
+            ),
+            false => (
+                self.plan.tally_partitions,
+                copies.tallies,
+                copies.tallies_enough,
+            ),
+        };
         let held = active.iter().map(|worker| (*worker, Held::default()));
         let names = self.plan.shape();
-        Command::CreateTopic {
+        let replicas = place(partitions, replicas, &held.collect())?;
+        Some(Command::CreateTopic {
             id,
             name: match id == CLICKS {
                 true => names.clicks,
@@ -219,10 +233,15 @@ impl Client {
             },
             config: TopicConfig {
                 segment_bytes: self.plan.segment_bytes,
+                min_insync_replicas: enough,
+                durability: match copies.in_memory {
+                    true => Durability::Replicated,
+                    false => Durability::Fsync,
+                },
                 ..TopicConfig::default()
             },
-            replicas: place(partitions, 1, &held.collect()).expect("somebody is active"),
-        }
+            replicas,
+        })
     }
 
     fn create_job(&self) -> Command {

@@ -56,6 +56,13 @@ impl Disk {
         self.directory.join(name)
     }
 
+    /// Another one takes its place, with nothing on it.
+    pub fn lose(&mut self) {
+        self.logs.clear();
+        self.stores.clear();
+        self.directory.set_extension("next");
+    }
+
     pub fn crash(&mut self, crash: Crash, random: &mut Random) {
         for store in self.stores.values() {
             store.lose_unflushed(random);

@@ -52,6 +52,9 @@ pub struct Env {
     pub sabotage: Option<Sabotage>,
     /// How often a task did not have in memory what it needed.
     pub questions: u64,
+    /// How often a replica of several began to lead, and how often a log was cut off.
+    pub reigns: u64,
+    pub cut_off: u64,
     clock: Arc<ManualClock>,
     random: Random,
     queue: BTreeMap<(Tick, u64), Event>,
@@ -68,6 +71,8 @@ impl Env {
             checkers: Checkers::default(),
             sabotage,
             questions: 0,
+            reigns: 0,
+            cut_off: 0,
             clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
             random: seeded(seed, 1),
             queue: BTreeMap::new(),

@@ -15,6 +15,10 @@ pub enum Fault {
         crash: Crash,
         down: Span,
     },
+    /// The process ends, and starts again after a while with an empty disk.
+    LoseDisk { process: Process, down: Span },
+    /// A worker and the other workers do not hear each other for a while.
+    Isolate { process: Process, lasts: Span },
     /// These do not hear each other for a while.
     Cut { a: Process, b: Process, lasts: Span },
     /// Nothing goes wrong from now on.
@@ -31,8 +35,52 @@ pub fn schedule(plan: &Plan) -> Vec<(Tick, Fault)> {
         let pause = from_to(&mut random, 10, plan.fault_every_ms);
         at = at.plus(Span(pause));
     }
+    for _ in 0..plan.replicas.more_faults {
+        faults.push((at, leaders_change(plan, &mut random)));
+        at = at.plus(Span(from_to(&mut random, 10, 3_000)));
+    }
+    if let Some(loss) = lost_disk(plan, at) {
+        faults.push(loss);
+        faults.sort_by_key(|(at, _)| *at);
+    }
     faults.push((at, Fault::Calm));
     faults
+}
+
+/// One worker of those that have a replica, and no more: two more have what it had.
+fn lost_disk(plan: &Plan, end: Tick) -> Option<(Tick, Fault)> {
+    let process = Process::Worker(plan.loses_disk()?);
+    let mut random = seeded(plan.seed, 8);
+    let loss = Fault::LoseDisk {
+        process,
+        down: Span(from_to(&mut random, 1, 6_000)),
+    };
+    Some((Tick(from_to(&mut random, 500, end.0)), loss))
+}
+
+/// What makes others lead, and logs go different ways.
+fn leaders_change(plan: &Plan, random: &mut Random) -> Fault {
+    let index = below(random, plan.workers as u64);
+    let process = Process::Worker(usize::try_from(index).expect("a few"));
+    match below(random, 4) {
+        0 => Fault::Cut {
+            a: process,
+            b: Process::Coordinator,
+            lasts: Span(from_to(random, 1_000, 15_000)),
+        },
+        1 => Fault::Isolate {
+            process,
+            lasts: Span(from_to(random, 50, 3_000)),
+        },
+        _ => Fault::Crash {
+            process,
+            crash: match plan.kinds.power && coin(random) {
+                true => Crash::PowerLoss,
+                false => Crash::Kill,
+            },
+            down: Span(from_to(random, 1, 3_000)),
+        },
+    }
 }
 
 fn draw(plan: &Plan, random: &mut Random) -> Fault {

@@ -15,6 +15,7 @@ pub mod env;
 pub mod client;
 pub mod coordinator;
 pub mod partition;
+pub mod replication;
 pub mod task;
 pub mod lanes;
 pub mod generation;
@@ -24,15 +25,16 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use common::ids::{ClusterId, StorageId};
+use common::ids::ClusterId;
 use common::protocol::job::JobState;
+use common::protocol::metadata::PartitionImage;
 use common::random::seeded;
 use common::time::{Span, Tick};
 use uuid::Uuid;
 
 use self::client::Client;
 use self::coordinator::Coordinator;
-use self::worker::Worker;
+use self::worker::{SLOTS, Worker};
 use disk::{Crash, Disk};
 use env::{Env, Event, Timer};
 use faults::Fault;
@@ -65,6 +67,9 @@ pub struct Summary {
     pub crashes: u64,
     /// How often a task did not have in memory what it needed.
     pub questions: u64,
+    /// How often a replica began to lead, and how often a log was cut off.
+    pub reigns: u64,
+    pub cut_off: u64,
     /// Of all that happened, in order.
     pub fingerprint: u64,
 }
@@ -124,8 +129,12 @@ impl World {
         let clock = env.clock();
         let disk = |name: String| Disk::new(clock.clone(), &directory.join(name));
         let workers = (0..plan.workers).map(|index| {
-            let storage = StorageId(Uuid::from_u128(100 + index as u128));
-            Worker::new(index, disk(format!("worker-{index}")), storage, plan.store)
+            // What loses its disk has no tasks: their state would be lost.
+            let slots = match plan.loses_disk() == Some(index) {
+                true => 0,
+                false => SLOTS,
+            };
+            Worker::new(index, disk(format!("worker-{index}")), slots, plan.store)
         });
         let mut faults = faults::schedule(plan).into_iter();
         let first = faults.next();
@@ -163,6 +172,8 @@ impl World {
         }
         self.summary.virtual_ms = self.env.now.0;
         self.summary.questions = self.env.questions;
+        self.summary.reigns = self.env.reigns;
+        self.summary.cut_off = self.env.cut_off;
         if let Some(metadata) = self.coordinator.metadata()
             && let Some(row) = metadata.jobs_by_name().next()
         {
@@ -228,6 +239,19 @@ impl World {
                 crash,
                 down,
             } => self.crash(process, crash, down),
+            Fault::LoseDisk { process, down } => {
+                if let Process::Worker(index) = process {
+                    self.workers[index].lose_disk();
+                    self.summary.crashes += 1;
+                    self.env.after(down, Event::Restart(process));
+                }
+            }
+            Fault::Isolate { process, lasts } => {
+                let until = self.env.now.plus(lasts);
+                for other in (0..self.workers.len()).map(Process::Worker) {
+                    self.env.network.cut(process, other, until);
+                }
+            }
             Fault::Cut { a, b, lasts } => {
                 let until = self.env.now.plus(lasts);
                 self.env.network.cut(a, b, until);
@@ -325,12 +349,25 @@ impl World {
                 row.state, row.reason, row.generation, row.completed
             ))
         });
+        let topics = self.coordinator.metadata();
+        let topics = topics.iter().flat_map(|metadata| metadata.topics_by_name());
+        let partitions = topics.flat_map(|row| &row.partitions).map(|partition| {
+            let PartitionImage {
+                replicas,
+                isr,
+                leader,
+                leader_epoch,
+                ..
+            } = partition;
+            format!(", {isr:?} of {replicas:?} led by {leader:?} in {leader_epoch}")
+        });
         format!(
-            "{} of {} clicks came out, all produced: {}, {}",
+            "{} of {} clicks came out, all produced: {}, {}{}",
             outputs.counted(),
             outputs.expected(),
             self.client.has_produced(),
-            job.unwrap_or_else(|| "there is no job".to_owned())
+            job.unwrap_or_else(|| "there is no job".to_owned()),
+            partitions.collect::<String>()
         )
     }
 

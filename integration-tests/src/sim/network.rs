@@ -12,6 +12,7 @@ use common::protocol::fetch::{FetchBatches, FetchedBatches};
 use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, HeartbeatReply, RegisterWorker, Registered};
 use common::protocol::produce::{Append, AppendedBatch};
+use common::protocol::replicate::{AlterIsr, IsrAltered, Replicate, Replicated};
 use common::random::{Random, below};
 use common::time::{Span, Tick};
 use coordinator::metadata::command::Command;
@@ -38,6 +39,8 @@ pub enum Request {
     Append(Append),
     Fetch(FetchBatches),
     Bundle(Bundle),
+    Replicate(Replicate),
+    AlterIsr(AlterIsr),
     /// What a user asks of the coordinator.
     Command(Box<Command>),
 }
@@ -51,6 +54,8 @@ pub enum Reply {
     Appended(Vec<AppendedBatch>),
     Fetched(FetchedBatches),
     Bundle(BundleReply),
+    Replicated(Replicated),
+    IsrAltered(IsrAltered),
 }
 
 /// Why a call has no reply.

@@ -34,6 +34,22 @@ pub struct Plan {
     pub kinds: FaultKinds,
     /// In the end every window is closed.
     pub drain: bool,
+    pub replicas: Replicas,
+}
+
+/// The copies of each topic's partitions, and how many of them are enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replicas {
+    pub clicks: u32,
+    pub clicks_enough: u32,
+    pub tallies: u32,
+    pub tallies_enough: u32,
+    /// What is in the memory of all counts as committed.
+    pub in_memory: bool,
+    /// A worker loses its disk.
+    pub loses_disk: bool,
+    /// Faults that come on top, after the others.
+    pub more_faults: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +76,11 @@ impl Plan {
         if !(kinds.workers || kinds.coordinator || kinds.cuts) {
             kinds.workers = true;
         }
+        let workers = from_to(random, 1, 4);
         Plan {
             seed,
-            workers: usize::try_from(from_to(random, 1, 4)).expect("a few"),
+            replicas: Replicas::draw(seed, workers, kinds),
+            workers: usize::try_from(workers).expect("a few"),
             click_partitions: small(click_partitions),
             tally_partitions: small(from_to(random, 1, 3)),
             sources: small(from_to(random, 1, click_partitions.min(3))),
@@ -102,11 +120,30 @@ impl Plan {
 
     /// The same world without anything that goes wrong.
     pub fn undisturbed(seed: u64) -> Plan {
+        let drawn = Plan::draw(seed);
         Plan {
             weather: Weather::CALM,
             faults: 0,
+            replicas: Replicas {
+                loses_disk: false,
+                more_faults: 0,
+                ..drawn.replicas
+            },
+            ..drawn
+        }
+    }
+
+    /// The world of this seed without copies.
+    pub fn single(seed: u64) -> Plan {
+        Plan {
+            replicas: Replicas::NONE,
             ..Plan::draw(seed)
         }
+    }
+
+    /// The worker that loses its disk.
+    pub fn loses_disk(&self) -> Option<usize> {
+        self.replicas.loses_disk.then(|| self.workers - 1)
     }
 
     pub fn shape(&self) -> Shape {
@@ -146,6 +183,52 @@ impl Plan {
                 batches
             })
             .collect()
+    }
+}
+
+impl Replicas {
+    pub const NONE: Replicas = Replicas {
+        clicks: 1,
+        clicks_enough: 1,
+        tallies: 1,
+        tallies_enough: 1,
+        in_memory: false,
+        loses_disk: false,
+        more_faults: 0,
+    };
+
+    fn draw(seed: u64, workers: u64, kinds: FaultKinds) -> Replicas {
+        let mut random = seeded(seed, 7);
+        let random = &mut random;
+        // Two must have everything when one is gone, and one of them may be away.
+        let loses_disk = workers >= 3 && kinds.workers && below(random, 3) == 0;
+        let mut copies = || {
+            let most = workers.min(3);
+            let copies = if loses_disk {
+                3
+            } else {
+                from_to(random, 1, most)
+            };
+            let enough = if loses_disk {
+                2
+            } else {
+                from_to(random, 1, copies)
+            };
+            (small(copies), small(enough))
+        };
+        let ((clicks, clicks_enough), (tallies, tallies_enough)) = (copies(), copies());
+        Replicas {
+            clicks,
+            clicks_enough,
+            tallies,
+            tallies_enough,
+            in_memory: !kinds.power && coin(random),
+            loses_disk,
+            more_faults: match clicks.max(tallies) {
+                1 => 0,
+                _ => from_to(random, 0, 12),
+            },
+        }
     }
 }
 

@@ -33,10 +33,22 @@ pub enum Sabotage {
     FoldUncompleted,
     /// A task is told that the store has more of its state than it has.
     EvictUnfolded,
+    /// A follower says that it has what it has written and not synced.
+    SayUnsynced,
+    /// A leader counts what a follower has that is not what the leader has.
+    CountDiverging,
+    /// A leader commits by who is in sync, without those who may be by now.
+    CommitByInSync,
+    /// A leader takes a change of who is in sync for refused that was not answered.
+    ForgetIsrWish,
+    /// A leader lets itself be read before its followers have what its reign began with.
+    ServeBeforeCaughtUp,
+    /// A leader tells its followers that all it has is committed.
+    TellUncommitted,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 14] = [
+    pub const ALL: [Sabotage; 20] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -51,5 +63,11 @@ impl Sabotage {
         Sabotage::DecideBeforeSync,
         Sabotage::FoldUncompleted,
         Sabotage::EvictUnfolded,
+        Sabotage::SayUnsynced,
+        Sabotage::CountDiverging,
+        Sabotage::CommitByInSync,
+        Sabotage::ForgetIsrWish,
+        Sabotage::ServeBeforeCaughtUp,
+        Sabotage::TellUncommitted,
     ];
 }

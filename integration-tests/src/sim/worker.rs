@@ -14,6 +14,7 @@ use common::limits::{HEARTBEAT_INTERVAL, MAX_WAIT};
 use common::protocol::checkpoint::{AckCheckpoint, InjectBarrier};
 use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
+use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict};
 use common::time::Span;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -30,17 +31,20 @@ use super::generation::{RunningJob, StoreChoice};
 use super::lanes::{NextBundle, WorkerLanes};
 use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress};
 use super::partition::Partition;
+use super::replication::{self, NextCall, Partitions, Replication};
+use super::sabotage::Sabotage;
 use super::tally;
 use super::task::{Wanted, append_request};
 
 const CALL_DEADLINE: Span = Span::from_secs(3);
 const RETRY_EVERY: Span = Span::from_millis(250);
 const BUNDLE_DEADLINE: Span = Span::from_secs(10);
+const REPLICATE_DEADLINE: Span = Span::from_secs(5);
 /// How long opening a log, reading from a view, and a message within the process, take at most.
 const OPEN_MS: u64 = 20;
 const READ_MS: u64 = 20;
 pub const MAILBOX_MS: u64 = 2;
-const SLOTS: u32 = 16;
+pub const SLOTS: u32 = 16;
 
 #[derive(Debug)]
 pub enum Timer {
@@ -51,6 +55,10 @@ pub enum Timer {
     Work(TopicPartition),
     Synced(TopicPartition),
     Patience(TopicPartition),
+    LookAtIsr(TopicPartition),
+    /// A leader's wish goes to the coordinator, once more.
+    AlterIsr(IsrChange),
+    Replication(replication::Timer),
     /// A lane asks how its channels stand, if nothing else has happened.
     Ask(usize),
     /// A lane tries again.
@@ -81,7 +89,9 @@ pub struct Worker {
     pub disk: Disk,
     pub life: u64,
     index: usize,
-    storage: StorageId,
+    slots: u32,
+    /// How many disks it has lost.
+    disks: u128,
     /// What its data directory keeps.
     identity: Option<(ClusterId, NodeId)>,
     choice: StoreChoice,
@@ -101,7 +111,8 @@ struct Life {
     heartbeat: u64,
     urgent: Arc<Notify>,
     reports: TaskReports,
-    partitions: BTreeMap<TopicPartition, Partition>,
+    partitions: Partitions,
+    replication: Option<Replication>,
     lanes: Option<WorkerLanes>,
     jobs: BTreeMap<JobId, RunningJob>,
     stopping: BTreeSet<JobId>,
@@ -124,6 +135,9 @@ enum Purpose {
     Heartbeat,
     Metadata,
     Bundle(usize),
+    /// Who is asked, and in which session.
+    Replicate(NodeId, u64),
+    AlterIsr(IsrChange),
     Acknowledge(JobId, Generation, AckCheckpoint),
     Append(JobId, Generation, TaskId, NextAppend),
     Fetch(JobId, Generation, TaskId, u32),
@@ -141,12 +155,13 @@ impl Who {
 }
 
 impl Worker {
-    pub fn new(index: usize, disk: Disk, storage: StorageId, choice: StoreChoice) -> Worker {
+    pub fn new(index: usize, disk: Disk, slots: u32, choice: StoreChoice) -> Worker {
         Worker {
             disk,
+            slots,
             life: 0,
             index,
-            storage,
+            disks: 0,
             identity: None,
             choice,
             running: None,
@@ -168,13 +183,13 @@ impl Worker {
         let registration = RegisterWorker {
             cluster: self.identity.map(|(cluster, _)| cluster),
             worker: self.identity.map(|(_, worker)| worker),
-            storage: self.storage,
+            storage: StorageId(Uuid::from_u128(100 * (self.disks + 1) + self.index as u128)),
             incarnation: Uuid::from_u128(incarnation),
             address: self.index.to_string(),
             clean_shutdown: false,
             version: String::new(),
             cores: 1,
-            slots: SLOTS,
+            slots: self.slots,
             memory_bytes: 1 << 30,
             operators: custom.names().map(str::to_owned).collect(),
         };
@@ -190,6 +205,7 @@ impl Worker {
             urgent: Arc::default(),
             reports: TaskReports::default(),
             partitions: BTreeMap::new(),
+            replication: None,
             lanes: None,
             jobs: BTreeMap::new(),
             stopping: BTreeSet::new(),
@@ -206,6 +222,14 @@ impl Worker {
     pub fn crash(&mut self, env: &mut Env, crash: Crash) {
         self.running = None;
         self.disk.crash(crash, env.random());
+    }
+
+    /// The process ends, and what it comes back with is another disk.
+    pub fn lose_disk(&mut self) {
+        self.running = None;
+        self.identity = None;
+        self.disks += 1;
+        self.disk.lose();
     }
 
     pub fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
@@ -264,6 +288,21 @@ impl Life {
             Timer::Patience(id) => {
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.time_passed(env, who);
+                }
+            }
+            Timer::LookAtIsr(id) => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.note_offline(&self.image);
+                    if let Some(change) = partition.look_at_isr(env, who) {
+                        self.alter_isr(env, change);
+                    }
+                }
+            }
+            Timer::AlterIsr(change) => self.alter_isr(env, change),
+            Timer::Replication(timer) => {
+                if let Some(replication) = &mut self.replication {
+                    let calls = replication.timer(env, who, &mut self.partitions, timer);
+                    self.replicate(env, calls);
                 }
             }
             Timer::Ask(lane) => {
@@ -345,12 +384,21 @@ impl Life {
                 let id = append.batches.first().map(|batch| batch.partition);
                 let partition = id.and_then(|id| self.partitions.get_mut(&id));
                 match partition {
-                    Some(partition) => partition.append(env, self.who, append, from),
+                    Some(partition) => {
+                        partition.note_offline(&self.image);
+                        partition.append(env, self.who, append, from);
+                    }
                     None => env.answer(from, Err(not_here())),
                 }
             }
             Request::Fetch(request) => match self.partitions.get_mut(&request.partition) {
                 Some(partition) => partition.fetch(env, self.who, request, from),
+                None => env.answer(from, Err(not_here())),
+            },
+            Request::Replicate(call) => match &mut self.replication {
+                Some(replication) => {
+                    replication.called(env, self.who, &mut self.partitions, call, from);
+                }
                 None => env.answer(from, Err(not_here())),
             },
             Request::Bundle(bundle) => {
@@ -365,6 +413,7 @@ impl Life {
             | Request::FetchMetadata(_)
             | Request::Acknowledge(_)
             | Request::Decline(_)
+            | Request::AlterIsr(_)
             | Request::Command(_) => unreachable!("nobody asks a worker for that"),
         }
     }
@@ -411,6 +460,41 @@ impl Life {
                 let next =
                     lanes.and_then(|lanes| lanes.answered(env, who, image, lane, reply.as_ref()));
                 self.send(env, next);
+            }
+            (Purpose::Replicate(leader, session), answer) => {
+                let answer = match answer {
+                    Ok(Reply::Replicated(reply)) => Ok(reply),
+                    Ok(other) => {
+                        return env.break_promise(format!("a follower was answered by {other:?}"));
+                    }
+                    Err(failed) => Err(failed),
+                };
+                if let Some(replication) = &mut self.replication {
+                    let asked = (leader, session);
+                    let partitions = &mut self.partitions;
+                    let calls = replication.answered(env, self.who, partitions, asked, answer);
+                    self.replicate(env, calls);
+                }
+            }
+            (Purpose::AlterIsr(change), Ok(Reply::IsrAltered(altered))) => {
+                let partition = self.partitions.get_mut(&change.partition);
+                if let (Some(partition), [verdict]) = (partition, &altered.verdicts[..]) {
+                    partition.isr_answered(env, self.who, verdict);
+                }
+            }
+            (Purpose::AlterIsr(change), answer) => {
+                // It may have become a fact: it is repeated until there is an answer.
+                if env.sabotaged(Sabotage::ForgetIsrWish)
+                    && matches!(answer, Err(CallFailed::Broken | CallFailed::Timeout))
+                    && let Some(partition) = self.partitions.get_mut(&change.partition)
+                {
+                    let verdict = IsrVerdict::Refused {
+                        partition_epoch: Some(change.partition_epoch),
+                        reason: String::new(),
+                    };
+                    return partition.isr_answered(env, self.who, &verdict);
+                }
+                self.who.after(env, RETRY_EVERY, Timer::AlterIsr(change));
             }
             (Purpose::Acknowledge(job, generation, ack), Err(failed)) => {
                 if failed.is_retriable() {
@@ -497,7 +581,11 @@ impl Life {
         }
         if first {
             self.lanes = Some(WorkerLanes::new(worker, epoch));
+            self.replication = Some(Replication::new(worker, epoch));
             self.fetch_metadata(env);
+        }
+        if let Some(replication) = &mut self.replication {
+            replication.worker_is_now(epoch);
         }
         self.heartbeat(env);
     }
@@ -547,6 +635,11 @@ impl Life {
         };
         self.image = Arc::new(image);
         self.follow_partitions(env);
+        if let Some(replication) = self.replication.as_mut().filter(|_| self.ready) {
+            let image = self.image.clone();
+            let calls = replication.follow(env, self.who, &mut self.partitions, &image);
+            self.replicate(env, calls);
+        }
         self.follow_jobs(env);
     }
 
@@ -585,6 +678,33 @@ impl Life {
         if !std::mem::replace(&mut self.ready, true) {
             self.urgent.notify_one();
         }
+    }
+
+    fn replicate(&mut self, env: &mut Env, calls: Vec<NextCall>) {
+        for NextCall {
+            leader,
+            process,
+            call,
+        } in calls
+        {
+            let purpose = Purpose::Replicate(leader, call.session);
+            let request = Request::Replicate(call);
+            self.call(env, process, request, REPLICATE_DEADLINE, purpose);
+        }
+    }
+
+    fn alter_isr(&mut self, env: &mut Env, change: IsrChange) {
+        let Some(session) = self.session else { return };
+        let request = Request::AlterIsr(AlterIsr {
+            worker: session.worker,
+            worker_epoch: session.epoch,
+            changes: vec![change.clone()],
+        });
+        // Too short for nearly every answer.
+        let impatient = env.sabotaged(Sabotage::ForgetIsrWish);
+        let deadline = if impatient { Span(5) } else { CALL_DEADLINE };
+        let purpose = Purpose::AlterIsr(change);
+        self.call(env, Process::Coordinator, request, deadline, purpose);
     }
 
     fn leader(&self, partition: TopicPartition) -> Option<Process> {

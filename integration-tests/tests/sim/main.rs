@@ -16,6 +16,12 @@ fn expect(seed: u64) -> Summary {
     run(seed, None).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
+/// A world of before there were copies.
+fn expect_single(seed: u64) {
+    let run = run_plan(&Plan::single(seed), None);
+    run.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().expect("the variable is a number"))
@@ -68,9 +74,11 @@ fn new_worlds_keep_every_promise() {
         total.epochs += summary.epochs;
         total.crashes += summary.crashes;
         total.questions += summary.questions;
+        total.reigns += summary.reigns;
+        total.cut_off += summary.cut_off;
     }
     assert!(
-        total.epochs > 0 && total.crashes > 0 && total.questions > 0,
+        total.epochs > 0 && total.crashes > 0 && total.questions > 0 && total.reigns > 0,
         "nothing was put to the test"
     );
 }
@@ -82,13 +90,13 @@ fn new_worlds_keep_every_promise() {
 #[test]
 fn a_task_whose_memory_no_fold_can_give_back_goes_on() {
     for seed in [72, 142, 1_795_408_216_641, 1_795_408_438_505] {
-        expect(seed);
+        expect_single(seed);
     }
 }
 
 #[test]
 fn a_job_whose_last_checkpoint_was_given_up_stops_all_the_same() {
-    let plan = Plan::draw(10);
+    let plan = Plan::single(10);
     let plan = Plan {
         batch: 20,
         produce_every_ms: plan.produce_every_ms / 3,
@@ -99,5 +107,19 @@ fn a_job_whose_last_checkpoint_was_given_up_stops_all_the_same() {
 
 #[test]
 fn a_checkpoint_that_a_killed_coordinator_wrote_and_did_not_apply_is_complete() {
-    expect(1_795_879_481_034);
+    expect_single(1_795_879_481_034);
+}
+
+/// It was told to cut its log off in the middle of a batch, because the leader's epoch ends there that it has not
+/// heard of, and could not, again and again.
+#[test]
+fn a_replica_that_missed_an_epoch_which_its_leader_has_follows_again() {
+    expect(1_795_895_850_205);
+}
+
+/// It had led before, and said where its log ended before that was synced; its leader had nothing more for it, so
+/// it never said that it was.
+#[test]
+fn a_follower_that_had_yet_to_sync_what_it_has_says_so_when_it_has() {
+    expect(1_795_896_038_445);
 }

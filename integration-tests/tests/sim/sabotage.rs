@@ -1,7 +1,8 @@
 //! Each mistake made on purpose is found within a few seeds, and without it the same seeds keep every
 //! promise: so what is found is the mistake.
 
-use integration_tests::sim::run;
+use integration_tests::sim::plan::Plan;
+use integration_tests::sim::run_plan;
 use integration_tests::sim::sabotage::Sabotage;
 
 /// Seeds that each mistake may stay unnoticed for.
@@ -9,14 +10,18 @@ const SEEDS: u64 = 400;
 
 /// `first`: where to begin, for the mistakes that few worlds give an occasion to.
 fn is_found(sabotage: Sabotage, first: u64) {
+    is_found_in(sabotage, first, Plan::single);
+}
+
+fn is_found_in(sabotage: Sabotage, first: u64, plan: fn(u64) -> Plan) {
     let mut seeds = first..first + SEEDS;
-    let found = seeds.find_map(|seed| run(seed, Some(sabotage)).err());
+    let found = seeds.find_map(|seed| run_plan(&plan(seed), Some(sabotage)).err());
     let failure = found.unwrap_or_else(|| panic!("{sabotage:?} stays unnoticed"));
     println!(
         "seed {} with {sabotage:?}: {}",
         failure.seed, failure.broken
     );
-    if let Err(failure) = run(failure.seed, None) {
+    if let Err(failure) = run_plan(&plan(failure.seed), None) {
         panic!("{failure}");
     }
 }
@@ -89,4 +94,34 @@ fn fold_uncompleted_is_found() {
 #[test]
 fn evict_unfolded_is_found() {
     is_found(Sabotage::EvictUnfolded, 1);
+}
+
+#[test]
+fn say_unsynced_is_found() {
+    is_found_in(Sabotage::SayUnsynced, 1, Plan::draw);
+}
+
+#[test]
+fn count_diverging_is_found() {
+    is_found_in(Sabotage::CountDiverging, 1, Plan::draw);
+}
+
+#[test]
+fn commit_by_in_sync_is_found() {
+    is_found_in(Sabotage::CommitByInSync, 1, Plan::draw);
+}
+
+#[test]
+fn forget_isr_wish_is_found() {
+    is_found_in(Sabotage::ForgetIsrWish, 1, Plan::draw);
+}
+
+#[test]
+fn serve_before_caught_up_is_found() {
+    is_found_in(Sabotage::ServeBeforeCaughtUp, 1, Plan::draw);
+}
+
+#[test]
+fn tell_uncommitted_is_found() {
+    is_found_in(Sabotage::TellUncommitted, 1, Plan::draw);
 }

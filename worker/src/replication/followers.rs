@@ -69,7 +69,7 @@ fn leader(worker: NodeId, image: &MetadataImage) -> Option<Leader> {
 }
 
 /// What `me` has a replica of that another worker leads, by that worker.
-fn followed(
+pub fn followed(
     me: NodeId,
     image: &MetadataImage,
 ) -> BTreeMap<NodeId, BTreeMap<TopicPartition, LeaderEpoch>> {

@@ -10,15 +10,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, MetadataVersion, NodeId, WorkerEpoch,
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, MetadataVersion, NodeId, PartitionId,
+    TopicPartition, WorkerEpoch,
 };
 use common::limits::{DEFAULT_SESSION_TIMEOUT, HEARTBEAT_INTERVAL};
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::node::{Heartbeat, HeartbeatReply, RegisterWorker, Registered};
+use common::protocol::replicate::IsrAltered;
 use common::protocol::task::TaskReport;
 use common::time::Span;
 use coordinator::checkpoint::machine::Event as CheckpointEvent;
-use coordinator::controller::reconcile::reconcile;
+use coordinator::controller::reconcile::{balance, reconcile};
 use coordinator::job::machine::Event;
 use coordinator::liveness::machine::LivenessMachine;
 use coordinator::metadata::ClusterMetadata;
@@ -36,6 +38,8 @@ use crate::checkers::exactly_once::Positions;
 const ME: Process = Process::Coordinator;
 /// How often sessions are looked at.
 const LOOK_EVERY: Span = Span::from_millis(100);
+/// How often partitions are given back to who was placed to lead them.
+const BALANCE_EVERY: Span = Span::from_secs(10);
 const PROBE_DEADLINE: Span = Span::from_secs(1);
 /// Small, so that a run rolls segments.
 const SEGMENT_BYTES: u64 = 16 << 10;
@@ -47,6 +51,7 @@ const MAILBOX_MS: u64 = 3;
 pub enum Timer {
     LogSynced,
     Look,
+    Balance,
     /// A job hears of the newest facts.
     Facts(JobId),
     JobWake(JobId),
@@ -88,7 +93,9 @@ struct Reign {
 enum Proposer {
     Announcement,
     Registration(ReturnAddress),
+    Isr(ReturnAddress),
     Liveness,
+    Balance,
     Job(JobId),
     Reservation(JobId),
     Completion(JobId, CheckpointId),
@@ -193,6 +200,12 @@ impl Reign {
                 self.look(env);
                 self.after(env, LOOK_EVERY, Timer::Look);
             }
+            Timer::Balance => {
+                if let Some(command) = balance(&self.metadata) {
+                    self.propose(env, command, Proposer::Balance);
+                }
+                self.after(env, BALANCE_EVERY, Timer::Balance);
+            }
             Timer::Facts(job) => {
                 if let Some(told) = self.jobs.get_mut(&job) {
                     told.telling = false;
@@ -267,8 +280,17 @@ impl Reign {
                 }
                 env.answer(from, checked.map(|()| Reply::Done));
             }
+            Request::AlterIsr(call) => {
+                let command = Command::AlterIsr {
+                    worker: call.worker,
+                    epoch: call.worker_epoch,
+                    changes: call.changes,
+                };
+                self.propose(env, command, Proposer::Isr(from));
+            }
             Request::Command(command) => self.propose(env, *command, Proposer::User(from)),
             Request::Probe
+            | Request::Replicate(_)
             | Request::Inject(_)
             | Request::Append(_)
             | Request::Fetch(_)
@@ -383,6 +405,16 @@ impl Reign {
             return;
         }
         self.follow_workers(env);
+        for row in self.metadata.topics_by_name() {
+            for (number, partition) in (0..).map(PartitionId).zip(&row.partitions) {
+                let id = TopicPartition {
+                    topic: row.id,
+                    partition: number,
+                };
+                let verdict = env.checkers.in_sync.in_sync(id, &partition.isr);
+                env.check(verdict);
+            }
+        }
         let rows: Vec<(JobId, bool)> = self
             .metadata
             .jobs_by_name()
@@ -432,6 +464,17 @@ impl Reign {
                     }),
                 );
             }
+            Proposer::Isr(from) => {
+                let answer = outcome.map_err(Problem::from);
+                env.answer(
+                    from,
+                    answer.map(|outcome| match outcome {
+                        Outcome::IsrAltered(verdicts) => Reply::IsrAltered(IsrAltered { verdicts }),
+                        other => unreachable!("a change of who is in sync had {other:?}"),
+                    }),
+                );
+            }
+            Proposer::Balance => {}
             Proposer::Liveness => {
                 self.liveness_proposals -= 1;
                 if self.liveness_proposals == 0 {
@@ -480,6 +523,7 @@ impl Reign {
         self.control_epoch = Some(epoch);
         self.published(env);
         self.after(env, LOOK_EVERY, Timer::Look);
+        self.after(env, BALANCE_EVERY, Timer::Balance);
     }
 
     fn answer_poll(&mut self, env: &mut Env, request: &FetchMetadata, from: ReturnAddress) {

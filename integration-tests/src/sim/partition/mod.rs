@@ -1,9 +1,11 @@
 //! A partition of a worker in the world: its machine and its log, and what its actor would do for them.
 
+mod replicas;
+
 use std::sync::Arc;
 
 use common::error::Problem;
-use common::ids::{NodeId, TopicPartition};
+use common::ids::{LeaderEpoch, NodeId, TopicPartition};
 use common::kv::KvStore;
 use common::limits::MAX_WAIT;
 use common::log_batch::LogBatch;
@@ -12,31 +14,39 @@ use common::plan::connector::Isolation;
 use common::protocol::fetch::{FetchBatches, FetchedBatches};
 use common::protocol::metadata::{JobImage, PartitionImage};
 use common::protocol::produce::{Acks, Append, AppendedBatch};
+use common::protocol::replicate::ReplicaPosition;
 use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
 use common::seglog::{PendingSync, Synced};
 use common::time::{Span, Tick};
 use tokio::sync::oneshot;
+use worker::log::leader_epochs::LeaderEpochs;
 use worker::log::partition_log::PartitionLog;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::partition::agenda::{Agenda, Reading, Turn};
 use worker::partition::machine::{AppendRefusal, PartitionMachine};
 use worker::partition::problems;
+use worker::partition::replica_work::{PositionReply, QueuedNews};
 use worker::partition::transactions::Undecided;
 use worker::partition::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
 use worker::partition::work::{AppendReply, QueuedAppend, Work};
+use worker::replication::session_machine::WatchId;
 
 use super::env::Env;
 use super::network::{Reply, ReturnAddress};
+use super::replication::{looked, positioned, refused};
 use super::sabotage::Sabotage;
 use super::worker::{Timer, Who};
 
 /// How long work on the log and a sync take at most.
 const WORK_MS: u64 = 2;
 const SYNC_MS: u64 = 8;
+/// How often a leader looks who is in sync.
+const LOOK_AT_ISR_EVERY: Span = Span::from_millis(500);
 
 type Answer = oneshot::Receiver<Result<Vec<AppendedBatch>, Problem>>;
+type Applied = oneshot::Receiver<Result<ReplicaPosition, Problem>>;
 
 #[derive(Debug)]
 pub struct Partition {
@@ -48,8 +58,12 @@ pub struct Partition {
     /// `None`: it is being opened.
     log: Option<Box<PartitionLog>>,
     undecided: Undecided,
+    epochs: LeaderEpochs,
     agenda: Agenda<QueuedAppend>,
     answers: Vec<(Answer, ReturnAddress)>,
+    /// What the leader said to the log's position, until a turn takes it along; and what becomes of it.
+    news: Option<QueuedNews>,
+    applying: Vec<(Applied, NodeId, LeaderEpoch)>,
     /// What is being done to the log.
     turn: Option<Turn<QueuedAppend>>,
     syncing: Option<PendingSync>,
@@ -58,12 +72,18 @@ pub struct Partition {
     waiting: Waiting<Waiter>,
     early: Vec<(FetchBatches, ReturnAddress)>,
     timer: Option<Tick>,
+    looks_at_isr: bool,
+    /// The reign that the checkers were told of, and up to where they know what is committed here.
+    reign: Option<LeaderEpoch>,
+    checked: Offset,
 }
 
 #[derive(Debug)]
 enum Waiter {
     Append(Vec<AppendedBatch>, AppendReply),
     Fetch(FetchBatches, ReturnAddress, Tick),
+    Follower(WatchId),
+    Position(PositionReply),
 }
 
 impl Partition {
@@ -84,14 +104,20 @@ impl Partition {
             machine,
             log: None,
             undecided: Undecided::default(),
+            epochs: LeaderEpochs::default(),
             agenda: Agenda::default(),
             answers: Vec::new(),
+            news: None,
+            applying: Vec::new(),
             turn: None,
             syncing: None,
             synced: None,
             waiting: Waiting::default(),
             early: Vec::new(),
             timer: None,
+            looks_at_isr: false,
+            reign: None,
+            checked: Offset::ZERO,
         }
     }
 
@@ -111,11 +137,12 @@ impl Partition {
             }
         };
         self.machine = PartitionMachine::new(self.me, log.end_offset());
-        self.machine.assign(env.now, &self.image, &self.config);
-        self.undecided = log.derived().transactions.undecided();
+        self.note(&log);
         self.log = Some(Box::new(log));
+        self.agenda.assign();
+        self.take_role(env, who);
         self.agenda.opened();
-        self.start_work(env, who);
+        self.go_on(env, who);
         for (request, from) in std::mem::take(&mut self.early) {
             self.fetch(env, who, request, from);
         }
@@ -126,16 +153,46 @@ impl Partition {
             return;
         }
         self.image = image.clone();
-        self.machine.assign(env.now, &self.image, &self.config);
-        if !self.machine.is_leader() {
-            for waiter in self.waiting.drain() {
-                self.refuse(env, waiter, self.not_leader());
-            }
-        }
+        self.agenda.assign();
+        self.take_role(env, who);
         if self.undecided.has_open() {
             self.agenda.reconcile();
         }
-        self.start_work(env, who);
+        self.go_on(env, who);
+    }
+
+    /// The role changes, if it is to and may now.
+    fn take_role(&mut self, env: &mut Env, who: Who) {
+        if !self.agenda.takes_role() {
+            return;
+        }
+        let was_leader = self.machine.is_leader();
+        self.machine.assign(env.now, &self.image, &self.config);
+        if was_leader != self.machine.is_leader() {
+            for waiter in self.waiting.drain() {
+                let problem = match waiter {
+                    Waiter::Append(..) => problems::lead_lost(self.id),
+                    Waiter::Fetch(..) | Waiter::Follower(_) | Waiter::Position(_) => {
+                        self.not_leader()
+                    }
+                };
+                self.refuse(env, who, waiter, problem);
+            }
+        }
+        let reign = self.machine.leader_epoch();
+        if self.machine.is_leader() && self.log.is_some() && self.reign != Some(reign) {
+            self.reign = Some(reign);
+            env.reigns += u64::from(self.image.replicas.len() > 1);
+            let log_end = self.machine.log_end();
+            let verdict = env.checkers.reigns.leads(self.id, self.me, log_end);
+            env.check(verdict);
+        }
+    }
+
+    /// What the log knows that is needed while it is away.
+    fn note(&mut self, log: &PartitionLog) {
+        self.undecided = log.derived().transactions.undecided();
+        self.epochs.clone_from(&log.derived().epochs);
     }
 
     /// While a transaction is open, every change of the cluster's facts may decide it.
@@ -189,10 +246,17 @@ impl Partition {
         for waiter in self.waiting.expired(env.now) {
             match waiter {
                 Waiter::Append(..) => {
-                    self.refuse(env, waiter, problems::not_committed(self.id));
+                    self.refuse(env, who, waiter, problems::not_committed(self.id));
                 }
                 Waiter::Fetch(request, from, _) => {
                     self.serve(env, who, request, from, env.now);
+                }
+                Waiter::Follower(watch) => {
+                    let look = self.continues(env);
+                    looked(env, who, watch, look);
+                }
+                Waiter::Position(_) => {
+                    self.refuse(env, who, waiter, problems::position_unknown(self.id));
                 }
             }
         }
@@ -219,8 +283,8 @@ impl Partition {
             log,
             appends: turn.appends,
             leader_epoch,
-            follows: None,
-            news: None,
+            follows: self.machine.follows(),
+            news: self.news.take(),
             committed: self.readable().committed,
             image: believed(env, image),
             now: env.wall(),
@@ -239,12 +303,21 @@ impl Partition {
         if let Some(Err(error)) = finished {
             return env.break_promise(format!("the disk of {}: {error}", self.id));
         }
+        if let Some(cut) = done.followed.cut {
+            env.cut_off += 1;
+            env.trace(|| format!("{who:?} cuts {} off at {cut}", self.id));
+            self.agenda.cut_off();
+            self.machine.truncated(cut);
+        }
         self.machine.appended(log.end_offset());
         self.machine.synced(log.durable_offset());
+        if let Some(committed) = done.followed.committed {
+            self.machine.leader_committed(committed);
+        }
         if env.sabotaged(Sabotage::AcknowledgeBeforeSync) {
             self.machine.synced(log.end_offset());
         }
-        self.undecided = log.derived().transactions.undecided();
+        self.note(&log);
         self.log = Some(log);
         for written in done.written {
             match written.acks {
@@ -256,6 +329,10 @@ impl Partition {
                 }
             }
         }
+        if let Some(reply) = done.followed.reply {
+            self.park_until_safe(env, reply);
+        }
+        self.take_role(env, who);
         self.go_on(env, who);
     }
 
@@ -291,14 +368,11 @@ impl Partition {
             let delay = env.some_ms(if early { 500 } else { SYNC_MS });
             who.after(env, delay, Timer::Synced(self.id));
         }
-        let readable = self.readable();
-        let verdict = env
-            .checkers
-            .committed
-            .readable(self.id, readable.last_stable);
-        if self.machine.is_leader() {
-            env.check(verdict);
+        if self.agenda.is_opening() {
+            return;
         }
+        let readable = self.readable();
+        self.check(env, readable);
         let reached = Reached {
             readable,
             written: self.machine.log_end(),
@@ -311,11 +385,21 @@ impl Partition {
                 Waiter::Fetch(request, from, deadline) => {
                     self.serve(env, who, request, from, deadline);
                 }
+                Waiter::Follower(watch) => {
+                    let look = self.continues(env);
+                    looked(env, who, watch, look);
+                }
+                Waiter::Position(reply) => drop(reply.send(Ok(self.here()))),
             }
         }
         self.start_work(env, who);
-        self.deliver(env);
+        self.deliver(env, who);
         self.set_timer(env, who);
+        let has_followers = self.image.replicas.len() > 1;
+        if self.machine.is_leader() && has_followers && !self.looks_at_isr {
+            self.looks_at_isr = true;
+            who.after(env, LOOK_AT_ISR_EVERY, Timer::LookAtIsr(self.id));
+        }
     }
 
     /// Answers a fetch with what there is, or lets it wait.
@@ -330,6 +414,10 @@ impl Partition {
         let Some(log) = &self.log else { return };
         if !self.machine.is_leader() {
             return env.answer(from, Err(self.not_leader()));
+        }
+        let serves = env.sabotaged(Sabotage::ServeBeforeCaughtUp);
+        if self.machine.committed().is_none() && !serves {
+            return env.answer(from, Err(problems::not_caught_up(self.id)));
         }
         let reader = log.reader();
         let isolation = request.isolation;
@@ -363,6 +451,9 @@ impl Partition {
                     log_start_offset: reader.start(),
                     end_offset: end,
                 };
+                let reign = self.machine.leader_epoch();
+                let verdict = env.checkers.committed.readable(self.id, reign, end);
+                env.check(verdict);
                 return env.answer(from, Ok(Reply::Fetched(reply)));
             }
             // Everything there was is hidden from this reader: it goes on waiting.
@@ -374,23 +465,39 @@ impl Partition {
         self.set_timer(env, who);
     }
 
-    fn refuse(&mut self, env: &mut Env, waiter: Waiter, problem: Problem) {
+    fn refuse(&mut self, env: &mut Env, who: Who, waiter: Waiter, problem: Problem) {
         match waiter {
             Waiter::Append(_, reply) => {
                 drop(reply.send(Err(problem)));
-                self.deliver(env);
+                self.deliver(env, who);
             }
             Waiter::Fetch(_, from, _) => env.answer(from, Err(problem)),
+            Waiter::Follower(watch) => looked(env, who, watch, refused(problem)),
+            Waiter::Position(reply) => {
+                drop(reply.send(Err(problem)));
+                self.deliver(env, who);
+            }
         }
     }
 
     /// Passes on the answers that are there.
-    fn deliver(&mut self, env: &mut Env) {
+    fn deliver(&mut self, env: &mut Env, who: Who) {
         self.answers.retain_mut(|(answer, from)| {
             let Ok(answer) = answer.try_recv() else {
                 return true;
             };
             env.answer(*from, answer.map(Reply::Appended));
+            false
+        });
+        let id = self.id;
+        self.applying.retain_mut(|(applied, leader, epoch)| {
+            let Ok(applied) = applied.try_recv() else {
+                return true;
+            };
+            if let Err(problem) = &applied {
+                env.trace(|| format!("{who:?} does not follow in {id}: {problem}"));
+            }
+            positioned(env, who, *leader, (id, *epoch), applied.ok());
             false
         });
     }
