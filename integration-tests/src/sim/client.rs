@@ -34,6 +34,8 @@ const ME: Process = Process::Client;
 const LOOK_EVERY: Span = Span::from_millis(50);
 const READ_WAIT: Span = Span::from_millis(300);
 const DEADLINE: Span = Span::from_secs(5);
+/// How far moves are apart at most.
+const MOVE_EVERY_MS: u64 = 10_000;
 
 #[derive(Debug)]
 pub enum Timer {
@@ -41,6 +43,8 @@ pub enum Timer {
     FetchMetadata,
     Produce(u32),
     Read(u32),
+    /// So many more times replicas move to other workers.
+    Move(u64),
 }
 
 #[derive(Debug)]
@@ -76,6 +80,7 @@ struct Producer {
 enum Purpose {
     Metadata,
     Command,
+    Move,
     Produce(u32),
     Read(u32),
 }
@@ -108,6 +113,10 @@ impl Client {
         for partition in 0..self.plan.tally_partitions {
             after(env, LOOK_EVERY, Timer::Read(partition));
         }
+        if self.plan.replicas.moves > 0 {
+            let delay = env.some_ms(MOVE_EVERY_MS);
+            after(env, delay, Timer::Move(self.plan.replicas.moves));
+        }
     }
 
     /// Every click was acknowledged.
@@ -133,6 +142,7 @@ impl Client {
             Timer::FetchMetadata => self.fetch_metadata(env),
             Timer::Produce(partition) => self.produce(env, partition),
             Timer::Read(partition) => self.read(env, partition),
+            Timer::Move(left) => self.move_replicas(env, left),
         }
     }
 
@@ -154,6 +164,8 @@ impl Client {
                     self.wish = Wish::Stopped;
                 }
             }
+            // Some moves are refused: there may be too few workers.
+            (Some(Purpose::Move), _) => {}
             (Some(Purpose::Produce(partition)), answer) => {
                 self.produced(env, partition, answer);
             }
@@ -242,6 +254,39 @@ impl Client {
             },
             replicas,
         })
+    }
+
+    /// A topic's partitions shall have as many replicas as they have, on any of the workers.
+    fn move_replicas(&mut self, env: &mut Env, left: u64) {
+        if left > 1 {
+            let delay = env.some_ms(MOVE_EVERY_MS);
+            after(env, delay, Timer::Move(left - 1));
+        }
+        let (id, copies) = match env.draw(2) {
+            0 => (CLICKS, self.plan.replicas.clicks),
+            _ => (COUNTED, self.plan.replicas.tallies),
+        };
+        let Some(topic) = self.image.topics.get(&id) else {
+            return;
+        };
+        let workers = self.image.workers.values().filter(|worker| worker.active);
+        let active: Vec<NodeId> = workers.map(|worker| worker.id).collect();
+        if active.len() < copies as usize {
+            return;
+        }
+        let targets = topic.partitions.iter().map(|_| {
+            let mut target = active.clone();
+            while target.len() > copies as usize {
+                let one = env.draw(target.len() as u64);
+                target.remove(usize::try_from(one).expect("a few"));
+            }
+            target
+        });
+        let targets = targets.collect();
+        let command = Command::Reassign { id, targets };
+        env.trace(|| format!("{command:?}"));
+        let request = Request::Command(Box::new(command));
+        self.call(env, Process::Coordinator, request, Purpose::Move);
     }
 
     fn create_job(&self) -> Command {

@@ -48,6 +48,10 @@ impl Disk {
         log.clone()
     }
 
+    pub fn remove_log(&mut self, name: &str) {
+        self.logs.remove(name);
+    }
+
     pub fn store(&mut self, name: &str) -> MemoryStore {
         self.stores.entry(name.to_owned()).or_default().clone()
     }

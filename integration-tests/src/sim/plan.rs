@@ -50,6 +50,8 @@ pub struct Replicas {
     pub loses_disk: bool,
     /// Faults that come on top, after the others.
     pub more_faults: u64,
+    /// How often somebody has replicas move to other workers.
+    pub moves: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +129,7 @@ impl Plan {
             replicas: Replicas {
                 loses_disk: false,
                 more_faults: 0,
+                moves: 0,
                 ..drawn.replicas
             },
             ..drawn
@@ -195,6 +198,7 @@ impl Replicas {
         in_memory: false,
         loses_disk: false,
         more_faults: 0,
+        moves: 0,
     };
 
     fn draw(seed: u64, workers: u64, kinds: FaultKinds) -> Replicas {
@@ -227,6 +231,10 @@ impl Replicas {
             more_faults: match clicks.max(tallies) {
                 1 => 0,
                 _ => from_to(random, 0, 12),
+            },
+            moves: match workers {
+                1 => 0,
+                _ => below(random, 2) * below(random, 6),
             },
         }
     }

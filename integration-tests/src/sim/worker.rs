@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 use worker::job::assignment::changes;
 use worker::link::reports::TaskReports;
+use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
 use worker::sink::write_queue::NextAppend;
@@ -52,6 +53,8 @@ pub enum Timer {
     Heartbeat(u64),
     FetchMetadata,
     Open(TopicPartition),
+    /// A replica that is not wanted here any more is closed: what it has is removed.
+    Remove(TopicPartition),
     Work(TopicPartition),
     Synced(TopicPartition),
     Patience(TopicPartition),
@@ -112,6 +115,7 @@ struct Life {
     urgent: Arc<Notify>,
     reports: TaskReports,
     partitions: Partitions,
+    removing: BTreeSet<TopicPartition>,
     replication: Option<Replication>,
     lanes: Option<WorkerLanes>,
     jobs: BTreeMap<JobId, RunningJob>,
@@ -205,6 +209,7 @@ impl Worker {
             urgent: Arc::default(),
             reports: TaskReports::default(),
             partitions: BTreeMap::new(),
+            removing: BTreeSet::new(),
             replication: None,
             lanes: None,
             jobs: BTreeMap::new(),
@@ -273,6 +278,15 @@ impl Life {
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.open(env, who, &storage, store);
                 }
+            }
+            Timer::Remove(id) => {
+                disk.remove_log(&format!("partition-{id}"));
+                let forgotten = SavedState::new(Arc::new(disk.store("log")), id).forget();
+                if let Err(error) = forgotten {
+                    env.break_promise(format!("saved state is left behind: {error}"));
+                }
+                self.removing.remove(&id);
+                self.follow_partitions(env);
             }
             Timer::Work(id) => {
                 let image = self.image.clone();
@@ -654,6 +668,7 @@ impl Life {
             return;
         }
         let image = self.image.clone();
+        self.remove_partitions(env, session.worker);
         for topic in image.topics.values() {
             for (number, assigned) in (0..).zip(&topic.partitions) {
                 if !assigned.replicas.contains(&session.worker) {
@@ -663,6 +678,9 @@ impl Life {
                     topic: topic.id,
                     partition: PartitionId(number),
                 };
+                if self.removing.contains(&id) {
+                    continue;
+                }
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.assign(env, self.who, assigned);
                     partition.facts_changed(env, self.who);
@@ -677,6 +695,23 @@ impl Life {
         }
         if !std::mem::replace(&mut self.ready, true) {
             self.urgent.notify_one();
+        }
+    }
+
+    fn remove_partitions(&mut self, env: &mut Env, me: NodeId) {
+        let image = &self.image;
+        let stays = |id: TopicPartition| {
+            let partition = image.partition(id);
+            partition.is_some_and(|partition| partition.replicas.contains(&me))
+        };
+        let gone = self.partitions.keys().copied().filter(|id| !stays(*id));
+        for id in gone.collect::<Vec<_>>() {
+            if let Some(mut partition) = self.partitions.remove(&id) {
+                partition.close(env, self.who);
+            }
+            self.removing.insert(id);
+            let delay = env.some_ms(OPEN_MS);
+            self.who.after(env, delay, Timer::Remove(id));
         }
     }
 

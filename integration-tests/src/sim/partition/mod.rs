@@ -195,6 +195,25 @@ impl Partition {
         self.epochs.clone_from(&log.derived().epochs);
     }
 
+    /// It is not wanted here any more: everyone is told.
+    pub fn close(&mut self, env: &mut Env, who: Who) {
+        for (_, from) in std::mem::take(&mut self.early) {
+            env.answer(from, Err(problems::closed(self.id)));
+        }
+        for waiter in self.waiting.drain() {
+            self.refuse(env, who, waiter, problems::closed(self.id));
+        }
+        // Whatever else waits for an answer hears that it was lost.
+        self.turn = None;
+        self.news = None;
+        for (_, from) in std::mem::take(&mut self.answers) {
+            env.answer(from, Err(problems::lost(self.id)));
+        }
+        for (_, leader, epoch) in std::mem::take(&mut self.applying) {
+            positioned(env, who, leader, (self.id, epoch), None);
+        }
+    }
+
     /// While a transaction is open, every change of the cluster's facts may decide it.
     pub fn facts_changed(&mut self, env: &mut Env, who: Who) {
         if self.undecided.has_open() && self.machine.is_leader() {
