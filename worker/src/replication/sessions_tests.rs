@@ -37,17 +37,25 @@ const ID: TopicPartition = TopicPartition {
 /// Longer than anything takes, shorter than the sessions' own bound.
 const LONG: Span = Span::from_secs(2);
 
-/// One node of two, as one of them sees it, with its log in memory.
-async fn node(me: NodeId) -> (Partitions, tempfile::TempDir) {
-    let clock = SystemClock::shared();
-    let storage = MemoryStorage::new(clock.clone());
-    let partition = PartitionImage {
+fn led_by(leader: NodeId, leader_epoch: LeaderEpoch) -> PartitionImage {
+    PartitionImage {
         replicas: vec![LEADER, FOLLOWER],
         isr: vec![LEADER, FOLLOWER],
-        leader: Some(LEADER),
-        leader_epoch: EPOCH,
-        partition_epoch: PartitionEpoch(1),
-    };
+        leader: Some(leader),
+        leader_epoch,
+        partition_epoch: PartitionEpoch(leader_epoch.0.unsigned_abs()),
+    }
+}
+
+/// One node of two, as one of them sees it, with its log in memory.
+async fn node(me: NodeId) -> (Partitions, tempfile::TempDir) {
+    node_on(Arc::new(Semaphore::new(4)), me).await
+}
+
+/// `disk`: for what is done to it at once.
+async fn node_on(disk: Arc<Semaphore>, me: NodeId) -> (Partitions, tempfile::TempDir) {
+    let clock = SystemClock::shared();
+    let storage = MemoryStorage::new(clock.clone());
     let worker = |id| WorkerImage {
         id,
         epoch: WorkerEpoch(1),
@@ -60,7 +68,7 @@ async fn node(me: NodeId) -> (Partitions, tempfile::TempDir) {
             id: ID.topic,
             name: TopicName::new("t").unwrap(),
             config: TopicConfig::default(),
-            partitions: vec![partition],
+            partitions: vec![led_by(LEADER, EPOCH)],
         }],
         ..MetadataDelta::default()
     };
@@ -73,7 +81,7 @@ async fn node(me: NodeId) -> (Partitions, tempfile::TempDir) {
         image: watched,
         store: None,
         storage: Arc::new(move |_| Ok(storage.shared())),
-        disk: Arc::new(Semaphore::new(4)),
+        disk,
         on_disk_failure: Arc::new(|failure| panic!("{failure}")),
     };
     let home = tempfile::tempdir().unwrap();
@@ -322,5 +330,43 @@ fn a_follower_does_what_it_is_told_and_says_where_it_is_then() {
         let refused = follower.append(batch("d"), Acks::All, None).await;
         assert_eq!(refused.unwrap_err().code, ErrorCode::NotLeader);
         assert!(follower.position(LeaderEpoch(4)).await.is_err());
+    });
+}
+
+/// Said before, it was not said again once it was: if its leader had nothing more, what it has was never committed.
+#[test]
+fn a_replica_that_has_led_says_where_it_is_when_all_of_that_is_safe() {
+    System::new().block_on(async {
+        let disk = Arc::new(Semaphore::new(1));
+        let (partitions, _home) = node_on(disk.clone(), LEADER).await;
+        let partition = partitions.get(ID).unwrap();
+        // It is open then.
+        partition
+            .append(batch("a"), Acks::Leader, None)
+            .await
+            .unwrap();
+        // Whoever wants to use the disk does so in turn: the next batch is written, and then not synced.
+        let first = disk.clone().acquire_owned().await.unwrap();
+        let mut written = Box::pin(partition.append(batch("b"), Acks::Leader, None));
+        assert!(futures_util::poll!(&mut written).is_pending());
+        // Messages are taken in order: the append waits for the disk when this is answered.
+        partition.offsets(None).await.unwrap();
+        let mut second = Box::pin(disk.clone().acquire_owned());
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(first);
+        written.await.unwrap();
+        let second = second.await.unwrap();
+        let next = LeaderEpoch(4);
+        partition
+            .assign(led_by(FOLLOWER, next), TopicConfig::default())
+            .await
+            .unwrap();
+        let mut position = Box::pin(partition.position(next));
+        assert!(futures_util::poll!(&mut position).is_pending());
+        partition.offsets(None).await.unwrap_err();
+        assert!(futures_util::poll!(&mut position).is_pending());
+        drop(second);
+        let position = position.await.unwrap();
+        assert_eq!((position.log_end, position.durable), (Offset(2), Offset(2)));
     });
 }
