@@ -7,6 +7,7 @@ use common::log_batch::LogBatches;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
 use common::protocol::replicate::{IsrChange, IsrVerdict, ReplicaPosition, Verdict};
+use common::protocol::topic::Durability;
 use common::time::Span;
 use tokio::sync::oneshot;
 use worker::log::reader::LogReader;
@@ -216,8 +217,13 @@ impl Partition {
 
     /// Tells the checkers what is committed here.
     pub(super) fn check(&mut self, env: &mut Env, readable: Readable) {
-        let (measure, in_sync) = (self.machine.measure(), &mut env.checkers.in_sync);
-        let verdict = in_sync.has(self.id, self.me, measure, &self.epochs);
+        // Of a topic that has one replica left the machine counts what is synced, whatever was enough before.
+        let has = match self.config.durability {
+            Durability::Fsync => self.machine.durable(),
+            Durability::Replicated => self.machine.log_end(),
+        };
+        let in_sync = &mut env.checkers.in_sync;
+        let verdict = in_sync.has(self.id, self.me, has, &self.epochs);
         env.check(verdict);
         let Some(committed) = self.machine.committed() else {
             return;
