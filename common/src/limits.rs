@@ -114,6 +114,9 @@ pub const MIN_CHECKPOINT_INTERVAL: Span = Span::from_millis(100);
 pub const CHECKPOINT_TIMEOUT: Span = Span::from_secs(60);
 /// Epochs are reserved in blocks, so that a new coordinator never gives one out again.
 pub const CHECKPOINT_RESERVATION: u64 = 1_024;
+/// Copies of a job's state on other workers.
+pub const DEFAULT_STANDBYS: u32 = 1;
+pub const MAX_STANDBYS: u32 = 4;
 /// Completed checkpoints a job's history shows.
 pub const CHECKPOINT_HISTORY: usize = 100;
 /// How far sources were read is one number per partition: it is kept for so many completed checkpoints.

@@ -11,6 +11,7 @@ pub mod log_client;
 pub mod task;
 pub mod keyed_state;
 pub mod checkpoint;
+pub mod standby;
 pub mod exchange;
 pub mod format;
 pub mod source;

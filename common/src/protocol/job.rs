@@ -38,6 +38,9 @@ pub struct JobConfig {
     pub checkpoint_timeout: Span,
     /// Failures within ten minutes after which the job is FAILED.
     pub restart_budget: u32,
+    /// Workers besides its own that keep the state of each task, as far as there are so many: a checkpoint is
+    /// complete when they have it, too, and so many may be lost with their disks.
+    pub standbys: u32,
 }
 
 impl Default for JobConfig {
@@ -47,6 +50,7 @@ impl Default for JobConfig {
             checkpoint_timeout: crate::limits::CHECKPOINT_TIMEOUT,
             restart_budget: u32::try_from(crate::limits::RESTART_BUDGET)
                 .expect("the budget is small"),
+            standbys: crate::limits::DEFAULT_STANDBYS,
         }
     }
 }

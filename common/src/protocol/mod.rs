@@ -15,6 +15,7 @@ pub mod replicate;
 pub mod job;
 pub mod task;
 pub mod checkpoint;
+pub mod standby;
 pub mod exchange;
 pub mod state;
 

@@ -1,5 +1,7 @@
 //! Tasks: what a worker should run, and how it is going.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::TaskCounts;
@@ -23,8 +25,14 @@ pub struct Deployment {
     pub graph: TaskGraph,
     /// In the order of `graph.tasks()`: the position is the task's ordinal.
     pub tasks: Vec<TaskAssignment>,
+    /// The workers that keep the state of tasks which run elsewhere. They change within a generation.
+    #[serde(default)]
+    pub standbys: Standbys,
     pub checkpoint_interval: Span,
 }
+
+/// Of tasks with state: the workers that stand by for each, the first to be promoted first.
+pub type Standbys = BTreeMap<TaskId, Vec<NodeId>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskAssignment {

@@ -12,6 +12,7 @@ use common::limits::JOB_MAILBOX;
 use common::protocol::checkpoint::{
     AckCheckpoint, Acknowledged, CheckpointKind, DeclineCheckpoint, InjectBarrier,
 };
+use common::protocol::standby::AckStandby;
 use common::time::{Clock, Tick, Timestamp};
 use common::transport::client::Transport;
 
@@ -68,6 +69,13 @@ impl Message for Acknowledge {
 }
 
 #[derive(Debug)]
+pub(crate) struct Hold(pub(crate) AckStandby);
+
+impl Message for Hold {
+    type Result = Result<Acknowledged, Problem>;
+}
+
+#[derive(Debug)]
 pub(crate) struct Decline(pub(crate) DeclineCheckpoint);
 
 impl Message for Decline {
@@ -106,7 +114,7 @@ impl CheckpointActor {
             controller,
             transport,
             clock,
-            machine: CheckpointMachine::new(settings, row.reserved, row.completed),
+            machine: CheckpointMachine::new(settings, row.reserved, row.completed, &row.holders),
             job_actor,
             timer: None,
         }
@@ -337,6 +345,25 @@ impl Handler<Acknowledge> for CheckpointActor {
             generation: ack.generation,
             checkpoint: ack.checkpoint,
             tasks: ack.tasks,
+        };
+        self.happen(event, ctx);
+        Ok(Acknowledged {})
+    }
+}
+
+impl Handler<Hold> for CheckpointActor {
+    type Result = Result<Acknowledged, Problem>;
+
+    fn handle(
+        &mut self,
+        Hold(ack): Hold,
+        ctx: &mut Context<CheckpointActor>,
+    ) -> Result<Acknowledged, Problem> {
+        self.check(ack.generation, ack.worker, ack.worker_epoch)?;
+        let event = Event::Held {
+            worker: ack.worker,
+            generation: ack.generation,
+            held: ack.held,
         };
         self.happen(event, ctx);
         Ok(Acknowledged {})

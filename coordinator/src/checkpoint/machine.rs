@@ -1,7 +1,8 @@
 //! Decides when a job takes a checkpoint, and when one is complete.
 //!
 //! A checkpoint is ALIGNING while its barrier is not yet at every worker with sources, PERSISTING until
-//! every task of the generation has acknowledged it, PROPOSED while its completion is being made a fact.
+//! every task of the generation has acknowledged it and every standby that keeps up holds it, PROPOSED while
+//! its completion is being made a fact. A standby that takes much longer than the tasks is left out.
 //! At most one aligns, and at most two are open: the next barrier may follow while the last one is still
 //! being written. Completed checkpoints grow strictly and belong to the generation that proposes them.
 
@@ -10,15 +11,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{CheckpointId, Generation, NodeId, TaskId, WorkerEpoch};
 use common::limits::CHECKPOINT_RESERVATION;
 use common::protocol::checkpoint::{CheckpointKind, TaskSnapshot};
+use common::protocol::task::Standbys;
 use common::time::{Span, Tick};
 
 use super::history::{History, Outcome, Record};
+use super::holders::Holders;
 use super::permit::{CommitPermit, Proven};
 
 /// Between the end of one checkpoint and the start of the next, whatever the interval.
 pub const MIN_PAUSE: Span = Span::from_millis(50);
 /// A barrier that a worker has not confirmed is sent to it again.
 pub const INJECT_AGAIN: Span = Span::from_secs(1);
+/// A standby may take so much longer than the tasks themselves, or two intervals if that is more.
+const STANDBY_PATIENCE: Span = Span::from_secs(1);
 const MAX_OPEN: usize = 2;
 /// The next block of numbers is reserved when so few are left, so that no checkpoint waits for one.
 const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
@@ -29,17 +34,20 @@ pub struct Settings {
     pub timeout: Span,
 }
 
-/// The tasks of a generation, where they run, and in which life of those workers.
+/// The tasks of a generation, where they run, who stands by, and in which life of those workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Team {
     pub worker_of: BTreeMap<TaskId, NodeId>,
     pub sources: BTreeSet<TaskId>,
+    /// These change within a generation.
+    pub standbys: Standbys,
     pub workers: BTreeMap<NodeId, WorkerEpoch>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// Every task of this generation runs; checkpoints of this kind are wanted, a last one until it completes.
+    /// Told again when the kind or the standbys change.
     Run {
         generation: Generation,
         team: Team,
@@ -69,6 +77,12 @@ pub enum Event {
         generation: Generation,
         checkpoint: CheckpointId,
         tasks: Vec<TaskSnapshot>,
+    },
+    /// From a worker that `check` let through.
+    Held {
+        worker: NodeId,
+        generation: Generation,
+        held: Vec<(TaskId, CheckpointId)>,
     },
     Declined {
         worker: NodeId,
@@ -130,6 +144,7 @@ pub struct CheckpointMachine {
     /// Its completion is being made a fact.
     proposed: Option<CheckpointId>,
     completed: Option<CheckpointId>,
+    holders: Holders,
     history: History,
 }
 
@@ -154,6 +169,8 @@ struct Open {
     triggered: Tick,
     phase: Phase,
     missing: BTreeSet<TaskId>,
+    /// When none was missing any more.
+    acknowledged: Option<Tick>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -168,13 +185,15 @@ enum Phase {
 
 impl CheckpointMachine {
     /// `reserved`: the highest number that was ever reserved for this job. A former coordinator may have
-    /// used any of them, so this one starts above.
+    /// used any of them, so this one starts above. `holders`: who has the state of `completed`.
     pub fn new(
         settings: Settings,
         reserved: CheckpointId,
         completed: Option<CheckpointId>,
+        holders: &BTreeMap<TaskId, Vec<NodeId>>,
     ) -> CheckpointMachine {
         CheckpointMachine {
+            holders: Holders::new(completed, holders),
             settings,
             run: None,
             last: reserved,
@@ -213,7 +232,12 @@ impl CheckpointMachine {
                 generation,
                 checkpoint,
                 tasks,
-            } => self.acknowledge(worker, generation, checkpoint, &tasks),
+            } => self.acknowledge(now, worker, generation, checkpoint, &tasks),
+            Event::Held {
+                worker,
+                generation,
+                held,
+            } => self.hold(worker, generation, held),
             Event::Declined {
                 worker,
                 generation,
@@ -267,8 +291,10 @@ impl CheckpointMachine {
             Phase::Persisting | Phase::Proposed => None,
         });
         let next = self.next_trigger(run);
+        let late_standbys = run.open.iter().filter_map(|open| self.patience_ends(open));
         timeouts
             .chain(repeats)
+            .chain(late_standbys)
             .chain(next)
             .chain([self.reserve_after])
             .filter(|at| *at > now)
@@ -295,9 +321,18 @@ impl CheckpointMachine {
             && run.generation == generation
         {
             run.kind = kind;
+            self.holders.assign(&team.standbys);
+            run.team.standbys = team.standbys;
+            // The lives that run the tasks are those the generation began with.
+            let standbys = team.workers.into_iter();
+            let runs = |worker: &NodeId| run.team.worker_of.values().any(|runs| runs == worker);
+            let standbys: Vec<_> = standbys.filter(|(worker, _)| !runs(worker)).collect();
+            run.team.workers.extend(standbys);
             return;
         }
         self.halt(now, effects);
+        self.holders.restart(self.completed);
+        self.holders.assign(&team.standbys);
         self.run = Some(Run {
             generation,
             team,
@@ -342,6 +377,7 @@ impl CheckpointMachine {
 
     fn acknowledge(
         &mut self,
+        now: Tick,
         worker: NodeId,
         generation: Generation,
         checkpoint: CheckpointId,
@@ -360,6 +396,22 @@ impl CheckpointMachine {
             // A repeated acknowledgement says nothing new.
             if runs_there && open.missing.remove(&snapshot.task) {
                 self.history.acknowledge(checkpoint, snapshot);
+            }
+        }
+        if open.missing.is_empty() {
+            open.acknowledged.get_or_insert(now);
+        }
+    }
+
+    fn hold(&mut self, worker: NodeId, generation: Generation, held: Vec<(TaskId, CheckpointId)>) {
+        let Some(run) = &self.run else { return };
+        if run.generation != generation {
+            return;
+        }
+        for (task, checkpoint) in held {
+            // Only what was given out: it could not be completed otherwise.
+            if checkpoint <= self.last {
+                self.holders.hold(worker, task, checkpoint);
             }
         }
     }
@@ -458,17 +510,30 @@ impl CheckpointMachine {
         }
     }
 
+    /// When a checkpoint that all tasks have acknowledged waits no longer for standbys.
+    fn patience_ends(&self, open: &Open) -> Option<Tick> {
+        let patience = Span(self.settings.interval.0 * 2).max(STANDBY_PATIENCE);
+        let awaited = self.holders.awaited(open.checkpoint, self.completed);
+        match (open.acknowledged, awaited.count()) {
+            (Some(at), 0) => Some(at),
+            (Some(at), _) => Some(at.plus(patience)),
+            (None, _) => None,
+        }
+    }
+
     /// The newest checkpoint that every task has acknowledged covers the ones before it.
     fn propose(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        let Some(run) = &mut self.run else { return };
+        let Some(run) = &self.run else { return };
         // Also one of a generation that has ended since: outcomes come one after another.
         if self.proposed.is_some() {
             return;
         }
-        let mut newest_first = run.open.iter_mut().rev();
-        let Some(open) = newest_first.find(|open| open.missing.is_empty()) else {
+        let proposable = |open: &Open| self.patience_ends(open).is_some_and(|at| at <= now);
+        let Some(at) = run.open.iter().rposition(proposable) else {
             return;
         };
+        let Some(run) = &mut self.run else { return };
+        let open = &mut run.open[at];
         open.phase = Phase::Proposed;
         self.proposed = Some(open.checkpoint);
         let seen = self
@@ -479,7 +544,15 @@ impl CheckpointMachine {
             generation: run.generation,
             checkpoint: open.checkpoint,
             kind: open.kind,
-            holders: run.team.worker_of.clone(),
+            holders: run
+                .team
+                .worker_of
+                .iter()
+                .map(|(task, worker)| {
+                    let standbys = self.holders.of(*task, open.checkpoint);
+                    (*task, std::iter::once(*worker).chain(standbys).collect())
+                })
+                .collect(),
             positions: seen.positions.clone(),
             counts: seen.counts.clone(),
             duration: now.since(open.triggered),
@@ -539,6 +612,7 @@ impl CheckpointMachine {
                 unconfirmed: workers.into_iter().map(|worker| (worker, now)).collect(),
             },
             missing: run.team.worker_of.keys().copied().collect(),
+            acknowledged: None,
         });
         self.history.begin(Record {
             checkpoint,

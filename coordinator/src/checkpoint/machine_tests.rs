@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{CheckpointId, Generation, NodeId, StageId, TaskId, WorkerEpoch};
 use common::limits::CHECKPOINT_RESERVATION;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts, TaskSnapshot};
+use common::protocol::task::Standbys;
 use common::time::{Span, Tick};
 use proptest::prelude::*;
 
@@ -32,6 +33,7 @@ fn team() -> Team {
         ]
         .into(),
         sources: [task(0, 0), task(0, 1)].into(),
+        standbys: Standbys::new(),
         workers: [1, 2, 3]
             .map(|id| (NodeId(id), WorkerEpoch(u64::from(id))))
             .into(),
@@ -74,7 +76,7 @@ impl World {
         };
         World {
             now: Tick(0),
-            machine: CheckpointMachine::new(settings, CheckpointId(0), None),
+            machine: CheckpointMachine::new(settings, CheckpointId(0), None, &BTreeMap::new()),
             generation: Generation(1),
             reserved: 0,
             injects: Vec::new(),
@@ -115,9 +117,17 @@ impl World {
     }
 
     fn run(&mut self, stop: bool) {
+        self.run_with(stop, Standbys::new());
+    }
+
+    fn run_with(&mut self, stop: bool, standbys: Standbys) {
+        let lives = standbys.values().flatten();
+        let lives = lives.map(|worker| (*worker, WorkerEpoch(u64::from(worker.0))));
+        let mut team = team();
+        team.workers.extend(lives);
         self.tell(Event::Run {
             generation: self.generation,
-            team: team(),
+            team: Team { standbys, ..team },
             kind: match stop {
                 true => CheckpointKind::Stop,
                 false => CheckpointKind::Periodic,
@@ -167,6 +177,14 @@ impl World {
         self.acknowledge(checkpoint, &[task(0, 0), task(0, 1), task(1, 0)]);
     }
 
+    fn hold(&mut self, worker: u32, checkpoint: u64) {
+        self.tell(Event::Held {
+            worker: NodeId(worker),
+            generation: self.generation,
+            held: vec![(task(1, 0), CheckpointId(checkpoint))],
+        });
+    }
+
     fn settle(&mut self, completed: bool) {
         let permit = self.permits.pop().expect("something is proposed");
         self.tell(Event::Settled {
@@ -198,7 +216,9 @@ fn a_checkpoint_is_injected_acknowledged_proposed_and_completed() {
     assert!(world.permits.is_empty(), "task 0.1 is missing");
     world.acknowledge(1, &[task(0, 1)]);
     let proven = world.permits[0].clone().into_proven();
-    assert_eq!(proven.holders, team().worker_of);
+    let alone = team().worker_of.into_iter();
+    let alone = alone.map(|(task, worker)| (task, vec![worker])).collect();
+    assert_eq!(proven.holders, alone);
     assert_eq!(proven.duration, Span(20));
     assert_eq!((proven.delta_bytes, proven.state_bytes), (30, 300));
     assert_eq!(proven.positions.len(), 2);
@@ -210,6 +230,80 @@ fn a_checkpoint_is_injected_acknowledged_proposed_and_completed() {
     world.settle(true);
     assert_eq!(world.completed, [(first, PERIODIC)]);
     assert_eq!(world.machine.completed(), Some(first));
+}
+
+/// Two standbys of task 1.0: one keeps up, the other is lost, replaced, and late.
+#[test]
+fn a_checkpoint_waits_for_standbys_that_keep_up_and_for_no_others() {
+    let mut world = World::running();
+    let standbys = |workers: &[u32]| -> Standbys {
+        let workers = workers.iter().copied().map(NodeId).collect();
+        [(task(1, 0), workers)].into()
+    };
+    let holders = |world: &World| {
+        let proven = world.permits.last().unwrap().clone().into_proven();
+        let holders = &proven.holders[&task(1, 0)];
+        holders.iter().map(|worker| worker.0).collect::<Vec<_>>()
+    };
+    world.run_with(false, standbys(&[4, 5]));
+    assert_eq!(
+        world
+            .machine
+            .check(world.generation, NodeId(4), WorkerEpoch(4)),
+        Ok(())
+    );
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    world.hold(4, 1);
+    assert!(
+        world.permits.is_empty(),
+        "worker 5 has nothing to catch up with"
+    );
+    world.hold(5, 1);
+    assert_eq!(holders(&world), [3, 4, 5]);
+    world.settle(true);
+
+    world.pass(INTERVAL);
+    world.confirm(2);
+    world.hold(4, 2);
+    world.acknowledge_all(2);
+    let wake = world
+        .machine
+        .wake_at(world.now)
+        .expect("an end of patience");
+    assert!(world.permits.is_empty());
+    world.pass(wake.since(world.now));
+    while world.permits.is_empty() {
+        let wake = world
+            .machine
+            .wake_at(world.now)
+            .expect("an end of patience");
+        world.pass(wake.since(world.now));
+    }
+    assert_eq!(holders(&world), [3, 4], "worker 5 is late");
+    world.settle(true);
+
+    world.pass(INTERVAL);
+    world.confirm(3);
+    world.hold(4, 3);
+    world.acknowledge_all(3);
+    assert_eq!(
+        holders(&world),
+        [3, 4],
+        "nobody waits for worker 5 any more"
+    );
+    world.settle(true);
+    world.hold(5, 3);
+
+    world.pass(INTERVAL);
+    world.confirm(4);
+    world.hold(4, 4);
+    world.acknowledge_all(4);
+    assert!(world.permits.is_empty(), "it keeps up again");
+    // Worker 5 is gone for good, and another one begins from nothing.
+    world.run_with(false, standbys(&[4, 6]));
+    assert_eq!(holders(&world), [3, 4]);
 }
 
 #[test]
@@ -283,7 +377,12 @@ fn a_new_coordinator_starts_above_every_reserved_number() {
         timeout: TIMEOUT,
     };
     world.reserved = 1024;
-    world.machine = CheckpointMachine::new(settings, CheckpointId(1024), Some(CheckpointId(3)));
+    world.machine = CheckpointMachine::new(
+        settings,
+        CheckpointId(1024),
+        Some(CheckpointId(3)),
+        &BTreeMap::new(),
+    );
     world.run(false);
     world.reserve();
     world.pass(INTERVAL);

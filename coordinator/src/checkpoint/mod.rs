@@ -5,7 +5,7 @@
 //!   InjectBarrier(e)  ──────────────▶  emit barrier e  ─ rows and barriers ─▶  align, seal e, fsync
 //!        (again until answered)                                                │
 //!   AckCheckpoint(e, tasks)  ◀──────────────────────────────────────────────────┘
-//!   every task has acknowledged
+//!   every task has acknowledged, and AckStandby ◀─── standbys that keep up, once it is on their disks
 //!   command: checkpoint e of this generation is complete      ◀ the single point of no return
 //!   metadata image  ────────────────────────────────────────▶  commit output, fold state
 //! ```
@@ -16,6 +16,7 @@
 pub mod machine;
 #[cfg(test)]
 mod machine_tests;
+mod holders;
 pub mod permit;
 pub mod history;
 pub(crate) mod actor;

@@ -21,8 +21,8 @@ pub struct Proven {
     pub generation: Generation,
     pub checkpoint: CheckpointId,
     pub kind: CheckpointKind,
-    /// Which worker has each task's part of it on its disk.
-    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Which workers have each task's part of it on their disks, the one it runs on first.
+    pub holders: BTreeMap<TaskId, Vec<NodeId>>,
     /// Of source tasks: split → the position after the last row before the barrier.
     pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
     /// What each task has done before the barrier, since its generation began.

@@ -200,7 +200,7 @@ fn a_job_is_deployed_runs_and_takes_checkpoints() {
         let list = cluster.get("/v1/jobs/warm/checkpoints").await.body;
         assert_eq!(
             list["holders"],
-            json!({"0.0": 1, "0.1": 1, "1.0": 1, "1.1": 1})
+            json!({"0.0": [1], "0.1": [1], "1.0": [1], "1.1": [1]})
         );
         let latest = list["checkpoints"].as_array().unwrap();
         let completed = latest.iter().find(|entry| entry["status"] == "completed");

@@ -19,8 +19,8 @@ use crate::metadata::checkpoints::CompletedCheckpoint;
 pub(crate) struct CheckpointList {
     /// The last completed epoch; absent before the first.
     completed: Option<u64>,
-    /// Task → the worker that has its state at the last completed epoch.
-    holders: BTreeMap<String, u32>,
+    /// Task → the workers that have its state at the last completed epoch, the one it runs on first.
+    holders: BTreeMap<String, Vec<u32>>,
     /// The last one first.
     checkpoints: Vec<CheckpointEntry>,
 }
@@ -87,7 +87,7 @@ pub(crate) async fn list_checkpoints(
         holders: row
             .holders
             .iter()
-            .map(|(task, worker)| (task.to_string(), worker.0))
+            .map(|(task, workers)| (task.to_string(), workers.iter().map(|w| w.0).collect()))
             .collect(),
         checkpoints: entries.into_values().rev().collect(),
     }))

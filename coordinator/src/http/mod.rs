@@ -29,6 +29,7 @@ pub mod query_state;
 pub mod dead_letters;
 pub mod explain_query;
 pub mod acknowledge_checkpoint;
+pub mod acknowledge_standby;
 pub mod decline_checkpoint;
 pub mod describe_cluster;
 pub mod change_membership;
@@ -162,6 +163,7 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
     register(config, reigning(gate, register_node::handle));
     register(config, reigning(gate, heartbeat_node::handle));
     register(config, reigning(gate, acknowledge_checkpoint::handle));
+    register(config, reigning(gate, acknowledge_standby::handle));
     register(config, reigning(gate, decline_checkpoint::handle));
     register(config, reigning(gate, alter_isr::handle));
     register(config, reigning(gate, cluster_metadata::handle));

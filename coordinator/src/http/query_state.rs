@@ -102,7 +102,13 @@ async fn read(state: &State, job: &str, question: Question) -> Result<Reading, P
     let mut reading = Reading::begin(&row, question)?;
     let running = row.deployment.clone();
     let at_rest = running.is_none();
-    let deployment = running.unwrap_or_else(|| Arc::new(state_query::at_rest(&row)));
+    let is_active = |worker| {
+        state
+            .controller
+            .view()
+            .read(|metadata| metadata.is_active(worker))
+    };
+    let deployment = running.unwrap_or_else(|| Arc::new(state_query::at_rest(&row, is_active)));
     while let Some(ask) = reading.next() {
         let worker = deployment.worker_of(ask.task);
         let address = state.controller.view().read(|metadata| {

@@ -49,6 +49,7 @@ impl JobActor {
             let known = facts.borrow();
             let settings = Settings {
                 restart_budget: known.row.spec.config.restart_budget as usize,
+                standbys: known.row.spec.config.standbys as usize,
                 ..Settings::default()
             };
             let machine = JobMachine::new(
@@ -210,6 +211,10 @@ impl JobActor {
                 ..
             } => info!(%job, %generation, ?state, reason, "halting"),
             Proposal::Run { generation } => info!(%job, %generation, "running"),
+            Proposal::StandBy {
+                generation,
+                standbys,
+            } => info!(%job, %generation, ?standbys, "standing by"),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{JobName, TopicId, TopicName};
-use common::limits::{DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MIN_CHECKPOINT_INTERVAL};
+use common::limits::{
+    DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MAX_STANDBYS, MIN_CHECKPOINT_INTERVAL,
+};
 use common::protocol::job::CreateJob;
 use common::protocol::topic::{CreateTopic, TopicConfig};
 use common::time::Span;
@@ -136,6 +138,11 @@ fn check(spec: &CreateJob) -> Result<(), Problem> {
     if key_groups == 0 || key_groups > MAX_KEY_GROUPS {
         let detail = format!("a job has 1 to {MAX_KEY_GROUPS} key groups, not {key_groups}");
         return refuse("/config/key_groups", detail);
+    }
+    let standbys = spec.config.standbys;
+    if standbys > MAX_STANDBYS {
+        let detail = format!("a job has at most {MAX_STANDBYS} standbys, not {standbys}");
+        return refuse("/config/standbys", detail);
     }
     Ok(())
 }

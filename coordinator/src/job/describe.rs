@@ -88,6 +88,9 @@ pub struct TaskDescription {
     pub id: String,
     /// The worker it runs on; absent while nothing of the job runs.
     pub worker: Option<u32>,
+    /// The workers that keep its state as well, to go on with it if that one is lost.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<u32>,
     /// `deploying`, `running`, `exhausted`, `finished` or `failed`; absent until its worker has spoken.
     pub state: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -332,6 +335,16 @@ impl<'a> Tasks<'a> {
         }
     }
 
+    fn standbys_of(&self, task: TaskId) -> Vec<u32> {
+        let deployment = self.row.deployment.as_ref();
+        let standbys = deployment.and_then(|deployment| deployment.standbys.get(&task));
+        standbys
+            .into_iter()
+            .flatten()
+            .map(|worker| worker.0)
+            .collect()
+    }
+
     fn describe_task(&self, task: TaskId) -> TaskDescription {
         let observed = self.get(task);
         let counts = self.counts(task);
@@ -340,6 +353,7 @@ impl<'a> Tasks<'a> {
         TaskDescription {
             id: task.to_string(),
             worker: self.worker_of.get(&task).copied(),
+            standbys: self.standbys_of(task),
             state: observed.map(|task| state_name(&task.state)),
             reason: observed.and_then(|task| match &task.state {
                 TaskState::Failed { reason, .. } => Some(reason.clone()),

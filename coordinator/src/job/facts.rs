@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, TaskId, WorkerEpoch};
 use common::protocol::job::JobState;
-use common::protocol::task::TaskAssignment;
+use common::protocol::task::{Standbys, TaskAssignment};
 
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
@@ -25,8 +25,8 @@ pub struct Facts {
     /// only a new generation makes them read again.
     pub halting: bool,
     pub completed: Option<CheckpointId>,
-    /// Where the state of `completed` is.
-    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Who has the state of `completed`, where it ran first.
+    pub holders: BTreeMap<TaskId, Vec<NodeId>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +34,7 @@ pub struct RunningTasks {
     /// The command that started them.
     pub version: MetadataVersion,
     pub worker_of: BTreeMap<TaskId, NodeId>,
+    pub standbys: Standbys,
 }
 
 /// An active worker, as this job sees it.
@@ -55,6 +56,7 @@ pub enum Proposal {
     Start {
         generation: Generation,
         tasks: Vec<TaskAssignment>,
+        standbys: Standbys,
         /// `Deploying` or `Recovering`.
         state: JobState,
         reason: String,
@@ -70,6 +72,11 @@ pub enum Proposal {
     },
     /// Every task of this generation runs.
     Run { generation: Generation },
+    /// These stand by for its tasks from now on.
+    StandBy {
+        generation: Generation,
+        standbys: Standbys,
+    },
 }
 
 impl Facts {
@@ -86,6 +93,7 @@ impl Facts {
                     .iter()
                     .map(|assignment| (assignment.task, assignment.worker))
                     .collect(),
+                standbys: deployment.standbys.clone(),
             }),
             halting: row.halting,
             completed: row.completed,
@@ -101,6 +109,7 @@ impl Proposal {
             Proposal::Start {
                 generation,
                 tasks,
+                standbys,
                 state,
                 reason,
                 failure,
@@ -109,6 +118,7 @@ impl Proposal {
                 generation,
                 restore,
                 tasks,
+                standbys,
                 state,
                 reason,
                 failure,
@@ -126,6 +136,14 @@ impl Proposal {
                 failure,
             },
             Proposal::Run { generation } => Command::GenerationRuns { job, generation },
+            Proposal::StandBy {
+                generation,
+                standbys,
+            } => Command::AssignStandbys {
+                job,
+                generation,
+                standbys,
+            },
         }
     }
 }

@@ -14,6 +14,7 @@ use common::ids::{JobId, MetadataVersion, NodeId};
 use common::limits::JOB_MAILBOX;
 use common::protocol::checkpoint::{AckCheckpoint, Acknowledged, DeclineCheckpoint};
 use common::protocol::node::Heartbeat;
+use common::protocol::standby::AckStandby;
 use common::protocol::task::{Deployment, TaskReport};
 use common::time::Clock;
 use common::transport::client::Transport;
@@ -22,7 +23,9 @@ use super::actor::JobActor;
 use super::facts::{slots_by_job, workers_for};
 use super::messages::{Find, JobAddresses, JobFacts, Observe, TasksReported};
 use super::observed::Observed;
-use crate::checkpoint::actor::{Acknowledge, CheckpointActor, DatedRecord, Decline, ListRecords};
+use crate::checkpoint::actor::{
+    Acknowledge, CheckpointActor, DatedRecord, Decline, Hold, ListRecords,
+};
 use crate::controller::Controller;
 use crate::metadata::jobs::JobRow;
 use crate::metadata::nodes::WorkerRow;
@@ -79,6 +82,11 @@ impl Jobs {
     pub async fn acknowledge(&self, ack: AckCheckpoint) -> Result<Acknowledged, Problem> {
         let found = self.find(ack.job).await?;
         answer(found.checkpoints.send(Acknowledge(ack)).await)?
+    }
+
+    pub async fn hold(&self, ack: AckStandby) -> Result<Acknowledged, Problem> {
+        let found = self.find(ack.job).await?;
+        answer(found.checkpoints.send(Hold(ack)).await)?
     }
 
     pub async fn decline(&self, decline: DeclineCheckpoint) -> Result<Acknowledged, Problem> {

@@ -11,23 +11,26 @@
 //! losing workers now and then must not wear a job down. The budget and the pause before the next attempt
 //! start afresh with a new coordinator.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::ids::{Generation, NodeId, TaskId, WorkerEpoch};
-use common::limits::{DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW};
+use common::limits::{DEFAULT_STANDBYS, DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW};
 use common::protocol::job::JobState;
-use common::protocol::task::TaskState;
+use common::protocol::task::{Standbys, TaskAssignment, TaskState};
 use common::time::{Span, Tick};
 
 use super::facts::{Facts, Proposal, RunningTasks, Workers};
 use crate::checkpoint::machine::Team;
 use crate::metadata::jobs::Desired;
+use crate::placement::standbys;
 use crate::placement::tasks::{JobShape, Problem, place};
 
 /// The pause before the second attempt; it doubles with every further one.
 const FIRST_BACKOFF: Span = Span::from_millis(500);
 const LONGEST_BACKOFF: Span = Span::from_secs(30);
 const PROPOSE_AGAIN: Span = Span::from_secs(1);
+/// A standby that is gone may come back for so long, with what it has; then another one takes its place.
+const EXCUSED_FOR: Span = Span::from_secs(10);
 /// A generation is 16 bits of a job's producer ids, and starting one may take two: the old ends, the new begins.
 const LAST_GENERATION: Generation = Generation(u16::MAX as u32 - 1);
 
@@ -36,6 +39,8 @@ pub struct Settings {
     pub restart_budget: usize,
     pub restart_window: Span,
     pub deploy_timeout: Span,
+    /// Workers that keep the state of each task besides its own.
+    pub standbys: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,7 +71,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     Propose(Proposal),
-    /// Told whenever it changes.
+    /// Told whenever it changes, and when the standbys do.
     Checkpoint(Checkpointing),
 }
 
@@ -105,6 +110,10 @@ pub struct JobMachine {
     proposing: bool,
     hold_until: Tick,
     checkpointing: Checkpointing,
+    /// Since when workers are gone.
+    gone: BTreeMap<NodeId, Tick>,
+    /// The standbys and their lives that checkpoints know of.
+    told_team: Team,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +134,7 @@ impl Default for Settings {
             restart_budget: RESTART_BUDGET,
             restart_window: RESTART_WINDOW,
             deploy_timeout: DEPLOY_TIMEOUT,
+            standbys: DEFAULT_STANDBYS as usize,
         }
     }
 }
@@ -151,6 +161,8 @@ impl JobMachine {
             proposing: false,
             hold_until: now,
             checkpointing: Checkpointing::Off,
+            gone: BTreeMap::new(),
+            told_team: Team::default(),
         }
     }
 
@@ -175,8 +187,13 @@ impl JobMachine {
         }
         let mut effects = Vec::new();
         let checkpointing = self.wanted_checkpointing();
-        if checkpointing != self.checkpointing {
+        let team = match checkpointing {
+            Checkpointing::Off => Team::default(),
+            _ => self.team(),
+        };
+        if checkpointing != self.checkpointing || team != self.told_team {
             self.checkpointing = checkpointing;
+            self.told_team = team;
             effects.push(Effect::Checkpoint(checkpointing));
         }
         if !self.proposing
@@ -195,8 +212,10 @@ impl JobMachine {
             Some(_) => self.deadline(),
             None => self.not_before,
         };
+        let excused = self.gone.values().map(|since| since.plus(EXCUSED_FOR));
         [at, self.hold_until]
             .into_iter()
+            .chain(excused)
             .filter(|at| *at > now)
             .min()
     }
@@ -220,22 +239,36 @@ impl JobMachine {
         }
     }
 
-    /// The tasks of the generation that runs, where they are, and in which life of those workers.
+    /// The tasks of the generation that runs, where they are, who stands by, and in which life of those workers.
     pub fn team(&self) -> Team {
         let running = self.facts.running.as_ref();
         let worker_of = running
             .map(|running| running.worker_of.clone())
             .unwrap_or_default();
+        let standbys = running.map(|running| running.standbys.clone());
+        let standbys = standbys.unwrap_or_default();
         Team {
             sources: self.shape.sources().collect(),
             workers: worker_of
                 .values()
+                .chain(standbys.values().flatten())
                 .map(|worker| {
                     let epoch = self.workers.get(worker).map(|room| room.epoch);
                     (*worker, epoch.unwrap_or(WorkerEpoch(0)))
                 })
                 .collect(),
             worker_of,
+            // Nobody waits for one that is gone.
+            standbys: standbys
+                .into_iter()
+                .map(|(task, workers)| {
+                    let here = workers.into_iter();
+                    (
+                        task,
+                        here.filter(|w| self.workers.contains_key(w)).collect(),
+                    )
+                })
+                .collect(),
         }
     }
 
@@ -262,6 +295,10 @@ impl JobMachine {
         if facts != self.facts || workers != self.workers {
             self.hold_until = now;
         }
+        for worker in self.workers.keys().filter(|w| !workers.contains_key(w)) {
+            self.gone.insert(*worker, now);
+        }
+        self.gone.retain(|worker, _| !workers.contains_key(worker));
         self.facts = facts;
         self.workers = workers;
     }
@@ -355,6 +392,7 @@ impl JobMachine {
                     generation: self.facts.generation,
                 })
             }
+            Desired::Running | Desired::Drained if runs => self.stand_by(now),
             Desired::Running | Desired::Drained | Desired::Paused | Desired::Stopped => None,
             Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
         }
@@ -400,8 +438,49 @@ impl JobMachine {
             {
                 None
             }
-            Proposal::Start { .. } | Proposal::Halt { .. } | Proposal::Run { .. } => Some(proposal),
+            Proposal::Start { .. }
+            | Proposal::Halt { .. }
+            | Proposal::Run { .. }
+            | Proposal::StandBy { .. } => Some(proposal),
         }
+    }
+
+    /// Others stand by, if some are lost for good or have come.
+    fn stand_by(&mut self, now: Tick) -> Option<Proposal> {
+        self.gone.retain(|_, since| now.since(*since) < EXCUSED_FOR);
+        let running = self.facts.running.as_ref()?;
+        let standbys = self.standbys_for(&running.worker_of, &running.standbys);
+        (standbys != running.standbys).then_some(Proposal::StandBy {
+            generation: self.facts.generation,
+            standbys,
+        })
+    }
+
+    fn standbys_for(&self, worker_of: &BTreeMap<TaskId, NodeId>, previous: &Standbys) -> Standbys {
+        let excused: BTreeSet<NodeId> = self.gone.keys().copied().collect();
+        standbys::choose(&standbys::Problem {
+            shape: &self.shape,
+            count: self.settings.standbys,
+            worker_of,
+            free_slots: &self.free_slots(),
+            carried: &self.carried(),
+            previous,
+            excused: &excused,
+            holders: &self.facts.holders,
+        })
+    }
+
+    fn free_slots(&self) -> BTreeMap<NodeId, u32> {
+        let workers = self.workers.iter();
+        workers
+            .map(|(worker, room)| (*worker, room.free_slots))
+            .collect()
+    }
+
+    fn carried(&self) -> BTreeMap<NodeId, BTreeSet<String>> {
+        let workers = self.workers.iter();
+        let carried = workers.map(|(worker, room)| (*worker, room.operators.clone()));
+        carried.collect()
     }
 
     /// The next generation, or waiting for what it needs.
@@ -420,19 +499,11 @@ impl JobMachine {
         let running = self.facts.running.as_ref();
         let problem = Problem {
             shape: self.shape.clone(),
-            free_slots: self
-                .workers
-                .iter()
-                .map(|(worker, room)| (*worker, room.free_slots))
-                .collect(),
-            carried: self
-                .workers
-                .iter()
-                .map(|(worker, room)| (*worker, room.operators.clone()))
-                .collect(),
+            free_slots: self.free_slots(),
+            carried: self.carried(),
             previous: match running {
                 Some(running) => running.worker_of.clone(),
-                None => self.facts.holders.clone(),
+                None => ran_last(&self.facts.holders),
             },
             holders,
         };
@@ -442,6 +513,7 @@ impl JobMachine {
         match place(&problem) {
             Ok(tasks) => Proposal::Start {
                 generation: self.facts.generation,
+                standbys: self.standbys_of(&tasks),
                 tasks,
                 state: if recovers {
                     JobState::Recovering
@@ -457,6 +529,14 @@ impl JobMachine {
             },
             Err(unplaceable) => self.halt(JobState::Waiting, &unplaceable.to_string(), failure),
         }
+    }
+
+    /// Of a generation that is to start.
+    fn standbys_of(&self, tasks: &[TaskAssignment]) -> Standbys {
+        let worker_of = tasks.iter().map(|a| (a.task, a.worker)).collect();
+        let running = self.facts.running.as_ref();
+        let previous = running.map(|running| running.standbys.clone());
+        self.standbys_for(&worker_of, &previous.unwrap_or_default())
     }
 
     fn halt(&self, state: JobState, reason: &str, failure: Option<String>) -> Proposal {
@@ -611,6 +691,12 @@ impl JobMachine {
                 .tasks()
                 .all(|task| self.task_state(task) == Some(&TaskState::Finished))
     }
+}
+
+/// Where each task ran at the last completed checkpoint.
+pub(super) fn ran_last(holders: &BTreeMap<TaskId, Vec<NodeId>>) -> BTreeMap<TaskId, NodeId> {
+    let first = |(task, workers): (&TaskId, &Vec<NodeId>)| Some((*task, *workers.first()?));
+    holders.iter().filter_map(first).collect()
 }
 
 /// The first failure is answered at once; it is usually the last.

@@ -124,6 +124,7 @@ impl World {
             Proposal::Start {
                 generation,
                 tasks,
+                standbys,
                 state,
                 reason,
                 failure,
@@ -134,6 +135,7 @@ impl World {
                 self.facts.running = Some(RunningTasks {
                     version: MetadataVersion(self.version),
                     worker_of: tasks.iter().map(|a| (a.task, a.worker)).collect(),
+                    standbys,
                 });
             }
             Proposal::Halt {
@@ -154,7 +156,17 @@ impl World {
             Proposal::Run { generation } if generation == self.facts.generation => {
                 self.enter(Running, String::new(), None);
             }
-            Proposal::Start { .. } | Proposal::Halt { .. } | Proposal::Run { .. } => {}
+            Proposal::StandBy {
+                generation,
+                standbys,
+            } if generation == self.facts.generation => {
+                let running = self.facts.running.as_mut().expect("something runs");
+                running.standbys = standbys;
+            }
+            Proposal::Start { .. }
+            | Proposal::Halt { .. }
+            | Proposal::Run { .. }
+            | Proposal::StandBy { .. } => {}
         }
     }
 
@@ -210,8 +222,15 @@ impl World {
     fn complete_checkpoint(&mut self, checkpoint: u64) {
         let running = self.facts.running.as_ref().expect("a generation runs");
         self.facts.completed = Some(CheckpointId(checkpoint));
-        self.facts.holders = running.worker_of.clone();
+        let own = running.worker_of.iter();
+        let alone = own.map(|(task, worker)| (*task, vec![*worker]));
+        self.facts.holders = alone.collect();
         self.metadata_changed();
+    }
+
+    fn runs_on(&self) -> BTreeMap<TaskId, NodeId> {
+        let running = self.facts.running.as_ref().expect("a generation runs");
+        running.worker_of.clone()
     }
 
     fn complete_final_checkpoint(&mut self, checkpoint: u64) {
@@ -303,6 +322,81 @@ fn a_job_waits_for_slots_and_says_how_many() {
     world.expect(Deploying, "");
 }
 
+/// Who has each task's state: the worker it runs on and its standbys.
+fn hold_all(world: &mut World) {
+    let running = world.facts.running.clone().unwrap();
+    let held = running.worker_of.iter().map(|(task, worker)| {
+        let standbys = running.standbys.get(task).into_iter().flatten();
+        (
+            *task,
+            std::iter::once(worker).chain(standbys).copied().collect(),
+        )
+    });
+    world.facts.holders = held.collect();
+    world.metadata_changed();
+}
+
+#[test]
+fn a_lost_workers_tasks_go_on_at_their_standbys_and_others_stand_by() {
+    let workers = [1, 2, 3].map(|id| (NodeId(id), room(u64::from(id), 2)));
+    let mut world = World::with_workers(workers.into()).run();
+    world.complete_checkpoint(3);
+    hold_all(&mut world);
+    let before = world.runs_on();
+    // It runs the second instance and stands by for the first.
+    let lost = before[&shape().tasks().last().unwrap()];
+    world.lose(lost);
+    world.settle();
+    assert_eq!(world.facts.state, Recovering);
+    world.report(TaskState::Running);
+    world.settle();
+    world.expect(Running, "");
+    let running = world.facts.running.clone().unwrap();
+    for (task, worker) in &running.worker_of {
+        let stays = before[task] != lost;
+        assert!(
+            if stays {
+                *worker == before[task]
+            } else {
+                *worker != lost
+            },
+            "task {task}"
+        );
+        // It may come back with what it has.
+        let standbys = &running.standbys[task];
+        assert!(!standbys.contains(worker));
+        assert_eq!(standbys.contains(&lost), stays, "task {task}: {standbys:?}");
+    }
+    world.pass(Span::from_secs(10));
+    world.settle();
+    let running = world.facts.running.clone().unwrap();
+    assert_eq!(running.standbys.len(), 4);
+    for (task, standbys) in &running.standbys {
+        assert!(!standbys.contains(&lost), "task {task}");
+        assert!(!standbys.contains(&running.worker_of[task]));
+    }
+    assert_eq!(
+        world.facts.generation,
+        Generation(2),
+        "nothing was started anew"
+    );
+}
+
+#[test]
+fn a_worker_that_joins_stands_by() {
+    let mut world = World::with_workers([(NodeId(1), room(1, 2))].into()).run();
+    assert!(world.facts.running.as_ref().unwrap().standbys.is_empty());
+    world.register(NodeId(2));
+    world.settle();
+    let running = world.facts.running.as_ref().unwrap();
+    assert_eq!(running.standbys.len(), 4);
+    assert_eq!(
+        world.machine.team().workers[&NodeId(2)],
+        world.workers[&NodeId(2)].epoch
+    );
+    assert_eq!(world.facts.generation, Generation(1));
+}
+
 #[test]
 fn a_lost_worker_without_state_is_replaced_at_once() {
     let mut world = World::with_workers([(NodeId(1), room(1, 2)), (NodeId(2), room(2, 4))].into());
@@ -334,10 +428,7 @@ fn a_lost_worker_with_state_is_waited_for_and_its_next_life_gets_a_new_generatio
     world.register(NodeId(1));
     world.settle();
     world.expect(Recovering, "");
-    assert_eq!(
-        world.facts.running.as_ref().unwrap().worker_of,
-        world.facts.holders
-    );
+    assert_eq!(world.runs_on(), ran_last(&world.facts.holders));
 }
 
 #[test]
@@ -486,10 +577,7 @@ fn pausing_takes_a_last_checkpoint_and_resuming_goes_on_from_it() {
     world.want(Desired::Running);
     world.settle();
     world.expect(Deploying, "");
-    assert_eq!(
-        world.facts.running.as_ref().unwrap().worker_of,
-        world.facts.holders
-    );
+    assert_eq!(world.runs_on(), ran_last(&world.facts.holders));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use common::ids::{ClusterId, ControlEpoch, Generation, JobId, MetadataVersion, NodeId, StorageId};
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
-use common::protocol::task::TaskAssignment;
+use common::protocol::task::{Standbys, TaskAssignment};
 use common::time::{Span, Timestamp};
 use uuid::Uuid;
 
@@ -95,6 +95,7 @@ fn start(metadata: &mut ClusterMetadata, job: JobId) -> Result<Outcome, Rejectio
         generation: Generation(0),
         restore: None,
         tasks: tasks.collect(),
+        standbys: Standbys::new(),
         state: JobState::Deploying,
         reason: String::new(),
         failure: None,

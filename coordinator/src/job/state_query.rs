@@ -13,7 +13,7 @@ use common::ids::{CheckpointId, Generation, MetadataVersion, NodeId, StageId, Ta
 use common::plan::operator::OperatorSpec;
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::state::{Consistency, StateEntries, StateEntry, StatePlace};
-use common::protocol::task::{Deployment, TaskAssignment};
+use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::time::Timestamp;
 
 use super::describe::operators_of;
@@ -187,11 +187,16 @@ impl Reading {
 }
 
 /// The tasks of a job of which nothing runs, where their state is: as if they had been restored there.
-pub fn at_rest(row: &JobRow) -> Deployment {
+pub fn at_rest(row: &JobRow, is_active: impl Fn(NodeId) -> bool) -> Deployment {
+    let holder = |task| {
+        let holders: &[NodeId] = row.holders.get(&task).map_or(&[], Vec::as_slice);
+        let active = holders.iter().find(|worker| is_active(**worker));
+        active.or(holders.first()).copied()
+    };
     let tasks = row.graph.tasks().map(|task| TaskAssignment {
         task,
         // A task without state is asked nothing.
-        worker: row.holders.get(&task).copied().unwrap_or(NodeId(0)),
+        worker: holder(task).unwrap_or(NodeId(0)),
     });
     Deployment {
         job: row.id,
@@ -201,6 +206,7 @@ pub fn at_rest(row: &JobRow) -> Deployment {
         restore: row.completed,
         graph: TaskGraph::clone(&row.graph),
         tasks: tasks.collect(),
+        standbys: Standbys::new(),
         checkpoint_interval: row.checkpoint_interval,
     }
 }

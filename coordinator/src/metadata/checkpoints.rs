@@ -69,7 +69,8 @@ impl ClusterMetadata {
                     completed: row.completed,
                 });
             }
-            let has_holder = |task| completed.holders.contains_key(&task);
+            let holders = |task| completed.holders.get(&task);
+            let has_holder = |task| holders(task).is_some_and(|holders| !holders.is_empty());
             if completed.holders.len() != row.graph.tasks().count()
                 || !row.graph.tasks().all(has_holder)
             {

@@ -19,7 +19,7 @@ use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::replicate::{IsrChange, IsrVerdict};
-use common::protocol::task::TaskAssignment;
+use common::protocol::task::{Standbys, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
 
@@ -105,11 +105,19 @@ pub enum Command {
         generation: Generation,
         restore: Option<CheckpointId>,
         tasks: Vec<TaskAssignment>,
+        #[serde(default)]
+        standbys: Standbys,
         /// `Deploying` or `Recovering`.
         state: JobState,
         reason: String,
         /// What ended the generation before, if it failed.
         failure: Option<String>,
+    },
+    /// These workers keep the state of this generation's tasks from now on.
+    AssignStandbys {
+        job: JobId,
+        generation: Generation,
+        standbys: Standbys,
     },
     /// Every task of this generation runs.
     GenerationRuns {
@@ -164,8 +172,8 @@ pub struct EpochCompleted {
     pub generation: Generation,
     pub checkpoint: CheckpointId,
     pub kind: CheckpointKind,
-    /// Which worker has the state of each task at this checkpoint.
-    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Which workers have the state of each task at this checkpoint, the one it runs on first.
+    pub holders: BTreeMap<TaskId, Vec<NodeId>>,
     /// Of source tasks: split → the position after the last row before the barrier.
     pub positions: BTreeMap<TaskId, BTreeMap<String, i64>>,
     /// What each task has done before the barrier, since its generation began.

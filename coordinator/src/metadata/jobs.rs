@@ -5,7 +5,7 @@
 //! generation is decided from that moment: it counts if its checkpoint is not above the final one.
 //! The last transition of a job that is over does the same, so nothing of it stays undecided.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::TaskCounts;
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::metadata::JobImage;
-use common::protocol::task::{Deployment, TaskAssignment};
+use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
@@ -59,9 +59,10 @@ pub struct JobRow {
     /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
     /// only a new generation makes them read again.
     pub halting: bool,
-    /// The last completed checkpoint, and where the state of each task at it is.
+    /// The last completed checkpoint, and which workers have the state of each task at it, the one that
+    /// ran it first.
     pub completed: Option<CheckpointId>,
-    pub holders: BTreeMap<TaskId, NodeId>,
+    pub holders: BTreeMap<TaskId, Vec<NodeId>>,
     /// No checkpoint id up to this one is given out again.
     pub reserved: CheckpointId,
     /// For every generation that has ended: the last checkpoint completed up to then.
@@ -264,6 +265,7 @@ impl ClusterMetadata {
         generation: Generation,
         restore: Option<CheckpointId>,
         tasks: &[TaskAssignment],
+        standbys: &Standbys,
         (state, reason): (JobState, &str),
         failure: Option<&String>,
     ) -> Result<Outcome, Rejection> {
@@ -281,6 +283,7 @@ impl ClusterMetadata {
             if !tasks.iter().map(|t| t.task).eq(row.graph.tasks()) {
                 return Err(Rejection::WrongTasks { job });
             }
+            check_standbys(job, tasks, standbys)?;
             if row.generation >= LAST_GENERATION {
                 return Err(Rejection::GenerationsExhausted { job });
             }
@@ -294,9 +297,33 @@ impl ClusterMetadata {
                 restore,
                 graph: TaskGraph::clone(&row.graph),
                 tasks: tasks.to_vec(),
+                standbys: standbys.clone(),
                 checkpoint_interval: row.checkpoint_interval,
             }));
             Ok(Outcome::GenerationStarted(row.generation))
+        })?;
+        self.changes.touch(index, RowKey::Deployment(job));
+        Ok(outcome)
+    }
+
+    pub(super) fn assign_standbys(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        generation: Generation,
+        standbys: &Standbys,
+    ) -> Result<Outcome, Rejection> {
+        let outcome = self.change_job(index, at, job, |row| {
+            row.check_generation(generation)?;
+            let deployment = row.deployment.as_ref();
+            let deployment = deployment.ok_or(Rejection::NotRunning { job })?;
+            check_standbys(job, &deployment.tasks, standbys)?;
+            row.deployment = Some(Arc::new(Deployment {
+                standbys: standbys.clone(),
+                ..Deployment::clone(deployment)
+            }));
+            Ok(Outcome::Done)
         })?;
         self.changes.touch(index, RowKey::Deployment(job));
         Ok(outcome)
@@ -425,6 +452,24 @@ impl ClusterMetadata {
         *row = Arc::new(changed);
         self.changes.touch(index, RowKey::Job(job));
         Ok(outcome)
+    }
+}
+
+/// A copy beside the original would be lost with it.
+fn check_standbys(
+    job: JobId,
+    tasks: &[TaskAssignment],
+    standbys: &Standbys,
+) -> Result<(), Rejection> {
+    let worker_of: BTreeMap<TaskId, NodeId> = tasks.iter().map(|a| (a.task, a.worker)).collect();
+    let sound = standbys.iter().all(|(task, workers)| {
+        let distinct: BTreeSet<&NodeId> = workers.iter().collect();
+        let own = worker_of.get(task);
+        own.is_some_and(|own| !workers.contains(own)) && distinct.len() == workers.len()
+    });
+    match sound {
+        true => Ok(()),
+        false => Err(Rejection::WrongTasks { job }),
     }
 }
 

@@ -17,7 +17,7 @@ use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
 use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
 use common::protocol::replicate::{IsrChange, IsrVerdict};
-use common::protocol::task::{Deployment, TaskAssignment};
+use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
 
@@ -201,6 +201,7 @@ fn start_generation(
                 worker,
             })
             .to_vec(),
+        standbys: Standbys::new(),
         state: JobState::Deploying,
         reason: String::new(),
         failure: None,
@@ -221,7 +222,7 @@ fn complete(job: JobId, generation: Generation, checkpoint: u64, worker: NodeId)
         generation,
         checkpoint: CheckpointId(checkpoint),
         kind: CheckpointKind::Periodic,
-        holders: [0, 1].map(|index| (task(index), worker)).into(),
+        holders: [0, 1].map(|index| (task(index), vec![worker])).into(),
         positions: BTreeMap::new(),
         counts: [0, 1]
             .map(|index| (task(index), counts(checkpoint, u64::from(index))))

@@ -1,7 +1,8 @@
 //! Which worker each task of a job runs on.
 //!
 //! Goals, in this order:
-//! 1. A task with state goes to the worker that holds it: no other can give it back.
+//! 1. A task with state goes to a worker that holds it, since no other can give it back: to where it ran
+//!    last, if it may, else to its first standby that has room.
 //! 2. A task with custom operators goes to a worker that carries them all: no other can run it.
 //! 3. No worker is given more than its free slots. A slot runs one parallel instance of the whole job,
 //!    so a job uses as many slots of a worker as it has tasks of one stage there, at the most.
@@ -42,8 +43,8 @@ pub struct Problem {
     pub free_slots: BTreeMap<NodeId, u32>,
     /// The custom operators that workers carry; one that is not named carries none.
     pub carried: BTreeMap<NodeId, BTreeSet<String>>,
-    /// Where the state of the last completed checkpoint is; empty before the first one.
-    pub holders: BTreeMap<TaskId, NodeId>,
+    /// Who has the state of the last completed checkpoint, where it ran first; empty before the first one.
+    pub holders: BTreeMap<TaskId, Vec<NodeId>>,
     /// Where tasks ran last.
     pub previous: BTreeMap<TaskId, NodeId>,
 }
@@ -63,7 +64,10 @@ pub enum Unplaceable {
         free: u32,
     },
     #[error("waits for {}", describe_missing(missing))]
-    Holders { missing: BTreeMap<NodeId, u32> },
+    Holders {
+        /// And of how many tasks each group of workers is needed.
+        missing: BTreeMap<Vec<NodeId>, u32>,
+    },
     #[error(
         "needs {needed} slots on workers that carry {}, {free} are free there: {} more must come",
         describe_operators(operators),
@@ -173,7 +177,7 @@ impl Problem {
 }
 
 impl StageShape {
-    fn tasks(&self) -> impl Iterator<Item = TaskId> + use<> {
+    pub(super) fn tasks(&self) -> impl Iterator<Item = TaskId> + use<> {
         let stage = self.id;
         (0..self.parallelism).map(move |index| TaskId { stage, index })
     }
@@ -207,38 +211,93 @@ impl<'a> Placement<'a> {
     }
 
     fn pin_to_holders(&mut self) -> Result<(), Unplaceable> {
-        let mut missing: BTreeMap<NodeId, u32> = BTreeMap::new();
-        let stages = &self.problem.shape.stages;
-        let with_state = stages.iter().filter(|stage| stage.has_state);
-        for (stage, task) in with_state.flat_map(|s| s.tasks().map(move |task| (s, task))) {
-            match self.problem.holders.get(&task) {
-                Some(holder) if self.problem.free_slots.contains_key(holder) => {
-                    if !self.problem.carries(*holder, &stage.custom) {
-                        return Err(Unplaceable::HolderCarriesNot {
-                            worker: *holder,
-                            operators: stage.custom.clone(),
-                        });
-                    }
-                    self.put(task, *holder);
-                }
-                Some(holder) => *missing.entry(*holder).or_default() += 1,
-                None => {}
+        let problem = self.problem;
+        let stages = problem.shape.stages.iter();
+        let with_state = stages.filter(|stage| stage.has_state);
+        let held = with_state.flat_map(|stage| stage.tasks().map(move |task| (stage, task)));
+        let held = held.filter_map(|(stage, task)| {
+            let holders = problem.holders.get(&task)?;
+            Some((stage, task, holders))
+        });
+        let held: Vec<(&StageShape, TaskId, &Vec<NodeId>)> = held.collect();
+        let mut missing: BTreeMap<Vec<NodeId>, u32> = BTreeMap::new();
+        for (_, _, holders) in &held {
+            if !holders.iter().any(|holder| self.is_active(*holder)) {
+                *missing.entry((*holders).clone()).or_default() += 1;
             }
         }
         if !missing.is_empty() {
             return Err(Unplaceable::Holders { missing });
         }
-        for (worker, needed) in slots_used(self.worker_of.iter().map(|(t, w)| (*t, *w))) {
-            let free = self.problem.free_slots[&worker];
-            if needed > free {
-                return Err(Unplaceable::SlotsOfHolder {
-                    worker,
-                    needed,
-                    free,
-                });
+        for (stage, task, _) in held {
+            if !self.pin(task, &mut BTreeSet::new()) {
+                return Err(self.no_room_at_holders(stage, task));
             }
         }
         Ok(())
+    }
+
+    /// Puts a task where its state is. One that is there already makes room if it is held elsewhere, too:
+    /// an augmenting path of a matching. `seen`: workers that cannot make room.
+    fn pin(&mut self, task: TaskId, seen: &mut BTreeSet<NodeId>) -> bool {
+        for holder in self.active_holders(task) {
+            if !seen.insert(holder) || !self.runs_on(task, holder) {
+                continue;
+            }
+            if self.fits(task, holder) {
+                self.put(task, holder);
+                return true;
+            }
+            let there = self.worker_of.iter();
+            let there =
+                there.filter(|(other, worker)| other.stage == task.stage && **worker == holder);
+            let there: Vec<TaskId> = there.map(|(other, _)| *other).collect();
+            for other in there {
+                self.take(other);
+                if self.pin(other, seen) {
+                    self.put(task, holder);
+                    return true;
+                }
+                self.put(other, holder);
+            }
+        }
+        false
+    }
+
+    /// Those that may run it, the one where it ran last first.
+    fn active_holders(&self, task: TaskId) -> Vec<NodeId> {
+        let previous = self.problem.previous.get(&task);
+        let holders = self.problem.holders.get(&task).into_iter().flatten();
+        let mut active: Vec<NodeId> = holders.copied().filter(|h| self.is_active(*h)).collect();
+        active.sort_by_key(|holder| Some(holder) != previous);
+        active
+    }
+
+    fn is_active(&self, worker: NodeId) -> bool {
+        self.problem.free_slots.contains_key(&worker)
+    }
+
+    /// Of a task that has active holders.
+    fn no_room_at_holders(&self, stage: &StageShape, task: TaskId) -> Unplaceable {
+        let holders = self.active_holders(task);
+        let Some(worker) = holders.iter().find(|holder| self.runs_on(task, **holder)) else {
+            return Unplaceable::HolderCarriesNot {
+                worker: holders[0],
+                operators: stage.custom.clone(),
+            };
+        };
+        let only_there = |task: &TaskId| self.active_holders(*task) == [*worker];
+        let here = self.tasks_on.get(&(*worker, stage.id)).copied();
+        let waiting = stage
+            .tasks()
+            .filter(|task| !self.worker_of.contains_key(task))
+            .filter(only_there);
+        let waiting = u32::try_from(waiting.count()).expect("a job has at most 2^12 tasks");
+        Unplaceable::SlotsOfHolder {
+            worker: *worker,
+            needed: here.unwrap_or(0) + waiting.max(1),
+            free: self.problem.free_slots[worker],
+        }
     }
 
     /// Instances with a pinned task, then those that ran before, take their homes first, so that none of
@@ -322,14 +381,24 @@ impl<'a> Placement<'a> {
         *self.tasks_on.entry((worker, task.stage)).or_default() += 1;
     }
 
+    fn take(&mut self, task: TaskId) {
+        let worker = self.worker_of.remove(&task).expect("it was placed");
+        let tasks = self.tasks_on.entry((worker, task.stage)).or_default();
+        *tasks -= 1;
+    }
+
     fn fits(&self, task: TaskId, worker: NodeId) -> bool {
         let tasks = self.tasks_on.get(&(worker, task.stage)).copied();
         let free = self.problem.free_slots.get(&worker).copied();
-        let carries = match self.custom.get(&task.stage) {
+        self.runs_on(task, worker) && tasks.unwrap_or(0) < free.unwrap_or(0)
+    }
+
+    /// Whether a worker carries what a task consists of.
+    fn runs_on(&self, task: TaskId, worker: NodeId) -> bool {
+        match self.custom.get(&task.stage) {
             Some(custom) => self.problem.carries(worker, custom),
             None => true,
-        };
-        carries && tasks.unwrap_or(0) < free.unwrap_or(0)
+        }
     }
 
     fn fits_whole(&self, instance: u32, worker: NodeId) -> bool {
@@ -376,17 +445,24 @@ fn describe_operators(operators: &BTreeSet<String>) -> String {
     names.join(" and ")
 }
 
-fn describe_missing(missing: &BTreeMap<NodeId, u32>) -> String {
-    let workers: Vec<String> = missing
+fn describe_missing(missing: &BTreeMap<Vec<NodeId>, u32>) -> String {
+    let groups: Vec<String> = missing
         .iter()
-        .map(|(worker, tasks)| {
+        .map(|(workers, tasks)| {
             let tasks = if *tasks == 1 {
                 "1 task".to_owned()
             } else {
                 format!("{tasks} tasks")
             };
-            format!("worker {worker}, which holds the state of {tasks}")
+            let names: Vec<String> = workers.iter().map(NodeId::to_string).collect();
+            match workers.len() {
+                1 => format!("worker {}, which holds the state of {tasks}", names[0]),
+                _ => format!(
+                    "one of workers {}, which hold the state of {tasks}",
+                    names.join(" and ")
+                ),
+            }
         })
         .collect();
-    workers.join(" and for ")
+    groups.join(" and for ")
 }

@@ -40,6 +40,12 @@ fn places(problem: &Problem) -> BTreeMap<TaskId, NodeId> {
     assignments.iter().map(|a| (a.task, a.worker)).collect()
 }
 
+/// Each held where it is placed, and nowhere else.
+fn held(places: &BTreeMap<TaskId, NodeId>) -> BTreeMap<TaskId, Vec<NodeId>> {
+    let alone = places.iter().map(|(task, worker)| (*task, vec![*worker]));
+    alone.collect()
+}
+
 #[test]
 fn instances_spread_over_workers_and_their_tasks_stay_together() {
     let problem = Problem {
@@ -82,15 +88,65 @@ fn a_task_with_state_waits_for_the_worker_that_holds_it() {
         free_slots: slots(&[(1, 8), (2, 8)]),
         ..Problem::default()
     };
-    problem.holders = places(&problem);
-    problem.previous = problem.holders.clone();
+    problem.previous = places(&problem);
+    problem.holders = held(&problem.previous);
     problem.free_slots.remove(&NodeId(2));
     assert_eq!(
         place(&problem).unwrap_err().to_string(),
         "waits for worker 2, which holds the state of 3 tasks"
     );
     problem.free_slots = slots(&[(1, 8), (2, 1), (3, 80)]);
-    assert_eq!(places(&problem), problem.holders);
+    assert_eq!(places(&problem), problem.previous);
+}
+
+#[test]
+fn a_lost_workers_tasks_go_to_their_standbys_and_the_others_stay() {
+    let mut problem = Problem {
+        shape: job(3),
+        free_slots: slots(&[(1, 8), (2, 8), (3, 8)]),
+        ..Problem::default()
+    };
+    problem.previous = places(&problem);
+    problem.holders = held(&problem.previous);
+    for holders in problem.holders.values_mut() {
+        let NodeId(own) = holders[0];
+        holders.push(NodeId(own % 3 + 1));
+    }
+    assert_eq!(places(&problem), problem.previous);
+    problem.free_slots.remove(&NodeId(2));
+    for (task, worker) in places(&problem) {
+        let before = problem.previous[&task];
+        let expected = if before == NodeId(2) {
+            NodeId(3)
+        } else {
+            before
+        };
+        assert_eq!(worker, expected, "task {task}");
+    }
+    problem.free_slots.remove(&NodeId(3));
+    assert_eq!(
+        place(&problem).unwrap_err().to_string(),
+        "waits for one of workers 2 and 3, which hold the state of 3 tasks"
+    );
+}
+
+#[test]
+fn a_task_makes_room_for_one_that_is_held_nowhere_else() {
+    let problem = Problem {
+        shape: job(2),
+        free_slots: slots(&[(1, 1), (2, 1)]),
+        holders: [
+            (task(1, 0), vec![NodeId(1), NodeId(2)]),
+            (task(1, 1), vec![NodeId(1)]),
+        ]
+        .into(),
+        ..Problem::default()
+    };
+    let placed = places(&problem);
+    assert_eq!(
+        (placed[&task(1, 0)], placed[&task(1, 1)]),
+        (NodeId(2), NodeId(1))
+    );
 }
 
 #[test]
@@ -98,7 +154,7 @@ fn a_holder_without_room_is_named() {
     let problem = Problem {
         shape: job(2),
         free_slots: slots(&[(1, 1), (2, 80)]),
-        holders: [(task(1, 0), NodeId(1)), (task(1, 1), NodeId(1))].into(),
+        holders: held(&[(task(1, 0), NodeId(1)), (task(1, 1), NodeId(1))].into()),
         ..Problem::default()
     };
     assert_eq!(
@@ -172,7 +228,7 @@ fn a_custom_operator_that_too_few_carry_waits_and_says_so() {
         "needs 3 slots on workers that carry \"magic\", 2 are free there: 1 more must come"
     );
     problem.carried = carried(&[1]);
-    problem.holders = [(task(1, 0), NodeId(2))].into();
+    problem.holders = held(&[(task(1, 0), NodeId(2))].into());
     assert_eq!(
         place(&problem).unwrap_err().to_string(),
         "worker 2, which holds its state, does not carry \"magic\""
@@ -190,14 +246,33 @@ prop_compose! {
     fn problems()(
         shape in shapes(),
         free_slots in prop::collection::btree_map((1_u32..6).prop_map(NodeId), 0_u32..6, 0..5),
-        held in prop::collection::vec(prop::option::of(1_u32..6), 30),
+        held in prop::collection::vec(prop::collection::vec(1_u32..6, 0..3), 30),
         before in prop::collection::vec(prop::option::of(1_u32..6), 30),
     ) -> Problem {
         let spots = |places: &[Option<u32>]| -> BTreeMap<TaskId, NodeId> {
             shape.tasks().zip(places).filter_map(|(task, place)| Some((task, NodeId((*place)?)))).collect()
         };
-        Problem { holders: spots(&held), previous: spots(&before), free_slots, shape, ..Problem::default() }
+        let holders = shape.tasks().zip(held).filter(|(_, held)| !held.is_empty());
+        let holders = holders.map(|(task, held)| (task, held.into_iter().map(NodeId).collect())).collect();
+        Problem { holders, previous: spots(&before), free_slots, shape, ..Problem::default() }
     }
+}
+
+/// Whether each of these can go to one of its holders: every way is tried.
+fn all_fit(held: &[&[NodeId]], free: &mut BTreeMap<NodeId, u32>) -> bool {
+    let Some((first, rest)) = held.split_first() else {
+        return true;
+    };
+    first.iter().any(|holder| {
+        let left = free.get(holder).copied().unwrap_or(0);
+        if left == 0 {
+            return false;
+        }
+        free.insert(*holder, left - 1);
+        let fit = all_fit(rest, free);
+        free.insert(*holder, left);
+        fit
+    })
 }
 
 proptest! {
@@ -211,21 +286,20 @@ proptest! {
         }
         for assignment in &assignments {
             let stage = problem.shape.stages.iter().find(|s| s.id == assignment.task.stage).unwrap();
-            if let (true, Some(holder)) = (stage.has_state, problem.holders.get(&assignment.task)) {
-                prop_assert_eq!(&assignment.worker, holder);
+            if let (true, Some(holders)) = (stage.has_state, problem.holders.get(&assignment.task)) {
+                prop_assert!(holders.contains(&assignment.worker));
             }
         }
     }
 
     #[test]
     fn a_job_is_refused_only_if_it_cannot_be_placed(problem in problems()) {
-        let pins = |problem: &Problem| -> Vec<(TaskId, NodeId)> {
-            let stateful: BTreeSet<StageId> = problem.shape.stages.iter().filter(|s| s.has_state).map(|s| s.id).collect();
-            problem.holders.iter().filter(|(t, _)| stateful.contains(&t.stage)).map(|(t, w)| (*t, *w)).collect()
-        };
-        let free = |worker: &NodeId| problem.free_slots.get(worker).copied();
-        let possible = pins(&problem).iter().all(|(_, holder)| free(holder).is_some())
-            && slots_used(pins(&problem)).all(|(worker, used)| Some(used) <= free(&worker))
+        let stateful = problem.shape.stages.iter().filter(|stage| stage.has_state);
+        let pinned = stateful.map(|stage| {
+            let held = problem.holders.iter().filter(|(task, _)| task.stage == stage.id);
+            held.map(|(_, holders)| holders.as_slice()).collect::<Vec<_>>()
+        });
+        let possible = pinned.into_iter().all(|held| all_fit(&held, &mut problem.free_slots.clone()))
             && problem.shape.parallelism() <= problem.free_slots.values().sum();
         prop_assert_eq!(place(&problem).is_ok(), possible);
     }

@@ -21,6 +21,7 @@ use worker::checkpoint::state_error::StateError;
 use worker::checkpoint::state_store::{FoldedTask, JobStateStore, StoreOptions, ViewPlace};
 use worker::exchange::lanes::Lanes;
 use worker::job::assembly::{self, Restored};
+use worker::job::assignment::tasks_here;
 use worker::keyed_state::codec::bigint_key;
 use worker::keyed_state::section::TableId;
 use worker::keyed_state::table::At;
@@ -70,6 +71,7 @@ pub struct StoreChoice {
 pub struct RunningJob {
     deployment: Arc<Deployment>,
     me: (NodeId, WorkerEpoch),
+    began_under: WorkerEpoch,
     choice: StoreChoice,
     memory: Option<Arc<StateMemory>>,
     local: BTreeSet<TaskId>,
@@ -89,10 +91,11 @@ impl RunningJob {
         me: (NodeId, WorkerEpoch),
         choice: StoreChoice,
     ) -> RunningJob {
-        let local = assembly::local_tasks(&deployment, me.0);
+        let local = tasks_here(&deployment, me.0, me.1);
         RunningJob {
             participant: Participant::new(local.clone()),
             me,
+            began_under: me.1,
             choice,
             memory: choice.table_bytes.map(StateMemory::new),
             local,
@@ -108,6 +111,10 @@ impl RunningJob {
 
     pub fn generation(&self) -> Generation {
         self.deployment.generation
+    }
+
+    pub fn began(&self) -> (Generation, WorkerEpoch) {
+        (self.deployment.generation, self.began_under)
     }
 
     /// The worker was registered again, while its tasks go on.

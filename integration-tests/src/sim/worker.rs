@@ -767,7 +767,7 @@ impl Life {
         let generations = self
             .jobs
             .iter()
-            .map(|(job, running)| (*job, running.generation()));
+            .map(|(job, running)| (*job, running.began()));
         let changes = changes(
             &image,
             session.worker,

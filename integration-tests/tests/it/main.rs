@@ -19,5 +19,6 @@ mod produce_fetch;
 mod real_data;
 mod replication;
 mod rest_errors;
+mod standby;
 mod startup;
 mod steps;

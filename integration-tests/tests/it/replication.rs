@@ -9,7 +9,7 @@ use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::steps::{LOOK, PATIENCE, all_values, talk};
+use crate::steps::{LOOK, PATIENCE, all_values, index_of, talk};
 
 async fn create(client: &Client, name: &str, partitions: u32, replicas: u32, fewest: u32) {
     let topic = json!({
@@ -22,7 +22,7 @@ async fn create(client: &Client, name: &str, partitions: u32, replicas: u32, few
 }
 
 /// The topic's partitions, once all of them are as they should be.
-async fn partitions_when(
+pub(crate) async fn partitions_when(
     client: &Client,
     topic: &str,
     what: &str,
@@ -45,7 +45,7 @@ async fn partitions_when(
     waited.unwrap_or_else(|_| panic!("{what}: {seen:#}"))
 }
 
-fn in_sync(partition: &Value) -> usize {
+pub(crate) fn in_sync(partition: &Value) -> usize {
     partition["in_sync"].as_array().unwrap().len()
 }
 
@@ -54,15 +54,6 @@ async fn leader(cluster: &Cluster, client: &Client, topic: &str, partition: usiz
     let led = |partition: &Value| partition["leader"].is_u64();
     let partitions = partitions_when(client, topic, "nobody leads", led).await;
     index_of(cluster, client, &partitions[partition]["leader"]).await
-}
-
-async fn index_of(cluster: &Cluster, client: &Client, worker: &Value) -> usize {
-    let answer: Value = client.get("/v1/workers").await.unwrap();
-    let workers = answer["workers"].as_array().unwrap();
-    let row = workers.iter().find(|row| row["id"] == *worker).unwrap();
-    let address = row["address"].as_str().unwrap();
-    let mut indices = 0..cluster.workers();
-    indices.find(|i| cluster.worker(*i) == address).unwrap()
 }
 
 /// The id of the worker that was started in this place.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::client::Client;
+use integration_tests::cluster::Cluster;
 use integration_tests::topics;
 use serde_json::Value;
 
@@ -43,4 +44,14 @@ pub(crate) async fn wait_for(cluster: &Client, job: &str, state: &str) -> Value 
 /// Every committed value of a topic, partition by partition.
 pub(crate) async fn all_values(cluster: &Client, topic: &str) -> Vec<Value> {
     topics::all_values(cluster, topic).await.unwrap()
+}
+
+/// In which place, in the order they were started, a worker of this id was.
+pub(crate) async fn index_of(cluster: &Cluster, client: &Client, worker: &Value) -> usize {
+    let answer: Value = client.get("/v1/workers").await.unwrap();
+    let workers = answer["workers"].as_array().unwrap();
+    let row = workers.iter().find(|row| row["id"] == *worker).unwrap();
+    let address = row["address"].as_str().unwrap();
+    let mut indices = 0..cluster.workers();
+    indices.find(|i| cluster.worker(*i) == address).unwrap()
 }

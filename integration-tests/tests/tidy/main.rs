@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "common/src/data_dir.rs",
             "coordinator/src/metadata_log/snapshot_file.rs",
             "worker/src/keyed_state/base_file.rs",
+            "worker/src/keyed_state/base_copy.rs",
             "worker/src/load.rs",
             "worker/src/source/files",
             "worker/src/sink/files",

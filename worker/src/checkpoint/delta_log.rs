@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use common::ids::{CheckpointId, Generation, TaskId};
-use common::seglog::frame::FRAME_HEADER_BYTES;
+use common::seglog::frame::{FRAME_HEADER_BYTES, FrameCheck, scan_frame};
 use common::seglog::storage::LogStorage;
 use common::seglog::{LogError, Options, Position, Reader, Record, SegLog};
 
@@ -32,6 +33,8 @@ struct Inner {
     chunks: BTreeMap<TaskId, Vec<ChunkRef>>,
     /// The generation a task runs in, and the checkpoint its next chunk builds on.
     last: BTreeMap<TaskId, (Generation, Option<CheckpointId>)>,
+    /// Chunks of which the last record is not here yet.
+    begun: Begun,
     /// From here on there are chunks that the index does not have yet.
     unindexed: Option<Position>,
 }
@@ -47,6 +50,10 @@ pub(super) struct ChunkRef {
 }
 
 impl ChunkRef {
+    pub(super) fn records(&self) -> &[Position] {
+        &self.records
+    }
+
     pub(super) fn position(&self) -> Position {
         *self.records.first().expect("a chunk has a record")
     }
@@ -96,12 +103,14 @@ impl DeltaLog {
         let mut chunks = BTreeMap::new();
         let mut begun = BTreeMap::new();
         for record in reader.records(reader.start()) {
-            index(&mut chunks, &mut begun, &record?)?;
+            let record = record?;
+            index(&mut chunks, &mut begun, record.position, &record.payload())?;
         }
         let inner = Inner {
             log,
             chunks,
             last: BTreeMap::new(),
+            begun,
             unindexed: None,
         };
         Ok(DeltaLog {
@@ -173,6 +182,55 @@ impl DeltaLog {
         Ok(bytes)
     }
 
+    /// Makes records of another worker's log durable as they are, with one sync. Blocks.
+    pub(super) fn append_verbatim(&self, records: &[Bytes]) -> Result<(), DeltaLogError> {
+        let _turn = self
+            .appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let sound = |record: &Bytes| scan_frame(record) == FrameCheck::Complete(record.len());
+        if !records.iter().all(sound) {
+            return Err(DeltaLogError::NotAChunk {
+                position: self.end(),
+                source: NotAChunk,
+            });
+        }
+        let mut positions = Vec::with_capacity(records.len());
+        let sync = {
+            let mut inner = self.inner();
+            inner.unindexed = Some(inner.log.end());
+            for record in records {
+                if inner.log.needs_roll(record.len()) {
+                    inner.log.roll()?;
+                }
+                positions.push(inner.log.append(record)?);
+            }
+            inner.log.begin_sync()
+        };
+        let synced = sync.map(|sync| sync.run()).transpose()?;
+        let mut inner = self.inner();
+        if let Some(synced) = synced {
+            inner.log.finish_sync(synced)?;
+        }
+        inner.unindexed = None;
+        let Inner { chunks, begun, .. } = &mut *inner;
+        for (position, record) in positions.into_iter().zip(records) {
+            index(chunks, begun, position, &record.slice(FRAME_HEADER_BYTES..))?;
+        }
+        Ok(())
+    }
+
+    /// The record at a position.
+    pub(super) fn record(&self, position: Position) -> Result<Record, LogError> {
+        let out_of_range = || LogError::OutOfRange {
+            position,
+            start: self.reader.start(),
+            end: self.reader.end(),
+        };
+        let mut records = self.reader.records(position);
+        records.next().ok_or_else(out_of_range)?
+    }
+
     /// A task begins again from this checkpoint.
     pub(super) fn restart(&self, task: TaskId, generation: Generation, at: Option<CheckpointId>) {
         let _turn = self
@@ -216,15 +274,7 @@ impl DeltaLog {
                 position: *position,
                 source,
             };
-            let record = self
-                .reader
-                .records(*position)
-                .next()
-                .ok_or(LogError::OutOfRange {
-                    position: *position,
-                    start: self.reader.start(),
-                    end: self.reader.end(),
-                })??;
+            let record = self.record(*position)?;
             let (header, body) = chunk::decode(&record.payload()).map_err(not_a_chunk)?;
             header.apply(&body, changes).map_err(not_a_chunk)?;
         }
@@ -362,11 +412,11 @@ type Begun = BTreeMap<(TaskId, Generation, CheckpointId), ChunkRef>;
 fn index(
     chunks: &mut BTreeMap<TaskId, Vec<ChunkRef>>,
     begun: &mut Begun,
-    record: &Record,
+    position: Position,
+    payload: &Bytes,
 ) -> Result<(), DeltaLogError> {
-    let position = record.position;
-    let (header, _) = chunk::decode(&record.payload())
-        .map_err(|source| DeltaLogError::NotAChunk { position, source })?;
+    let (header, _) =
+        chunk::decode(payload).map_err(|source| DeltaLogError::NotAChunk { position, source })?;
     let key = (header.task, header.generation, header.checkpoint);
     if header.part == 0 {
         let chunk = ChunkRef {
@@ -382,7 +432,7 @@ fn index(
     let Some(mut chunk) = begun.remove(&key) else {
         return Ok(());
     };
-    chunk.bytes += u64::try_from(record.payload().len()).expect("a length fits into 64 bits");
+    chunk.bytes += u64::try_from(payload.len()).expect("a length fits into 64 bits");
     chunk.records.push(position);
     if header.last {
         note(chunks, header.task, chunk);

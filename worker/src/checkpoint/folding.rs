@@ -9,7 +9,7 @@ use common::kv::KvStore;
 use super::changes::Changes;
 use super::delta_log::{ChunkRef, chain};
 use super::state_error::StateError;
-use super::state_store::JobStateStore;
+use super::state_store::{JobStateStore, lock};
 use super::view::{InMemory, TaskView};
 use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
 use crate::keyed_state::section::TableId;
@@ -22,7 +22,7 @@ pub(super) struct Folding {
 /// How far a task's chunks have been folded.
 #[derive(Default)]
 pub(super) struct Folded {
-    pub(super) base: Option<BaseFile>,
+    pub(super) base: Option<Arc<BaseFile>>,
     /// `None`: it is to be read back or built anew.
     pub(super) view: Option<TaskView>,
 }
@@ -36,7 +36,7 @@ impl JobStateStore {
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
         let folded = folding.tasks.entry(task).or_default();
-        let before = folded.base.as_ref();
+        let before = folded.base.as_deref();
         let from = before.map(BaseFile::checkpoint);
         if from >= Some(to) {
             return Ok(());
@@ -59,7 +59,18 @@ impl JobStateStore {
         let since = since(&changes, &read);
         let directory = self.directory.join(task.to_string());
         let base = base_file::write(&directory, to, self.options.key_groups, before, &since)?;
-        // The former one goes only now that the new one can be relied upon.
+        self.put_base(folded, task, base)
+    }
+
+    /// The former one goes only now that the new one can be relied upon.
+    pub(super) fn put_base(
+        &self,
+        folded: &mut Folded,
+        task: TaskId,
+        base: BaseFile,
+    ) -> Result<(), StateError> {
+        let base = Arc::new(base);
+        lock(&self.bases).insert(task, Arc::clone(&base));
         if let Some(before) = folded.base.replace(base) {
             base_file::remove(before.path())?;
         }
@@ -93,10 +104,7 @@ impl JobStateStore {
         let directory = self.directory.join(task.to_string());
         let base = base_file::write(&directory, to, key_groups, None, &since)?;
         let folded = folding.tasks.entry(task).or_default();
-        if let Some(before) = folded.base.replace(base) {
-            base_file::remove(before.path())?;
-        }
-        Ok(())
+        self.put_base(folded, task, base)
     }
 
     pub(super) fn fold_into_view(
@@ -152,7 +160,7 @@ impl JobStateStore {
             folded.view = Some(view);
             return Ok(());
         }
-        let base = folded.base.as_ref();
+        let base = folded.base.as_deref();
         let to = base.map(BaseFile::checkpoint).max(Some(to)).unwrap_or(to);
         let chunks = chain(counted, base.map(BaseFile::checkpoint), to)
             .ok_or(StateError::Lost { task, at: to })?;

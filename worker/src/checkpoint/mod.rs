@@ -12,6 +12,8 @@ mod view;
 pub mod view_reader;
 pub mod state_error;
 mod folding;
+mod lending;
+mod receiving;
 pub mod state_store;
 
 #[cfg(test)]
@@ -19,6 +21,6 @@ mod format_tests;
 #[cfg(test)]
 mod participant_tests;
 #[cfg(test)]
-mod state_store_tests;
+pub(crate) mod state_store_tests;
 #[cfg(test)]
 mod spill_tests;

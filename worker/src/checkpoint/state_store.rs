@@ -13,6 +13,7 @@
 //!
 //! In the order of a task's life: `restore` gives it its tables; `persist` makes what it sealed durable;
 //! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go.
+//! Other workers stand by with copies of the truth: they take what `lend` gives (`receiving.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,6 +32,7 @@ use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
 use super::folding::{Folded, Folding};
+use super::lending::Loan;
 use super::state_error::StateError;
 use super::view::{InMemory, Loaded, TaskView};
 use super::view_reader::{ViewError, ViewReader, ViewSlot};
@@ -95,7 +97,11 @@ pub struct JobStateStore {
     pub(super) open_view: ViewSlot,
     /// Sealed, but not durable yet: after a failure they go with the next ones.
     unpersisted: Mutex<Vec<TaskChunk>>,
-    folding: Mutex<Folding>,
+    pub(super) folding: Mutex<Folding>,
+    /// The newest base file of each task, also while a fold is under way.
+    pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
+    /// Base files that standbys are fetching.
+    pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
     /// The last to be dropped: then the next store of this directory may open.
     _lock: DirectoryLock,
 }
@@ -160,12 +166,13 @@ impl JobStateStore {
     ) -> Result<JobStateStore, StateError> {
         create_directory(directory).map_err(failed(directory))?;
         let lock = lock_directory(directory)?;
-        let mut folding = Folding::default();
+        let (mut folding, mut bases) = (Folding::default(), BTreeMap::new());
         for task in base_file::subdirectories(directory)?
             .iter()
             .filter_map(|n| parse_task(n))
         {
-            let base = newest_base(&directory.join(task.to_string()))?;
+            let base = newest_base(&directory.join(task.to_string()))?.map(Arc::new);
+            bases.extend(base.clone().map(|base| (task, base)));
             folding.tasks.insert(task, Folded { base, view: None });
         }
         Ok(JobStateStore {
@@ -176,6 +183,8 @@ impl JobStateStore {
             open_view: ViewSlot::default(),
             unpersisted: Mutex::default(),
             folding: Mutex::new(folding),
+            bases: Mutex::new(bases),
+            lent: Mutex::default(),
             _lock: lock,
         })
     }
@@ -271,11 +280,12 @@ impl JobStateStore {
         // readers with it.
         let needed = |task: TaskId, chunk: &ChunkRef| {
             let folded = folding.tasks.get(&task);
-            let base = folded.and_then(|folded| folded.base.as_ref());
+            let base = folded.and_then(|folded| folded.base.as_deref());
             let view = folded.and_then(|folded| folded.view.as_ref());
             let in_base = base.is_some_and(|base| chunk.checkpoint <= base.checkpoint());
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
-            !(in_base && in_view) && history(chunk.generation, chunk.checkpoint) != Some(false)
+            let settled = in_base && in_view && !self.follows_a_loan(task, chunk);
+            !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
         };
         self.log.drop_unneeded(&needed)?;
         let folded = |(task, folded): (&TaskId, &Folded)| {
@@ -311,7 +321,7 @@ impl JobStateStore {
             }
             Err(error) => return Err(error),
         }
-        let base = folding.tasks.entry(task).or_default().base.as_ref();
+        let base = folding.tasks.entry(task).or_default().base.as_deref();
         let base_at = base.map(BaseFile::checkpoint);
         let chunks = chain(&counted, base_at, at).ok_or(StateError::Lost { task, at })?;
         let mut tables = match base {
@@ -358,7 +368,7 @@ impl JobStateStore {
         let too_much = replayed > self.options.resident_bytes;
         if (loaded.is_none() || too_much) && !spilling.is_empty() {
             let folded = folding.tasks.entry(task).or_default();
-            let base = folded.base.as_ref();
+            let base = folded.base.as_deref();
             let since = chain(counted, base.map(BaseFile::checkpoint), at);
             let since = since.map(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
             let whole = since.map(|since| since + base.map_or(0, BaseFile::bytes));
@@ -524,6 +534,6 @@ fn parse_task(name: &str) -> Option<TaskId> {
     (task.to_string() == name).then_some(task)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

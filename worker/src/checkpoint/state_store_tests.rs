@@ -31,7 +31,7 @@ pub(super) const OPTIONS: StoreOptions = StoreOptions {
 /// Table number, namespace, key → value.
 type Map = BTreeMap<(u8, i64, Vec<u8>), Vec<u8>>;
 
-fn task(index: u32) -> TaskId {
+pub(crate) fn task(index: u32) -> TaskId {
     TaskId {
         stage: StageId(1),
         index,
@@ -62,14 +62,14 @@ fn contents(tables: &TaskTables) -> Map {
 }
 
 /// The disk of a worker, as simulated as can be.
-pub(super) struct Disk {
+pub(crate) struct Disk {
     directory: TempDir,
-    pub(super) deltas: MemoryStorage,
-    pub(super) view: MemoryStore,
+    pub(crate) deltas: MemoryStorage,
+    pub(crate) view: MemoryStore,
 }
 
 impl Disk {
-    pub(super) fn new() -> Disk {
+    pub(crate) fn new() -> Disk {
         Disk {
             directory: tempfile::tempdir().unwrap(),
             deltas: MemoryStorage::new(Arc::new(ManualClock::default())),
@@ -77,7 +77,7 @@ impl Disk {
         }
     }
 
-    pub(super) fn open(&self) -> JobStateStore {
+    pub(crate) fn open(&self) -> JobStateStore {
         self.open_with(OPTIONS)
     }
 
@@ -102,13 +102,13 @@ impl Disk {
 }
 
 /// A job of some tasks on one worker, next to a plain map of what each should have.
-struct Job {
-    disk: Disk,
+pub(crate) struct Job {
+    pub(crate) disk: Disk,
     /// Empty only while it is opened anew.
-    store: Option<JobStateStore>,
-    generation: Generation,
+    pub(crate) store: Option<JobStateStore>,
+    pub(crate) generation: Generation,
     next: CheckpointId,
-    completed: Option<CheckpointId>,
+    pub(crate) completed: Option<CheckpointId>,
     finals: BTreeMap<Generation, Option<CheckpointId>>,
     tasks: Vec<(TaskTables, Map)>,
     /// What each task had at the completed checkpoint.
@@ -116,7 +116,7 @@ struct Job {
 }
 
 impl Job {
-    fn new(tasks: usize) -> Job {
+    pub(crate) fn new(tasks: usize) -> Job {
         let disk = Disk::new();
         let mut job = Job {
             store: Some(disk.open()),
@@ -133,7 +133,7 @@ impl Job {
     }
 
     /// What the metadata says of the past.
-    fn history(&self) -> impl Fn(Generation, CheckpointId) -> Option<bool> + use<> {
+    pub(crate) fn history(&self) -> impl Fn(Generation, CheckpointId) -> Option<bool> + use<> {
         let (current, completed, finals) = (self.generation, self.completed, self.finals.clone());
         move |generation, checkpoint| {
             if generation == current {
@@ -149,7 +149,7 @@ impl Job {
     }
 
     /// Begins a new generation from the last completed checkpoint, and checks that its state is there.
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.finals.insert(self.generation, self.completed);
         self.generation = self.generation.next();
         let history = self.history();
@@ -172,7 +172,14 @@ impl Job {
         self.tasks = tasks;
     }
 
-    fn put(&mut self, index: usize, table: u8, namespace: i64, key: &[u8], value: &[u8]) {
+    pub(crate) fn put(
+        &mut self,
+        index: usize,
+        table: u8,
+        namespace: i64,
+        key: &[u8],
+        value: &[u8],
+    ) {
         let (tables, map) = &mut self.tasks[index];
         tables
             .entry(table_id(table))
@@ -181,7 +188,7 @@ impl Job {
         map.insert((table, namespace, key.to_vec()), value.to_vec());
     }
 
-    fn delete(&mut self, index: usize, table: u8, namespace: i64, key: &[u8]) {
+    pub(crate) fn delete(&mut self, index: usize, table: u8, namespace: i64, key: &[u8]) {
         let (tables, map) = &mut self.tasks[index];
         tables
             .entry(table_id(table))
@@ -216,7 +223,7 @@ impl Job {
         (checkpoint, chunks)
     }
 
-    fn persist(&mut self) -> CheckpointId {
+    pub(crate) fn persist(&mut self) -> CheckpointId {
         let (checkpoint, chunks) = self.seal();
         let bytes = self.store().persist(self.generation, chunks).unwrap();
         assert_eq!(bytes.len(), self.tasks.len());
@@ -233,12 +240,12 @@ impl Job {
         }
     }
 
-    fn checkpoint(&mut self) {
+    pub(crate) fn checkpoint(&mut self) {
         let checkpoint = self.persist();
         self.complete(checkpoint);
     }
 
-    fn fold(&self) -> Result<(), StateError> {
+    pub(crate) fn fold(&self) -> Result<(), StateError> {
         match self.completed {
             Some(completed) => self
                 .store()
@@ -249,7 +256,7 @@ impl Job {
     }
 
     /// The process ends and another begins.
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.reopen();
         self.start();
     }
@@ -259,11 +266,11 @@ impl Job {
         self.store = Some(self.disk.open());
     }
 
-    fn store(&self) -> &JobStateStore {
+    pub(crate) fn store(&self) -> &JobStateStore {
         self.store.as_ref().expect("it is open")
     }
 
-    fn lose_power(&mut self, random: &mut Random) {
+    pub(crate) fn lose_power(&mut self, random: &mut Random) {
         self.disk.deltas.lose_power(random);
         self.disk.view.lose_unflushed(random);
         self.restart();

@@ -18,6 +18,7 @@ pub mod health;
 pub mod inject_barrier;
 pub mod list_offsets;
 pub mod metrics;
+pub mod fetch_state;
 pub mod query_state;
 pub mod replicate;
 
@@ -91,6 +92,7 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     register(server, with(composed, replicate::replicate));
     register(server, with(composed, exchange::exchange));
     register(server, with(composed, inject_barrier::inject_barrier));
+    register(server, with(composed, fetch_state::fetch_state));
     register(server, with(composed, query_state::query_state));
     register(server, with(composed, query_state::query_state_at_rest));
     server.app_data(web::Data::new(composed.clone()));

@@ -12,14 +12,16 @@ use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
 use common::plan::task_graph::Stage;
 use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, DeclineCheckpoint};
+use common::protocol::standby::StateFetched;
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
 use common::time::{Span, Timestamp};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use super::assembly::{self, Restored};
-use super::messages::{Barrier, Completed, ReadState, StopJob};
+use super::assignment::tasks_here;
+use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, StopJob};
 use super::services::Services;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Participant;
@@ -28,6 +30,8 @@ use crate::checkpoint::state_store::{FoldedTask, JobStateStore, RestoredTask};
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
 use crate::source::{self, SourceContext};
+use crate::standby::actor::{StandBy, StandbyActor, StopStandby};
+use crate::standby::serving;
 use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
 use crate::task::machine::{Input, TaskMachine};
@@ -55,6 +59,10 @@ pub struct JobActor {
     tasks: BTreeMap<TaskId, Addr<TaskActor>>,
     participant: Participant<Snapshot>,
     store: Option<Arc<JobStateStore>>,
+    /// Told when something was sealed and is durable. Standbys that wait for it are let go with it.
+    sealed: Option<watch::Sender<()>>,
+    /// What stands by here for tasks elsewhere, once the store is open.
+    standby: Option<Addr<StandbyActor>>,
     /// The newest completed checkpoint of this generation, and how far the store has folded.
     completed: Option<CheckpointId>,
     folding: bool,
@@ -64,13 +72,16 @@ pub struct JobActor {
 
 impl JobActor {
     pub fn new(deployment: Arc<Deployment>, services: Services) -> JobActor {
-        let local = assembly::local_tasks(&deployment, services.session.worker);
+        let session = &services.session;
+        let local = tasks_here(&deployment, session.worker, session.epoch());
         JobActor {
             participant: Participant::new(local.clone()),
             services,
             local,
             tasks: BTreeMap::new(),
             store: None,
+            sealed: Some(watch::Sender::new(())),
+            standby: None,
             completed: deployment.restore,
             folding: false,
             folded: deployment.restore,
@@ -119,6 +130,7 @@ impl JobActor {
                     Ok(Ok((store, restored))) => {
                         actor.store = Some(Arc::new(store));
                         actor.start_tasks(restored, share, context);
+                        actor.stand_by();
                     }
                     Ok(Err(error)) => {
                         let reason = format!("the state cannot be restored: {error}");
@@ -160,6 +172,24 @@ impl JobActor {
             job = %self.deployment.name, generation = %self.deployment.generation,
             restored = ?self.deployment.restore, tasks = self.tasks.len(), "tasks started",
         );
+    }
+
+    /// Begins to stand by, or goes on with what is to be stood by for now.
+    fn stand_by(&mut self) {
+        let Some(store) = self.store.clone().filter(|_| !self.stopping) else {
+            return;
+        };
+        match &self.standby {
+            // What does not fit comes again with the next image.
+            Some(standby) => drop(standby.try_send(StandBy(self.deployment.clone()))),
+            None if self.deployment.standbys.is_empty() => {}
+            None => {
+                let actor =
+                    StandbyActor::new(self.deployment.clone(), self.services.clone(), store);
+                let thread = self.services.threads.control();
+                self.standby = Some(StandbyActor::start_in_arbiter(&thread, move |_| actor));
+            }
+        }
     }
 
     fn start_task(
@@ -280,6 +310,9 @@ impl JobActor {
             match outcome.expect("writing a checkpoint does not panic") {
                 Ok(bytes) => {
                     actor.participant.persisted(ack.checkpoint);
+                    if let Some(sealed) = &actor.sealed {
+                        sealed.send_replace(());
+                    }
                     for snapshot in &mut ack.tasks {
                         snapshot.delta_bytes = bytes.get(&snapshot.task).copied().unwrap_or(0);
                     }
@@ -364,6 +397,7 @@ impl JobActor {
             return;
         }
         self.folding = true;
+        store.end_loans(self.services.clock.tick());
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let tasks = self.tasks.clone();
@@ -576,6 +610,38 @@ impl Handler<Completed> for JobActor {
     }
 }
 
+impl Handler<Deployed> for JobActor {
+    type Result = ();
+
+    fn handle(&mut self, Deployed(deployment): Deployed, _: &mut Context<Self>) {
+        let same = deployment.generation == self.deployment.generation;
+        if same && deployment.standbys != self.deployment.standbys {
+            self.deployment = deployment;
+            self.stand_by();
+        }
+    }
+}
+
+impl Handler<LendState> for JobActor {
+    type Result = ResponseFuture<Result<StateFetched, Problem>>;
+
+    fn handle(&mut self, LendState(call): LendState, _: &mut Context<Self>) -> Self::Result {
+        let same = call.generation == self.deployment.generation;
+        let store = self.store.clone().filter(|_| same);
+        let (Some(store), Some(sealed)) = (store, &self.sealed) else {
+            let detail = format!("generation {} does not run here yet", call.generation);
+            let problem = Problem::new(ErrorCode::MetadataStale, detail);
+            return Box::pin(std::future::ready(Err(problem)));
+        };
+        Box::pin(serving::answer(
+            store,
+            self.services.clone(),
+            sealed.subscribe(),
+            call,
+        ))
+    }
+}
+
 impl Handler<ReadState> for JobActor {
     type Result = ResponseFuture<Result<StateEntries, Problem>>;
 
@@ -601,7 +667,12 @@ impl Handler<StopJob> for JobActor {
     fn handle(&mut self, _: StopJob, _: &mut Context<Self>) -> Self::Result {
         self.stopping = true;
         let tasks: Vec<Addr<TaskActor>> = self.tasks.values().cloned().collect();
+        let standby = self.standby.take();
+        self.sealed = None;
         let ended = async move {
+            if let Some(standby) = standby {
+                standby.send(StopStandby).await.unwrap_or_default();
+            }
             for task in tasks {
                 // One that is gone already has stopped.
                 task.send(Stop).await.unwrap_or_default();

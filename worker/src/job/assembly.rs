@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::error::Problem;
-use common::ids::{CheckpointId, NodeId, TaskId};
+use common::ids::{CheckpointId, TaskId};
 use common::key_group::KeyGroupRange;
 use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::TaskSnapshot;
@@ -61,15 +61,6 @@ pub struct Assembled {
     pub watermark: Timestamp,
     /// No barrier up to this one is of interest any more.
     pub sealed: CheckpointId,
-}
-
-/// The tasks of a generation that run on one worker.
-pub fn local_tasks(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
-    let assigned = deployment.tasks.iter();
-    assigned
-        .filter(|assignment| assignment.worker == me)
-        .map(|assignment| assignment.task)
-        .collect()
 }
 
 /// The operators of a stage whose state need not be in memory.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::ids::{Generation, JobId, NodeId, WorkerEpoch};
+use common::ids::{Generation, JobId, NodeId, TaskId, WorkerEpoch};
 use common::protocol::task::Deployment;
 
 use crate::metadata_image::MetadataImage;
@@ -18,11 +18,14 @@ pub struct Changes {
 }
 
 /// Compares the newest facts with what runs and what is kept on disk.
+///
+/// `running`: with the worker epoch under which it was started. A worker that was taken for dead and has
+/// registered again has another one, and nothing that was decided before goes on.
 pub fn changes(
     image: &MetadataImage,
     me: NodeId,
     my_epoch: WorkerEpoch,
-    running: &BTreeMap<JobId, Generation>,
+    running: &BTreeMap<JobId, (Generation, WorkerEpoch)>,
     kept: &BTreeSet<JobId>,
 ) -> Changes {
     // An image from before this life knows nothing of it: in the empty one every job seems to be gone.
@@ -33,28 +36,23 @@ pub fn changes(
         .deployments
         .iter()
         .filter(|(_, deployment)| {
-            // A generation that was started before this life began lost its tasks here with the former
-            // one. Starting them again would set them behind the others.
-            deployment.version.0 > my_epoch.0
-                && deployment
-                    .tasks
-                    .iter()
-                    .any(|assignment| assignment.worker == me)
+            !tasks_here(deployment, me, my_epoch).is_empty() || !stood_by(deployment, me).is_empty()
         })
         .map(|(job, deployment)| (*job, deployment))
         .collect();
-    let is_wanted = |job: &JobId, generation: &Generation| {
-        wanted
-            .get(job)
-            .is_some_and(|deployment| deployment.generation == *generation)
+    let runs = |deployment: &Deployment| {
+        let began = running.get(&deployment.job);
+        began.is_some_and(|(generation, epoch)| {
+            let of_this_life = *epoch == my_epoch || deployment.version.0 > my_epoch.0;
+            *generation == deployment.generation && of_this_life
+        })
     };
-    let runs =
-        |deployment: &Deployment| running.get(&deployment.job) == Some(&deployment.generation);
+    let is_wanted = |job: &JobId| wanted.get(job).is_some_and(|deployment| runs(deployment));
     Changes {
         stop: running
             .iter()
-            .filter(|(job, generation)| !is_wanted(job, generation))
-            .map(|(job, generation)| (*job, *generation))
+            .filter(|(job, _)| !is_wanted(job))
+            .map(|(job, (generation, _))| (*job, *generation))
             .collect(),
         start: wanted
             .values()
@@ -69,9 +67,29 @@ pub fn changes(
     }
 }
 
+/// The tasks of a generation that run on a worker.
+///
+/// A generation that was started before this life of the worker began lost its tasks here with the former
+/// one. Starting them again would set them behind the others.
+pub fn tasks_here(deployment: &Deployment, me: NodeId, my_epoch: WorkerEpoch) -> BTreeSet<TaskId> {
+    let lives = deployment.version.0 > my_epoch.0;
+    let tasks = deployment
+        .tasks
+        .iter()
+        .filter(|assignment| lives && assignment.worker == me);
+    tasks.map(|assignment| assignment.task).collect()
+}
+
+/// The tasks of a generation that a worker stands by for, in whichever life.
+pub fn stood_by(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
+    let standbys = deployment.standbys.iter();
+    let here = standbys.filter(|(_, workers)| workers.contains(&me));
+    here.map(|(task, _)| *task).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use common::ids::{JobName, MetadataVersion, StageId, TaskId};
+    use common::ids::{JobName, MetadataVersion, StageId};
     use common::plan::task_graph::TaskGraph;
     use common::protocol::metadata::JobImage;
     use common::protocol::task::TaskAssignment;
@@ -96,6 +114,7 @@ mod tests {
                 task,
                 worker: NodeId(worker),
             }],
+            standbys: BTreeMap::new(),
             checkpoint_interval: Span::from_secs(1),
         };
         let job_image = JobImage {
@@ -117,7 +136,7 @@ mod tests {
     fn compare(image: &MetadataImage, running: &[(u32, u32)], kept: &[u32]) -> Changes {
         let running = running
             .iter()
-            .map(|(j, g)| (JobId(*j), Generation(*g)))
+            .map(|(j, g)| (JobId(*j), (Generation(*g), WorkerEpoch(10))))
             .collect();
         let kept = kept.iter().map(|j| JobId(*j)).collect();
         changes(image, NodeId(1), WorkerEpoch(10), &running, &kept)
@@ -143,6 +162,27 @@ mod tests {
     fn tasks_of_other_workers_and_of_a_former_life_are_not_started() {
         assert!(compare(&image(1, 2, 20, 2), &[], &[]).start.is_empty());
         assert!(compare(&image(1, 2, 9, 1), &[], &[]).start.is_empty());
+    }
+
+    #[test]
+    fn a_standby_takes_part_in_whichever_life() {
+        let mut image = image(1, 2, 9, 2);
+        let deployment = image.deployments.get_mut(&JobId(1)).unwrap();
+        let task = deployment.tasks[0].task;
+        Arc::make_mut(deployment).standbys = [(task, vec![NodeId(1)])].into();
+        let started = compare(&image, &[], &[]).start;
+        assert_eq!(started[0].generation, Generation(2));
+        assert!(tasks_here(&started[0], NodeId(1), WorkerEpoch(10)).is_empty());
+        // Its tasks ran in this generation, until the worker was taken for dead.
+        let running = [(JobId(1), (Generation(2), WorkerEpoch(5)))].into();
+        let changes = changes(
+            &image,
+            NodeId(1),
+            WorkerEpoch(10),
+            &running,
+            &BTreeSet::new(),
+        );
+        assert_eq!((changes.stop.len(), changes.start.len()), (1, 1));
     }
 
     #[test]

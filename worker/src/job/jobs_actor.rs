@@ -7,8 +7,9 @@ use actix::{
     StreamHandler, WrapFuture,
 };
 use common::error::{ErrorCode, Problem};
-use common::ids::{Generation, JobId};
+use common::ids::{Generation, JobId, WorkerEpoch};
 use common::protocol::checkpoint::InjectBarrier;
+use common::protocol::standby::{FetchState, StateFetched};
 use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 use tracing::warn;
 
@@ -16,7 +17,8 @@ use super::actor::JobActor;
 use super::assignment::changes;
 use super::at_rest;
 use super::messages::{
-    Barrier, Completed, ImageChanged, ReadState, ReadStateAtRest, StopAll, StopJob,
+    Barrier, Completed, Deployed, ImageChanged, LendState, ReadState, ReadStateAtRest, StopAll,
+    StopJob,
 };
 use super::services::Services;
 use crate::checkpoint::state_store::JobStateStore;
@@ -40,6 +42,11 @@ impl Jobs {
             .send(Barrier(barrier))
             .await
             .map_err(|_| stopping())?
+    }
+
+    /// A standby elsewhere asks for what tasks here have sealed.
+    pub async fn fetch_state(&self, call: FetchState) -> Result<StateFetched, Problem> {
+        self.0.send(LendState(call)).await.map_err(|_| stopping())?
     }
 
     pub async fn read_state(&self, query: QueryState) -> Result<StateEntries, Problem> {
@@ -73,7 +80,8 @@ fn stopping() -> Problem {
 #[derive(Debug)]
 struct JobsActor {
     services: Services,
-    running: BTreeMap<JobId, (Generation, Addr<JobActor>)>,
+    /// With the worker epoch under which each was started.
+    running: BTreeMap<JobId, (Generation, WorkerEpoch, Addr<JobActor>)>,
     /// Jobs whose last generation is being stopped; the next one starts when that is done, because a
     /// job's files are open once.
     stopping: BTreeSet<JobId>,
@@ -94,10 +102,11 @@ impl JobsActor {
         let running = self
             .running
             .iter()
-            .map(|(job, (g, _))| (*job, *g))
+            .map(|(job, (generation, epoch, _))| (*job, (*generation, *epoch)))
             .collect();
         let session = &self.services.session;
-        let changes = changes(image, session.worker, session.epoch(), &running, &self.kept);
+        let epoch = session.epoch();
+        let changes = changes(image, session.worker, epoch, &running, &self.kept);
         for (job, _) in changes.stop {
             self.stop(job, context);
         }
@@ -110,12 +119,15 @@ impl JobsActor {
             let address =
                 JobActor::start_in_arbiter(&self.services.threads.control(), move |_| actor);
             self.kept.insert(job);
-            self.running.insert(job, (generation, address));
+            self.running.insert(job, (generation, epoch, address));
         }
-        for (job, (_, address)) in &self.running {
+        for (job, (_, _, address)) in &self.running {
             if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
                 // What does not fit comes again with the next image.
                 drop(address.try_send(Completed(completed)));
+            }
+            if let Some(deployment) = image.deployments.get(job) {
+                drop(address.try_send(Deployed(deployment.clone())));
             }
         }
         for job in changes.forget {
@@ -126,7 +138,7 @@ impl JobsActor {
     }
 
     fn stop(&mut self, job: JobId, context: &mut Context<Self>) {
-        let Some((_, address)) = self.running.remove(&job) else {
+        let Some((_, _, address)) = self.running.remove(&job) else {
             return;
         };
         self.stopping.insert(job);
@@ -164,7 +176,7 @@ impl JobsActor {
         };
         self.running
             .get(&job)
-            .map(|(_, address)| address.clone())
+            .map(|(_, _, address)| address.clone())
             .ok_or_else(not_here)
     }
 }
@@ -197,6 +209,15 @@ impl Handler<Barrier> for JobsActor {
     fn handle(&mut self, barrier: Barrier, _: &mut Context<Self>) -> Self::Result {
         let job = self.job(barrier.0.job);
         Box::pin(async move { job?.send(barrier).await.map_err(|_| gone())? })
+    }
+}
+
+impl Handler<LendState> for JobsActor {
+    type Result = ResponseFuture<Result<StateFetched, Problem>>;
+
+    fn handle(&mut self, lend: LendState, _: &mut Context<Self>) -> Self::Result {
+        let job = self.job(lend.0.job);
+        Box::pin(async move { job?.send(lend).await.map_err(|_| gone())? })
     }
 }
 
@@ -239,7 +260,7 @@ impl Handler<StopAll> for JobsActor {
         let running = std::mem::take(&mut self.running);
         context.stop();
         Box::pin(async move {
-            for (_, (_, address)) in running {
+            for (_, (_, _, address)) in running {
                 // One that is gone already has stopped.
                 address.send(StopJob).await.unwrap_or_default();
             }

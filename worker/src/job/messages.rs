@@ -6,7 +6,9 @@ use actix::Message;
 use common::error::Problem;
 use common::ids::CheckpointId;
 use common::protocol::checkpoint::InjectBarrier;
+use common::protocol::standby::{FetchState, StateFetched};
 use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
+use common::protocol::task::Deployment;
 
 use crate::metadata_image::MetadataImage;
 
@@ -48,6 +50,22 @@ pub struct Completed(pub CheckpointId);
 
 impl Message for Completed {
     type Result = ();
+}
+
+/// The job's deployment as the metadata has it now: within a generation others may come to stand by.
+#[derive(Clone, Debug)]
+pub struct Deployed(pub Arc<Deployment>);
+
+impl Message for Deployed {
+    type Result = ();
+}
+
+/// A standby elsewhere asks for what tasks here have sealed.
+#[derive(Clone, Debug)]
+pub struct LendState(pub FetchState);
+
+impl Message for LendState {
+    type Result = Result<StateFetched, Problem>;
 }
 
 /// The generation is over here. Answered when its tasks are gone and its files closed.

@@ -110,6 +110,7 @@ mod tests {
             restore: None,
             graph,
             tasks,
+            standbys: std::collections::BTreeMap::new(),
             checkpoint_interval: Span::from_secs(1),
         }
     }

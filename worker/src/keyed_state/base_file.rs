@@ -164,7 +164,7 @@ pub fn write<E: From<BaseFileError>>(
     since: &Since<'_, E>,
 ) -> Result<BaseFile, E> {
     create_directory(directory).map_err(failed("create", directory))?;
-    let path = directory.join(format!("base-{:020}.bin", checkpoint.0));
+    let path = path_of(directory, checkpoint);
     let beside = path.with_extension("tmp");
     let written = write_beside(&beside, checkpoint, key_groups, base, since);
     if let Err(error) = written {
@@ -178,6 +178,10 @@ pub fn write<E: From<BaseFileError>>(
         source,
     })?;
     Ok(BaseFile::open(&path)?)
+}
+
+pub(super) fn path_of(directory: &Path, checkpoint: CheckpointId) -> PathBuf {
+    directory.join(format!("base-{:020}.bin", checkpoint.0))
 }
 
 fn write_beside<E: From<BaseFileError>>(
@@ -282,6 +286,36 @@ impl BaseFile {
         self.bytes
     }
 
+    /// The file's bytes, from an offset that is in it.
+    pub fn read_raw(&self, offset: u64, most: usize) -> Result<Vec<u8>, BaseFileError> {
+        let left = self.bytes.saturating_sub(offset);
+        let length = usize::try_from(left).unwrap_or(most).min(most);
+        let mut bytes = vec![0; length];
+        let read = self.file.read_exact_at(&mut bytes, offset);
+        read.map_err(failed("read", &self.path))?;
+        Ok(bytes)
+    }
+
+    /// The file has been renamed.
+    pub(super) fn moved_to(self, path: PathBuf) -> BaseFile {
+        BaseFile { path, ..self }
+    }
+
+    pub(super) fn key_groups(&self) -> u16 {
+        self.footer.key_groups
+    }
+
+    /// Makes it durable; `Damaged` if a section is not as it was written.
+    pub(super) fn verify_and_sync(&self) -> Result<(), BaseFileError> {
+        self.visit(&mut |_, _| Ok(()))?;
+        self.file
+            .sync_all()
+            .map_err(|source| BaseFileError::SyncFailed {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
     /// All tables, as changes of empty ones. Every section is verified.
     pub fn read(&self) -> Result<BTreeMap<TableId, Overlay>, BaseFileError> {
         let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
@@ -292,14 +326,21 @@ impl BaseFile {
             let overlay = tables.get_mut(table).expect("it was just put there");
             let value = change.value.expect("a base file has no deletions");
             overlay.put(change.namespace, change.key, value);
-            Ok::<(), BaseFileError>(())
+            Ok(())
         };
+        self.visit(&mut read)?;
+        Ok(tables)
+    }
+
+    fn visit(
+        &self,
+        visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), BaseFileError>,
+    ) -> Result<(), BaseFileError> {
         let nothing = Since {
             tables: BTreeMap::new(),
             read: &|_, _| Ok(Overlay::default()),
         };
-        merge(Some(self), &nothing, self.footer.key_groups, &mut read)?;
-        Ok(tables)
+        merge(Some(self), &nothing, self.footer.key_groups, visit)
     }
 
     /// Where each section of a table begins.
@@ -412,7 +453,7 @@ fn parse_name(name: &str) -> Option<CheckpointId> {
     digits.parse().ok().map(CheckpointId)
 }
 
-fn failed<'p>(
+pub(super) fn failed<'p>(
     operation: &'static str,
     path: &'p Path,
 ) -> impl FnOnce(io::Error) -> BaseFileError + 'p {

@@ -167,6 +167,7 @@ mod tests {
             restore: None,
             graph: common::plan::task_graph::TaskGraph::default(),
             tasks: Vec::new(),
+            standbys: BTreeMap::new(),
             checkpoint_interval: common::time::Span::from_secs(1),
         });
         let started = MetadataDelta {

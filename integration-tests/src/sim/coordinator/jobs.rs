@@ -39,6 +39,7 @@ impl Reign {
         let row = self.metadata.job(job).expect("it was listed").clone();
         let settings = Settings {
             restart_budget: row.spec.config.restart_budget as usize,
+            standbys: row.spec.config.standbys as usize,
             ..Settings::default()
         };
         let (facts, workers) = self.facts_of(&row);
@@ -49,7 +50,12 @@ impl Reign {
         };
         let started = Job {
             machine,
-            checkpoints: CheckpointMachine::new(settings, row.reserved, row.completed),
+            checkpoints: CheckpointMachine::new(
+                settings,
+                row.reserved,
+                row.completed,
+                &row.holders,
+            ),
             version: self.metadata.version(),
             telling: true,
             job_wake: None,

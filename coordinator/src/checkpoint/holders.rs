@@ -1,0 +1,143 @@
+//! Who besides the worker that runs it has a task's state, and for whom a checkpoint waits.
+//!
+//! A standby that has everything up to the last completed checkpoint keeps up, and the next one waits for it.
+//! One that does not is not waited for until it does, so that a slow or new one holds up nobody. What
+//! a completed checkpoint names as holders is exactly who has said so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{CheckpointId, NodeId, TaskId};
+use common::protocol::task::Standbys;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Holders {
+    assigned: BTreeSet<(TaskId, NodeId)>,
+    /// What each has said, or the metadata: everything up to this checkpoint is on its disk.
+    held: BTreeMap<(TaskId, NodeId), CheckpointId>,
+}
+
+impl Holders {
+    /// `holders`: who has the state of `completed`.
+    pub(super) fn new(
+        completed: Option<CheckpointId>,
+        holders: &BTreeMap<TaskId, Vec<NodeId>>,
+    ) -> Holders {
+        let each = |(task, workers): (&TaskId, &Vec<NodeId>)| {
+            let task = *task;
+            let each = workers.clone().into_iter();
+            each.filter_map(move |worker| Some(((task, worker), completed?)))
+        };
+        Holders {
+            assigned: BTreeSet::new(),
+            held: holders.iter().flat_map(each).collect(),
+        }
+    }
+
+    /// These stand by from now on.
+    pub(super) fn assign(&mut self, standbys: &Standbys) {
+        let each = standbys
+            .iter()
+            .flat_map(|(task, workers)| workers.iter().map(|worker| (*task, *worker)));
+        self.assigned = each.collect();
+    }
+
+    pub(super) fn hold(&mut self, worker: NodeId, task: TaskId, checkpoint: CheckpointId) {
+        let held = self.held.entry((task, worker)).or_insert(checkpoint);
+        *held = checkpoint.max(*held);
+    }
+
+    /// A new generation begins from the last completed checkpoint: what was held beyond it counts no more.
+    pub(super) fn restart(&mut self, completed: Option<CheckpointId>) {
+        self.held.retain(|_, _| completed.is_some());
+        for held in self.held.values_mut() {
+            *held = completed.map_or(*held, |completed| completed.min(*held));
+        }
+    }
+
+    /// The standbys that have a task's state at a checkpoint.
+    pub(super) fn of(
+        &self,
+        task: TaskId,
+        checkpoint: CheckpointId,
+    ) -> impl Iterator<Item = NodeId> + '_ {
+        let assigned = self.assigned.range((task, NodeId(0))..);
+        assigned
+            .take_while(move |(of, _)| *of == task)
+            .filter(move |standby| self.held.get(standby) >= Some(&checkpoint))
+            .map(|(_, worker)| *worker)
+    }
+
+    /// Whom this checkpoint waits for: who keeps up, and has not said yet that it has it.
+    pub(super) fn awaited(
+        &self,
+        checkpoint: CheckpointId,
+        completed: Option<CheckpointId>,
+    ) -> impl Iterator<Item = (TaskId, NodeId)> + '_ {
+        let assigned = self.assigned.iter().copied();
+        assigned.filter(move |standby| {
+            let held = self.held.get(standby).copied();
+            // Before the first one there is nothing to catch up with.
+            held >= completed && held < Some(checkpoint)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::StageId;
+
+    use super::*;
+
+    const TASK: TaskId = TaskId {
+        stage: StageId(0),
+        index: 0,
+    };
+
+    fn assigned(holders: &mut Holders, workers: &[u32]) {
+        let workers = workers.iter().copied().map(NodeId).collect();
+        holders.assign(&[(TASK, workers)].into());
+    }
+
+    fn awaited(holders: &Holders, checkpoint: u64, completed: Option<u64>) -> Vec<u32> {
+        let completed = completed.map(CheckpointId);
+        let awaited = holders.awaited(CheckpointId(checkpoint), completed);
+        awaited.map(|(_, worker)| worker.0).collect()
+    }
+
+    #[test]
+    fn who_keeps_up_is_waited_for_and_who_does_not_is_not_until_it_does() {
+        let mut holders = Holders::default();
+        assigned(&mut holders, &[2, 3]);
+        assert_eq!(awaited(&holders, 1, None), [2, 3]);
+        holders.hold(NodeId(2), TASK, CheckpointId(1));
+        assert_eq!(awaited(&holders, 1, None), [3]);
+        assert_eq!(
+            holders.of(TASK, CheckpointId(1)).collect::<Vec<_>>(),
+            [NodeId(2)]
+        );
+        // It was completed without 3, which is late.
+        assert_eq!(awaited(&holders, 2, Some(1)), [2]);
+        holders.hold(NodeId(3), TASK, CheckpointId(1));
+        assert_eq!(awaited(&holders, 2, Some(1)), [2, 3]);
+    }
+
+    #[test]
+    fn a_new_coordinator_waits_for_those_that_the_metadata_names() {
+        let known = [(TASK, vec![NodeId(1), NodeId(2)])].into();
+        let mut holders = Holders::new(Some(CheckpointId(7)), &known);
+        assigned(&mut holders, &[2, 3]);
+        assert_eq!(awaited(&holders, 8, Some(7)), [2]);
+    }
+
+    #[test]
+    fn what_was_held_of_a_generation_that_is_over_counts_no_more() {
+        let mut holders = Holders::default();
+        assigned(&mut holders, &[2]);
+        holders.hold(NodeId(2), TASK, CheckpointId(9));
+        holders.restart(Some(CheckpointId(8)));
+        assert_eq!(holders.of(TASK, CheckpointId(9)).count(), 0);
+        assert_eq!(awaited(&holders, 9, Some(8)), [2]);
+        holders.restart(None);
+        assert_eq!(holders.of(TASK, CheckpointId(1)).count(), 0);
+    }
+}

@@ -1,0 +1,260 @@
+//! Which workers stand by for each task of a job: keep its state, to be promoted when its worker is lost.
+//!
+//! Goals, in this order:
+//! 1. Never the task's own worker: it would be lost with it. And only who could run the task.
+//! 2. Who stands by already stays, as long as it is there: another one has to fetch everything.
+//! 3. Who holds the state already, as a worker that ran the task before does.
+//! 4. Tasks of one instance have the same standby, so that they run side by side after a promotion, too.
+//! 5. The fewest tasks stood by for, then the most free slots, then the next after its own worker, so that
+//!    they go round.
+//!
+//! The same problem always has the same solution.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::ids::{NodeId, TaskId};
+use common::protocol::task::Standbys;
+
+use super::tasks::JobShape;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Problem<'a> {
+    pub shape: &'a JobShape,
+    /// Standbys of each task, if there are so many workers.
+    pub count: usize,
+    pub worker_of: &'a BTreeMap<TaskId, NodeId>,
+    /// The active workers, and the slots this job may use on each.
+    pub free_slots: &'a BTreeMap<NodeId, u32>,
+    /// The custom operators that workers carry; one that is not named carries none.
+    pub carried: &'a BTreeMap<NodeId, BTreeSet<String>>,
+    /// Who stands by now.
+    pub previous: &'a Standbys,
+    /// Workers that have gone just now and may come back at once, with what they have.
+    pub excused: &'a BTreeSet<NodeId>,
+    /// Who has the state of the last completed checkpoint.
+    pub holders: &'a BTreeMap<TaskId, Vec<NodeId>>,
+}
+
+/// Chooses the standbys of every task with state.
+pub fn choose(problem: &Problem<'_>) -> Standbys {
+    let mut chosen = Standbys::new();
+    let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
+    // Those that stay count before any other is chosen.
+    for (task, _) in problem.tasks() {
+        let previous = problem.previous.get(&task).into_iter().flatten();
+        let stays = previous.filter(|worker| problem.may_stay(task, **worker));
+        let stays: Vec<NodeId> = stays.take(problem.count).copied().collect();
+        for worker in &stays {
+            *load.entry(*worker).or_default() += 1;
+        }
+        chosen.insert(task, stays);
+    }
+    let mut tasks: Vec<(TaskId, &BTreeSet<String>)> = problem.tasks().collect();
+    tasks.sort_by_key(|(task, _)| (task.index, task.stage));
+    let mut beside: (u32, BTreeSet<NodeId>) = (0, BTreeSet::new());
+    for (task, custom) in tasks {
+        if beside.0 != task.index {
+            beside = (task.index, BTreeSet::new());
+        }
+        let own = problem.worker_of.get(&task);
+        let mut of_task = chosen.remove(&task).unwrap_or_default();
+        beside.1.extend(of_task.iter().copied());
+        while of_task.len() < problem.count {
+            let holders = problem.holders.get(&task);
+            let holds = |worker: &NodeId| holders.is_some_and(|holders| holders.contains(worker));
+            let candidates = problem.free_slots.iter().filter(|(worker, _)| {
+                Some(*worker) != own
+                    && !of_task.contains(worker)
+                    && problem.carries(**worker, custom)
+            });
+            let best = candidates.min_by_key(|(worker, free)| {
+                let load = load.get(worker).copied().unwrap_or(0);
+                let together = beside.1.contains(worker);
+                let most_free = std::cmp::Reverse(**free);
+                let distance = worker.0.wrapping_sub(own.map_or(0, |own| own.0));
+                (!holds(worker), !together, load, most_free, distance)
+            });
+            let Some((worker, _)) = best else { break };
+            *load.entry(*worker).or_default() += 1;
+            beside.1.insert(*worker);
+            of_task.push(*worker);
+        }
+        if !of_task.is_empty() {
+            chosen.insert(task, of_task);
+        }
+    }
+    chosen
+}
+
+impl Problem<'_> {
+    /// The tasks with state, and the custom operators of each.
+    fn tasks(&self) -> impl Iterator<Item = (TaskId, &BTreeSet<String>)> {
+        let stages = self.shape.stages.iter().filter(|stage| stage.has_state);
+        stages.flat_map(|stage| stage.tasks().map(move |task| (task, &stage.custom)))
+    }
+
+    fn may_stay(&self, task: TaskId, worker: NodeId) -> bool {
+        let here = self.free_slots.contains_key(&worker) || self.excused.contains(&worker);
+        here && self.worker_of.get(&task) != Some(&worker)
+    }
+
+    fn carries(&self, worker: NodeId, operators: &BTreeSet<String>) -> bool {
+        operators.is_empty()
+            || self
+                .carried
+                .get(&worker)
+                .is_some_and(|carried| operators.is_subset(carried))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::StageId;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::placement::tasks::StageShape;
+
+    fn task(stage: u16, index: u32) -> TaskId {
+        TaskId {
+            stage: StageId(stage),
+            index,
+        }
+    }
+
+    /// A stage without state, then two with it.
+    fn shape(parallelism: u32) -> JobShape {
+        let stage = |id, has_state| StageShape {
+            id: StageId(id),
+            parallelism,
+            has_state,
+            has_source: id == 0,
+            custom: BTreeSet::new(),
+        };
+        JobShape {
+            stages: vec![stage(0, false), stage(1, true), stage(2, true)],
+        }
+    }
+
+    struct Given {
+        shape: JobShape,
+        count: usize,
+        worker_of: BTreeMap<TaskId, NodeId>,
+        free_slots: BTreeMap<NodeId, u32>,
+        previous: Standbys,
+        excused: BTreeSet<NodeId>,
+        holders: BTreeMap<TaskId, Vec<NodeId>>,
+    }
+
+    impl Given {
+        /// Instance `i` runs on worker `i + 1`.
+        fn new(parallelism: u32, workers: u32) -> Given {
+            let shape = shape(parallelism);
+            let worker_of = shape.tasks().map(|task| (task, NodeId(task.index + 1)));
+            Given {
+                worker_of: worker_of.collect(),
+                shape,
+                count: 1,
+                free_slots: (1..=workers).map(|worker| (NodeId(worker), 4)).collect(),
+                previous: Standbys::new(),
+                excused: BTreeSet::new(),
+                holders: BTreeMap::new(),
+            }
+        }
+
+        fn choose(&self) -> Standbys {
+            choose(&Problem {
+                shape: &self.shape,
+                count: self.count,
+                worker_of: &self.worker_of,
+                free_slots: &self.free_slots,
+                carried: &BTreeMap::new(),
+                previous: &self.previous,
+                excused: &self.excused,
+                holders: &self.holders,
+            })
+        }
+    }
+
+    #[test]
+    fn an_instance_has_one_standby_and_they_are_spread() {
+        let chosen = Given::new(3, 3).choose();
+        for index in 0..3 {
+            assert_eq!(chosen[&task(1, index)], chosen[&task(2, index)]);
+            assert!(!chosen.contains_key(&task(0, index)), "it has no state");
+        }
+        let all: BTreeSet<_> = chosen.values().flatten().collect();
+        assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn a_worker_alone_has_no_standby() {
+        assert!(Given::new(1, 1).choose().is_empty());
+    }
+
+    #[test]
+    fn who_has_the_state_comes_before_who_has_room() {
+        let mut given = Given::new(1, 3);
+        given.free_slots.insert(NodeId(2), 9);
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(2)]);
+        given.holders.insert(task(1, 0), vec![NodeId(1), NodeId(3)]);
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(3)]);
+    }
+
+    #[test]
+    fn one_that_has_gone_just_now_is_waited_for() {
+        let mut given = Given::new(1, 3);
+        given.previous = given.choose();
+        let standby = given.previous[&task(1, 0)][0];
+        given.free_slots.remove(&standby);
+        given.excused.insert(standby);
+        assert_eq!(given.choose(), given.previous);
+        given.excused.clear();
+        assert_ne!(given.choose(), given.previous);
+    }
+
+    proptest! {
+        #[test]
+        fn sound_complete_and_stable(
+            parallelism in 1..5_u32,
+            workers in 1..7_u32,
+            count in 0..4_usize,
+            moves in prop::collection::vec((0..5_u32, 1..7_u32), 0..5),
+            gone in prop::collection::btree_set(1..7_u32, 0..3),
+        ) {
+            let mut given = Given::new(parallelism, workers.max(parallelism));
+            given.count = count;
+            for (index, worker) in moves {
+                for stage in 0..3 {
+                    if given.free_slots.contains_key(&NodeId(worker)) && index < parallelism {
+                        given.worker_of.insert(task(stage, index), NodeId(worker));
+                    }
+                }
+            }
+            let check = |given: &Given, chosen: &Standbys| {
+                for of in given.shape.stages.iter().filter(|stage| stage.has_state).flat_map(StageShape::tasks) {
+                    let own = given.worker_of[&of];
+                    let others = given.free_slots.keys().filter(|worker| **worker != own).count();
+                    let standbys = chosen.get(&of).cloned().unwrap_or_default();
+                    assert_eq!(standbys.len(), count.min(others));
+                    assert!(!standbys.contains(&own));
+                    assert_eq!(standbys.iter().collect::<BTreeSet<_>>().len(), standbys.len());
+                }
+            };
+            given.previous = given.choose();
+            check(&given, &given.previous);
+            assert_eq!(given.choose(), given.previous, "nothing has changed");
+            for worker in gone {
+                given.free_slots.remove(&NodeId(worker));
+            }
+            let chosen = given.choose();
+            check(&given, &chosen);
+            for (of, workers) in &given.previous {
+                let stay = workers.iter().filter(|worker| given.free_slots.contains_key(worker));
+                for worker in stay {
+                    assert!(chosen[of].contains(worker), "who is there stays");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What a standby's store takes of tasks that run elsewhere: the same chunks and base files, byte for byte.
+
+use bytes::Bytes;
+use common::ids::{CheckpointId, Generation, TaskId};
+use common::protocol::standby::BasePosition;
+
+use super::state_error::StateError;
+use super::state_store::{History, JobStateStore, lock};
+use crate::keyed_state::base_copy::{self, Original};
+
+impl JobStateStore {
+    /// The last checkpoint of which everything of a task is here. `generation`: the one whose chunks may
+    /// come to count.
+    pub fn held(
+        &self,
+        task: TaskId,
+        generation: Generation,
+        history: History<'_>,
+    ) -> Option<CheckpointId> {
+        let base = lock(&self.bases).get(&task).map(|base| base.checkpoint());
+        let chunks = self.following(task, base, generation, history);
+        let mut held = base;
+        for chunk in chunks {
+            if chunk.previous != held {
+                break;
+            }
+            held = Some(chunk.checkpoint);
+        }
+        held
+    }
+
+    /// Makes records of another worker's delta log durable, with one sync. Blocks.
+    pub fn keep_records(&self, records: &[Bytes]) -> Result<(), StateError> {
+        Ok(self.log.append_verbatim(records)?)
+    }
+
+    /// Keeps a piece of a base file; with the last one it takes its place. Blocks.
+    pub fn keep_base(
+        &self,
+        task: TaskId,
+        at: BasePosition,
+        length: u64,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
+        let original = Original {
+            checkpoint: at.checkpoint,
+            key_groups: self.options.key_groups,
+            length,
+        };
+        let directory = self.directory.join(task.to_string());
+        let Some(base) = base_copy::add(&directory, original, at.offset, bytes)? else {
+            return Ok(());
+        };
+        let mut folding = lock(&self.folding);
+        let folded = folding.tasks.entry(task).or_default();
+        // The view follows chunks that are not here.
+        folded.view = None;
+        self.put_base(folded, task, base)
+    }
+}

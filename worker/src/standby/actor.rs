@@ -1,0 +1,258 @@
+//! The shell of what stands by here for one generation of a job: asks other workers, keeps what they answer,
+//! tells the coordinator what is held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture,
+};
+use bytes::Bytes;
+use common::ids::{CheckpointId, NodeId, TaskId};
+use common::protocol::standby::{AckStandby, FetchState, PieceOf, StandbyPosition, StatePiece};
+use common::protocol::task::Deployment;
+use common::time::Span;
+use tracing::{debug, error, info, warn};
+
+use super::machine::{Effect, Event, Followed, StandbyMachine};
+use crate::checkpoint::state_error::StateError;
+use crate::checkpoint::state_store::JobStateStore;
+use crate::job::assignment::stood_by;
+use crate::job::services::Services;
+
+/// How long the worker that is asked may hold a call, and how long it may take altogether.
+const HOLD: Span = Span::from_secs(1);
+const DEADLINE: Span = Span::from_secs(10);
+const ACK_DEADLINE: Span = Span::from_secs(3);
+const ACK_AGAIN: Span = Span::from_millis(250);
+
+#[derive(Debug)]
+pub(crate) struct StandbyActor {
+    deployment: Arc<Deployment>,
+    services: Services,
+    store: Arc<JobStateStore>,
+    machine: StandbyMachine,
+    /// What the coordinator has not been told yet.
+    untold: BTreeMap<TaskId, CheckpointId>,
+    telling: bool,
+    timer: bool,
+}
+
+/// Who stands by has changed, in the same generation.
+#[derive(Debug)]
+pub(crate) struct StandBy(pub(crate) Arc<Deployment>);
+
+impl Message for StandBy {
+    type Result = ();
+}
+
+/// The generation is over here.
+#[derive(Debug)]
+pub(crate) struct StopStandby;
+
+impl Message for StopStandby {
+    type Result = ();
+}
+
+impl StandbyActor {
+    pub(crate) fn new(
+        deployment: Arc<Deployment>,
+        services: Services,
+        store: Arc<JobStateStore>,
+    ) -> StandbyActor {
+        StandbyActor {
+            deployment,
+            services,
+            store,
+            machine: StandbyMachine::default(),
+            untold: BTreeMap::new(),
+            telling: false,
+            timer: false,
+        }
+    }
+
+    /// Finds out what is here of each task, and asks for the rest.
+    fn follow(&mut self, context: &mut Context<Self>) {
+        let job = self.deployment.job;
+        let facts = self.services.image.borrow().jobs.get(&job).cloned();
+        let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
+        let tasks = stood_by(&self.deployment, self.services.session.worker);
+        let followed = tasks.into_iter().map(|task| Followed {
+            task,
+            runs_on: self.deployment.worker_of(task),
+            held: self.store.held(task, self.deployment.generation, &history),
+        });
+        let followed: Vec<Followed> = followed.collect();
+        info!(
+            job = %self.deployment.name, generation = %self.deployment.generation,
+            tasks = followed.len(), "standing by",
+        );
+        self.happen(Event::Follow(followed), context);
+    }
+
+    fn happen(&mut self, event: Event, context: &mut Context<Self>) {
+        let now = self.services.clock.tick();
+        for effect in self.machine.handle(now, event) {
+            match effect {
+                Effect::Ask { worker, positions } => self.ask(worker, positions, context),
+                Effect::Keep { of, pieces } => self.keep(of, pieces, context),
+                Effect::Acknowledge(held) => {
+                    self.untold.extend(held);
+                    self.tell(context);
+                }
+            }
+        }
+        self.set_timer(context);
+    }
+
+    fn ask(
+        &mut self,
+        worker: NodeId,
+        positions: Vec<StandbyPosition>,
+        context: &mut Context<Self>,
+    ) {
+        let workers = &self.services.image.borrow().workers;
+        let address = workers.get(&worker).map(|worker| worker.address.clone());
+        let call = FetchState {
+            job: self.deployment.job,
+            generation: self.deployment.generation,
+            positions,
+            wait: HOLD,
+        };
+        let transport = self.services.transport.clone();
+        let asking = async move {
+            let address = address?;
+            let answer = transport.call(&address, &call, DEADLINE).await;
+            answer
+                .inspect_err(|error| debug!(%worker, %error, "a standby is not answered"))
+                .ok()
+        };
+        let answered = asking.into_actor(self).map(move |answer, actor, context| {
+            let event = match answer {
+                Some(fetched) => Event::Answered {
+                    by: worker,
+                    pieces: fetched.into_each().collect(),
+                },
+                None => Event::Unanswered { by: worker },
+            };
+            actor.happen(event, context);
+        });
+        context.spawn(answered);
+    }
+
+    fn keep(&mut self, of: NodeId, pieces: Vec<(StatePiece, Bytes)>, context: &mut Context<Self>) {
+        let store = Arc::clone(&self.store);
+        let keeping = tokio::task::spawn_blocking(move || keep(&store, pieces));
+        let kept = keeping
+            .into_actor(self)
+            .map(move |outcome, actor, context| {
+                let event = match outcome.expect("keeping a copy does not panic") {
+                    Ok(()) => Event::Kept { of },
+                    Err(error) if error.is_fatal() => {
+                        // As when a checkpoint cannot be written: nothing here can be relied upon any more.
+                        error!(%error, "a standby's copy cannot be written; the worker ends");
+                        std::process::abort();
+                    }
+                    Err(error) => {
+                        warn!(job = %actor.deployment.name, %error, "a standby's copy is not kept");
+                        Event::NotKept { of }
+                    }
+                };
+                actor.happen(event, context);
+            });
+        context.spawn(kept);
+    }
+
+    /// One call at a time, with all that is to be told by then.
+    fn tell(&mut self, context: &mut Context<Self>) {
+        if self.telling || self.untold.is_empty() {
+            return;
+        }
+        self.telling = true;
+        let told = std::mem::take(&mut self.untold);
+        let ack = AckStandby {
+            worker: self.services.session.worker,
+            worker_epoch: self.services.session.epoch(),
+            job: self.deployment.job,
+            generation: self.deployment.generation,
+            held: told.clone().into_iter().collect(),
+        };
+        let services = self.services.clone();
+        let telling = async move {
+            let transport = &services.transport;
+            let answer = services
+                .coordinators
+                .call(transport, &ack, ACK_DEADLINE)
+                .await;
+            let again = matches!(&answer, Err(error) if error.is_retriable());
+            if again {
+                tokio::time::sleep(ACK_AGAIN.as_duration()).await;
+            }
+            again
+        };
+        let done = telling.into_actor(self).map(|again, actor, context| {
+            actor.telling = false;
+            if again {
+                for (task, checkpoint) in told {
+                    actor.untold.entry(task).or_insert(checkpoint);
+                }
+            }
+            actor.tell(context);
+        });
+        context.spawn(done);
+    }
+
+    fn set_timer(&mut self, context: &mut Context<Self>) {
+        let Some(at) = self.machine.wake_at().filter(|_| !self.timer) else {
+            return;
+        };
+        self.timer = true;
+        let pause = at.since(self.services.clock.tick());
+        context.run_later(pause.as_duration(), |actor, context| {
+            actor.timer = false;
+            actor.happen(Event::TimePassed, context);
+        });
+    }
+}
+
+/// Records that come one after the other are one write and one sync. Blocks.
+fn keep(store: &JobStateStore, pieces: Vec<(StatePiece, Bytes)>) -> Result<(), StateError> {
+    let mut records = Vec::new();
+    for (piece, bytes) in pieces {
+        match piece.of {
+            PieceOf::Chunk { .. } => records.push(bytes),
+            PieceOf::Base { at, length } => store.keep_base(piece.task, at, length, &bytes)?,
+        }
+    }
+    match records.is_empty() {
+        true => Ok(()),
+        false => store.keep_records(&records),
+    }
+}
+
+impl Actor for StandbyActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        self.follow(context);
+    }
+}
+
+impl Handler<StandBy> for StandbyActor {
+    type Result = ();
+
+    fn handle(&mut self, StandBy(deployment): StandBy, context: &mut Context<Self>) {
+        if deployment.standbys != self.deployment.standbys {
+            self.deployment = deployment;
+            self.follow(context);
+        }
+    }
+}
+
+impl Handler<StopStandby> for StandbyActor {
+    type Result = ();
+
+    fn handle(&mut self, _: StopStandby, context: &mut Context<Self>) {
+        context.stop();
+    }
+}
