@@ -20,8 +20,9 @@ use worker::checkpoint::participant::Participant;
 use worker::checkpoint::state_error::StateError;
 use worker::checkpoint::state_store::{FoldedTask, JobStateStore, StoreOptions, ViewPlace};
 use worker::exchange::lanes::Lanes;
-use worker::job::assembly::{self, Restored};
+use worker::job::assembly::{self, Left, Restored};
 use worker::job::assignment::tasks_here;
+use worker::job::handover::Handover;
 use worker::keyed_state::codec::bigint_key;
 use worker::keyed_state::section::TableId;
 use worker::keyed_state::table::At;
@@ -77,7 +78,9 @@ pub struct RunningJob {
     local: BTreeSet<TaskId>,
     tasks: BTreeMap<TaskId, RunningTask>,
     participant: Participant<Snapshot>,
-    store: Option<JobStateStore>,
+    store: Option<Arc<JobStateStore>>,
+    /// What the generation before has left, until it is taken over.
+    left: Option<Handover>,
     /// What is being written, by the checkpoint it is acknowledged with.
     writing: Option<(CheckpointId, Vec<TaskChunk>)>,
     completed: Option<CheckpointId>,
@@ -90,6 +93,7 @@ impl RunningJob {
         deployment: Arc<Deployment>,
         me: (NodeId, WorkerEpoch),
         choice: StoreChoice,
+        left: Option<Handover>,
     ) -> RunningJob {
         let local = tasks_here(&deployment, me.0, me.1);
         RunningJob {
@@ -101,6 +105,7 @@ impl RunningJob {
             local,
             tasks: BTreeMap::new(),
             store: None,
+            left,
             writing: None,
             completed: deployment.restore,
             folded: deployment.restore,
@@ -115,6 +120,24 @@ impl RunningJob {
 
     pub fn began(&self) -> (Generation, WorkerEpoch) {
         (self.deployment.generation, self.began_under)
+    }
+
+    /// What it leaves to the next generation here.
+    pub fn leave(self) -> Option<Handover> {
+        let well = |task: &RunningTask| {
+            let standing = task.machine.status.state();
+            !matches!(standing, Standing::Failed { .. })
+        };
+        let tasks = self.tasks.into_iter().filter(|(_, task)| well(task));
+        let tasks = tasks.map(|(id, mut task)| {
+            let reader = task.reader.take();
+            (id, task.machine.leave(reader))
+        });
+        Some(Handover {
+            generation: self.deployment.generation,
+            store: self.store?,
+            tasks: tasks.collect(),
+        })
     }
 
     /// The worker was registered again, while its tasks go on.
@@ -152,10 +175,16 @@ impl RunningJob {
     ) {
         let facts = image.jobs.get(&self.job());
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
-        let opened = self.open_store(disk);
-        let restored = opened.and_then(|store| {
+        let opened = match self.left.take() {
+            Some(left) => Ok((left.store, left.tasks)),
+            None => self
+                .open_store(disk)
+                .map(|store| (Arc::new(store), Left::new())),
+        };
+        let restored = opened.and_then(|(store, mut left)| {
             let (deployment, local) = (&self.deployment, &self.local);
-            let restored = assembly::restore(&store, deployment, local, custom, &history)?;
+            let restored =
+                assembly::restore(&store, deployment, local, &mut left, custom, &history)?;
             Ok((store, restored))
         });
         match restored {

@@ -19,6 +19,7 @@ use common::time::Span;
 use tokio::sync::Notify;
 use uuid::Uuid;
 use worker::job::assignment::changes;
+use worker::job::handover::Handover;
 use worker::link::reports::TaskReports;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
@@ -120,6 +121,8 @@ struct Life {
     lanes: Option<WorkerLanes>,
     jobs: BTreeMap<JobId, RunningJob>,
     stopping: BTreeSet<JobId>,
+    /// What the generations that are being stopped leave to those that start at once.
+    left: BTreeMap<JobId, Handover>,
     kept: BTreeSet<JobId>,
     custom: CustomOperators,
     choice: StoreChoice,
@@ -214,6 +217,7 @@ impl Worker {
             lanes: None,
             jobs: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            left: BTreeMap::new(),
             // A directory for a job is there once it was needed.
             kept: BTreeSet::new(),
             custom,
@@ -332,6 +336,7 @@ impl Life {
             Timer::Stopped(job) => {
                 self.stopping.remove(&job);
                 self.follow_jobs(env);
+                self.left.remove(&job);
             }
             Timer::Restored(job, generation) => {
                 let lanes = self.lanes.as_ref().map(|lanes| &lanes.lanes);
@@ -777,7 +782,9 @@ impl Life {
         );
         for (job, generation) in changes.stop {
             env.trace(|| format!("{:?} stops generation {generation}", self.who));
-            self.jobs.remove(&job);
+            let stopped = self.jobs.remove(&job);
+            let left = stopped.and_then(RunningJob::leave);
+            self.left.extend(left.map(|left| (job, left)));
             if let Some(lanes) = &self.lanes {
                 lanes.lanes.close(job, generation);
             }
@@ -792,7 +799,9 @@ impl Life {
                 continue;
             }
             let me = (session.worker, session.epoch);
-            let running = RunningJob::new(deployment, me, self.choice);
+            let left = self.left.remove(&job);
+            let left = left.map(|left| left.for_next(&deployment, image.jobs.get(&job)));
+            let running = RunningJob::new(deployment, me, self.choice, left);
             running.begin(env, self.who, &self.reports, &self.urgent);
             self.kept.insert(job);
             self.jobs.insert(job, running);

@@ -47,10 +47,10 @@ impl JobStateStore {
         };
         let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
         let worth_it = self
-            .options
+            .options()
             .base_after_bytes
             .max(before.map_or(0, BaseFile::bytes));
-        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options.log_bytes;
+        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options().log_bytes;
         if bytes < worth_it && !holds_up_the_log {
             return Ok(());
         }
@@ -58,7 +58,7 @@ impl JobStateStore {
         let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
         let since = since(&changes, &read);
         let directory = self.directory.join(task.to_string());
-        let base = base_file::write(&directory, to, self.options.key_groups, before, &since)?;
+        let base = base_file::write(&directory, to, self.options().key_groups, before, &since)?;
         self.put_base(folded, task, base)
     }
 
@@ -90,7 +90,7 @@ impl JobStateStore {
         self.bring_view(&store, folded, task, to, counted)?;
         let view = folded.view.as_ref().expect("it was just brought there");
         let to = view.at().expect("it was just brought there");
-        let key_groups = self.options.key_groups;
+        let key_groups = self.options().key_groups;
         let mut tables = BTreeMap::new();
         for table in view.tables() {
             let stretches = view.stretches(table, key_groups)?;
@@ -123,7 +123,7 @@ impl JobStateStore {
             .and_then(|view| chain(counted, view.at(), to));
         if let (Some(chunks), false) = (waiting, at_once) {
             let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
-            if chunks.len() < self.options.fold_every && bytes < self.options.fold_bytes {
+            if chunks.len() < self.options().fold_every && bytes < self.options().fold_bytes {
                 return Ok(());
             }
         }
@@ -171,7 +171,7 @@ impl JobStateStore {
         base_file::merge(
             base,
             &since(&changes, &read),
-            self.options.key_groups,
+            self.options().key_groups,
             &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
         )?;
         view.mark(to)?;

@@ -71,6 +71,24 @@ impl JobStateStore {
         }
     }
 
+    /// The framed records of the chunks that follow a checkpoint. Blocks.
+    pub fn records_after(
+        &self,
+        task: TaskId,
+        after: Option<CheckpointId>,
+        generation: Generation,
+        history: History<'_>,
+    ) -> Result<Vec<Bytes>, StateError> {
+        let chunks = self.following(task, after, generation, history);
+        let pieces = self.read_chunks(&chunks, 0, usize::MAX)?;
+        Ok(pieces.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// The checkpoint of a task's newest base file.
+    pub fn base_at(&self, task: TaskId) -> Option<CheckpointId> {
+        lock(&self.bases).get(&task).map(|base| base.checkpoint())
+    }
+
     /// Base files that nobody fetches any more hold up nothing.
     pub fn end_loans(&self, now: Tick) {
         lock(&self.lent).retain(|_, loan| now.since(loan.at) < LENT_FOR);

@@ -13,6 +13,7 @@ pub mod view_reader;
 pub mod state_error;
 mod folding;
 mod lending;
+pub mod hot_tables;
 mod receiving;
 pub mod state_store;
 

@@ -58,6 +58,14 @@ pub struct RestoredTask {
     pub reader: Option<ViewReader>,
 }
 
+/// What a generation that is over leaves of a task.
+#[derive(Debug)]
+pub struct LeftTask {
+    /// Everything up to this checkpoint is sealed in its tables.
+    pub sealed: Option<CheckpointId>,
+    pub tables: RestoredTask,
+}
+
 /// How far a task's part of the view is.
 #[derive(Clone, Debug)]
 pub struct FoldedTask {
@@ -91,7 +99,7 @@ pub struct StoreOptions {
 /// What a worker keeps of one job.
 pub struct JobStateStore {
     pub(super) directory: PathBuf,
-    pub(super) options: StoreOptions,
+    options: Mutex<StoreOptions>,
     pub(super) log: DeltaLog,
     pub(super) view: ViewPlace,
     pub(super) open_view: ViewSlot,
@@ -110,6 +118,23 @@ pub struct JobStateStore {
 pub struct ViewPlace {
     pub open: Box<dyn Fn() -> Result<Arc<dyn KvStore>, KvError> + Send + Sync>,
     pub set_aside: Box<dyn Fn() -> Result<(), StateError> + Send + Sync>,
+}
+
+impl LeftTask {
+    /// Every table taken back to a completed checkpoint; `None`: they are not so far, or have let go of it.
+    pub fn back_at(mut self, checkpoint: CheckpointId) -> Option<RestoredTask> {
+        let mut tables = self.tables.tables.values_mut();
+        let sound = self.sealed >= Some(checkpoint)
+            && tables.all(|table| table.rollback(checkpoint).is_ok());
+        sound.then_some(self.tables)
+    }
+}
+
+impl RestoredTask {
+    /// Whether everything is in memory.
+    pub fn is_whole(&self) -> bool {
+        !self.tables.values().any(Table::needs_store)
+    }
 }
 
 impl StoreOptions {
@@ -177,7 +202,7 @@ impl JobStateStore {
         }
         Ok(JobStateStore {
             directory: directory.to_owned(),
-            options,
+            options: Mutex::new(options),
             log: DeltaLog::open(deltas, options.key_groups, options.log_bytes / 8)?,
             view,
             open_view: ViewSlot::default(),
@@ -187,6 +212,26 @@ impl JobStateStore {
             lent: Mutex::default(),
             _lock: lock,
         })
+    }
+
+    /// As it was when the next generation took it over, for as many tasks as that has.
+    pub fn go_on_with(&self, options: StoreOptions) {
+        let mut current = lock(&self.options);
+        assert_eq!(
+            current.key_groups, options.key_groups,
+            "they are fixed for the job's life"
+        );
+        *current = options;
+    }
+
+    pub(super) fn options(&self) -> StoreOptions {
+        *lock(&self.options)
+    }
+
+    /// A task goes on in this generation with the tables it has, which are those at a completed checkpoint.
+    pub fn take_over(&self, generation: Generation, task: TaskId, at: CheckpointId) {
+        lock(&self.unpersisted).retain(|chunk| chunk.task != task);
+        self.log.restart(task, generation, Some(at));
     }
 
     /// The state a task begins with: that at a completed checkpoint, or none at all. Every task of a
@@ -329,15 +374,8 @@ impl JobStateStore {
             None => BTreeMap::new(),
         };
         self.apply(chunks, &mut tables)?;
-        let restored = tables.into_iter().map(|(id, state)| {
-            let mut table = Table::restored(at, state);
-            if spilling.contains(&id.operator) {
-                table.spill();
-            }
-            (id, table)
-        });
         Ok(RestoredTask {
-            tables: restored.collect(),
+            tables: restored_at(at, tables, spilling),
             reader: None,
         })
     }
@@ -354,7 +392,7 @@ impl JobStateStore {
         let store = self.view()?;
         let in_memory = InMemory::Tables {
             spilling,
-            bytes: self.options.resident_bytes,
+            bytes: self.options().resident_bytes,
         };
         let mut loaded = self
             .load_view(&store, task, in_memory, counted)?
@@ -365,14 +403,14 @@ impl JobStateStore {
             .flatten()
             .map(|chunk| chunk.bytes)
             .sum();
-        let too_much = replayed > self.options.resident_bytes;
+        let too_much = replayed > self.options().resident_bytes;
         if (loaded.is_none() || too_much) && !spilling.is_empty() {
             let folded = folding.tasks.entry(task).or_default();
             let base = folded.base.as_deref();
             let since = chain(counted, base.map(BaseFile::checkpoint), at);
             let since = since.map(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
             let whole = since.map(|since| since + base.map_or(0, BaseFile::bytes));
-            if whole.is_some_and(|bytes| bytes <= self.options.resident_bytes) {
+            if whole.is_some_and(|bytes| bytes <= self.options().resident_bytes) {
                 // It is soon read from the truth, and a fold builds the view behind the job's back.
                 return Ok(None);
             }
@@ -462,13 +500,18 @@ impl JobStateStore {
     }
 
     /// The chunks of a task that count, up to a checkpoint, in order.
-    fn counted(&self, task: TaskId, up_to: CheckpointId, history: History<'_>) -> Vec<ChunkRef> {
+    pub(super) fn counted(
+        &self,
+        task: TaskId,
+        up_to: CheckpointId,
+        history: History<'_>,
+    ) -> Vec<ChunkRef> {
         self.log.counted(task, &|generation, checkpoint| {
             checkpoint <= up_to && history(generation, checkpoint) == Some(true)
         })
     }
 
-    fn apply(
+    pub(super) fn apply(
         &self,
         chunks: &[ChunkRef],
         tables: &mut BTreeMap<TableId, Overlay>,
@@ -492,6 +535,22 @@ impl fmt::Debug for JobStateStore {
             .field("directory", &self.directory)
             .finish_non_exhaustive()
     }
+}
+
+/// Tables whose state at a checkpoint is what these changes of empty ones make.
+pub(super) fn restored_at(
+    at: CheckpointId,
+    tables: BTreeMap<TableId, Overlay>,
+    spilling: &BTreeSet<String>,
+) -> TaskTables {
+    let restored = tables.into_iter().map(|(id, state)| {
+        let mut table = Table::restored(at, state);
+        if spilling.contains(&id.operator) {
+            table.spill();
+        }
+        (id, table)
+    });
+    restored.collect()
 }
 
 /// The newest base file that is sound; older ones are removed, and are there only after a crash.

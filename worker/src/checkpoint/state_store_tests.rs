@@ -29,7 +29,7 @@ pub(super) const OPTIONS: StoreOptions = StoreOptions {
 };
 
 /// Table number, namespace, key → value.
-type Map = BTreeMap<(u8, i64, Vec<u8>), Vec<u8>>;
+pub(crate) type Map = BTreeMap<(u8, i64, Vec<u8>), Vec<u8>>;
 
 pub(crate) fn task(index: u32) -> TaskId {
     TaskId {
@@ -50,7 +50,7 @@ fn whole() -> BTreeSet<String> {
     BTreeSet::new()
 }
 
-fn contents(tables: &TaskTables) -> Map {
+pub(crate) fn contents(tables: &TaskTables) -> Map {
     let mut map = Map::new();
     for (id, table) in tables {
         let number = id.operator.as_bytes().last().unwrap() - b'0';
@@ -107,12 +107,12 @@ pub(crate) struct Job {
     /// Empty only while it is opened anew.
     pub(crate) store: Option<JobStateStore>,
     pub(crate) generation: Generation,
-    next: CheckpointId,
+    pub(crate) next: CheckpointId,
     pub(crate) completed: Option<CheckpointId>,
-    finals: BTreeMap<Generation, Option<CheckpointId>>,
-    tasks: Vec<(TaskTables, Map)>,
+    pub(crate) finals: BTreeMap<Generation, Option<CheckpointId>>,
+    pub(crate) tasks: Vec<(TaskTables, Map)>,
     /// What each task had at the completed checkpoint.
-    at_completed: Vec<Map>,
+    pub(crate) at_completed: Vec<Map>,
 }
 
 impl Job {

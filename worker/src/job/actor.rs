@@ -19,8 +19,9 @@ use common::time::{Span, Timestamp};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
-use super::assembly::{self, Restored};
+use super::assembly::{self, Left, Restored};
 use super::assignment::tasks_here;
+use super::handover::Handover;
 use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, StopJob};
 use super::services::Services;
 use crate::checkpoint::chunk::TaskChunk;
@@ -59,6 +60,8 @@ pub struct JobActor {
     tasks: BTreeMap<TaskId, Addr<TaskActor>>,
     participant: Participant<Snapshot>,
     store: Option<Arc<JobStateStore>>,
+    /// What the generation before has left, until it is taken over.
+    left: Option<Handover>,
     /// Told when something was sealed and is durable. Standbys that wait for it are let go with it.
     sealed: Option<watch::Sender<()>>,
     /// What stands by here for tasks elsewhere, once the store is open.
@@ -71,7 +74,11 @@ pub struct JobActor {
 }
 
 impl JobActor {
-    pub fn new(deployment: Arc<Deployment>, services: Services) -> JobActor {
+    pub fn new(
+        deployment: Arc<Deployment>,
+        services: Services,
+        left: Option<Handover>,
+    ) -> JobActor {
         let session = &services.session;
         let local = tasks_here(&deployment, session.worker, session.epoch());
         JobActor {
@@ -80,6 +87,7 @@ impl JobActor {
             local,
             tasks: BTreeMap::new(),
             store: None,
+            left,
             sealed: Some(watch::Sender::new(())),
             standby: None,
             completed: deployment.restore,
@@ -116,21 +124,30 @@ impl JobActor {
         let view_cache_bytes = self.services.memory.view_cache_bytes;
         let options = assembly::store_options(&deployment.graph, share, view_cache_bytes);
         let custom = self.services.custom.clone();
+        let left = self.left.take();
         let restoring = tokio::task::spawn_blocking(move || {
-            let store = JobStateStore::open(&directory, options)?;
+            let (store, mut left) = match left {
+                Some(left) => (left.store, left.tasks),
+                None => {
+                    let store = JobStateStore::open(&directory, options)?;
+                    (Arc::new(store), Left::new())
+                }
+            };
+            store.go_on_with(options);
             let facts = image.borrow().jobs.get(&deployment.job).cloned();
             let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-            let restored = assembly::restore(&store, &deployment, &tasks, &custom, &history)?;
-            Ok::<_, StateError>((store, restored))
+            let restored =
+                assembly::restore(&store, &deployment, &tasks, &mut left, &custom, &history)?;
+            Ok::<_, StateError>((store, restored, left))
         });
         let restored =
             restoring
                 .into_actor(self)
                 .map(move |outcome, actor, context| match outcome {
-                    Ok(Ok((store, restored))) => {
-                        actor.store = Some(Arc::new(store));
+                    Ok(Ok((store, restored, left))) => {
+                        actor.store = Some(store);
                         actor.start_tasks(restored, share, context);
-                        actor.stand_by();
+                        actor.stand_by(left);
                     }
                     Ok(Err(error)) => {
                         let reason = format!("the state cannot be restored: {error}");
@@ -174,8 +191,9 @@ impl JobActor {
         );
     }
 
-    /// Begins to stand by, or goes on with what is to be stood by for now.
-    fn stand_by(&mut self) {
+    /// Begins to stand by, or goes on with what is to be stood by for now. `left`: by the generation before, of
+    /// tasks that do not run here now.
+    fn stand_by(&mut self, left: Left) {
         let Some(store) = self.store.clone().filter(|_| !self.stopping) else {
             return;
         };
@@ -185,7 +203,7 @@ impl JobActor {
             None if self.deployment.standbys.is_empty() => {}
             None => {
                 let actor =
-                    StandbyActor::new(self.deployment.clone(), self.services.clone(), store);
+                    StandbyActor::new(self.deployment.clone(), self.services.clone(), store, left);
                 let thread = self.services.threads.control();
                 self.standby = Some(StandbyActor::start_in_arbiter(&thread, move |_| actor));
             }
@@ -606,6 +624,10 @@ impl Handler<Completed> for JobActor {
         }
         self.completed = Some(checkpoint);
         self.tell_completed();
+        if let Some(standby) = &self.standby {
+            // What does not fit comes with the next one.
+            drop(standby.try_send(Completed(checkpoint)));
+        }
         self.fold(context);
     }
 }
@@ -617,7 +639,7 @@ impl Handler<Deployed> for JobActor {
         let same = deployment.generation == self.deployment.generation;
         if same && deployment.standbys != self.deployment.standbys {
             self.deployment = deployment;
-            self.stand_by();
+            self.stand_by(Left::new());
         }
     }
 }
@@ -662,31 +684,39 @@ impl Handler<ReadState> for JobActor {
 }
 
 impl Handler<StopJob> for JobActor {
-    type Result = ResponseActFuture<Self, ()>;
+    type Result = ResponseActFuture<Self, Option<Handover>>;
 
     fn handle(&mut self, _: StopJob, _: &mut Context<Self>) -> Self::Result {
         self.stopping = true;
-        let tasks: Vec<Addr<TaskActor>> = self.tasks.values().cloned().collect();
+        let tasks = std::mem::take(&mut self.tasks);
         let standby = self.standby.take();
         self.sealed = None;
         let ended = async move {
-            if let Some(standby) = standby {
-                standby.send(StopStandby).await.unwrap_or_default();
+            let mut left = match standby {
+                Some(standby) => standby.send(StopStandby).await.unwrap_or_default(),
+                None => Left::new(),
+            };
+            for (id, task) in tasks {
+                // One that is gone already has failed, and leaves nothing.
+                if let Ok(leaves) = task.send(Stop).await {
+                    left.insert(id, leaves);
+                }
             }
-            for task in tasks {
-                // One that is gone already has stopped.
-                task.send(Stop).await.unwrap_or_default();
-            }
+            left
         };
         Box::pin(
             ended
                 .into_actor(self)
-                .map(|(), actor: &mut JobActor, context| {
+                .map(|tasks, actor: &mut JobActor, context| {
                     let (job, generation) = (actor.deployment.job, actor.deployment.generation);
                     actor.services.exchange.close(job, generation);
                     actor.services.reports.remove(job, generation);
-                    actor.store = None;
                     context.stop();
+                    actor.store.take().map(|store| Handover {
+                        generation,
+                        store,
+                        tasks,
+                    })
                 }),
         )
     }

@@ -17,7 +17,7 @@ use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Persist;
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::{
-    History, JobStateStore, RestoredTask, StoreOptions, TaskTables,
+    History, JobStateStore, LeftTask, RestoredTask, StoreOptions, TaskTables,
 };
 use crate::exchange::lanes::Lanes;
 use crate::operator;
@@ -42,6 +42,9 @@ const FOLD_BYTES_MIN: u64 = 256 << 10;
 
 /// What each task starts from.
 pub type Restored = BTreeMap<TaskId, RestoredTask>;
+
+/// What the generation before has left of tasks that were here.
+pub type Left = BTreeMap<TaskId, LeftTask>;
 
 /// The ends of the channels of a worker's tasks.
 #[derive(Debug, Default)]
@@ -92,11 +95,13 @@ pub fn store_options(graph: &TaskGraph, share: u64, view_cache_bytes: u64) -> St
     }
 }
 
-/// Brings the tables of these tasks back from disk. Blocks.
+/// Brings the tables of these tasks back: those that the generation before has left are taken from there and
+/// back to the checkpoint, the others are read from disk. Blocks.
 pub fn restore(
     store: &JobStateStore,
     deployment: &Deployment,
     tasks: &BTreeSet<TaskId>,
+    left: &mut Left,
     custom: &CustomOperators,
     history: History<'_>,
 ) -> Result<Restored, StateError> {
@@ -108,6 +113,12 @@ pub fn restore(
             true => deployment.restore,
             false => None,
         };
+        let left = at.zip(left.remove(task));
+        if let Some((at, begins)) = left.and_then(|(at, left)| Some((at, left.back_at(at)?))) {
+            store.take_over(deployment.generation, *task, at);
+            restored.insert(*task, begins);
+            continue;
+        }
         let spilling = spilling(stage, custom);
         let begins = store.restore(deployment.generation, *task, at, history, &spilling)?;
         restored.insert(*task, begins);

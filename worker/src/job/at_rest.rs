@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use common::error::{ErrorCode, Problem};
 use common::protocol::state::{QueryStateAtRest, StateEntries};
 
-use super::assembly;
+use super::assembly::{self, Left};
 use super::services::Services;
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::{JobStateStore, RestoredTask};
@@ -24,7 +24,14 @@ pub(super) fn read(services: &Services, call: QueryStateAtRest) -> Result<StateE
     let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
     let directory = services.jobs_directory.join(job.to_string());
     let restored = JobStateStore::open(&directory, options).and_then(|store| {
-        let mut restored = assembly::restore(&store, &deployment, &tasks, custom, &history)?;
+        let mut restored = assembly::restore(
+            &store,
+            &deployment,
+            &tasks,
+            &mut Left::new(),
+            custom,
+            &history,
+        )?;
         // The store stays open until everything is read.
         Ok((store, restored.remove(&task).unwrap_or_default()))
     });

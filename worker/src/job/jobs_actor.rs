@@ -16,6 +16,7 @@ use tracing::warn;
 use super::actor::JobActor;
 use super::assignment::changes;
 use super::at_rest;
+use super::handover::Handover;
 use super::messages::{
     Barrier, Completed, Deployed, ImageChanged, LendState, ReadState, ReadStateAtRest, StopAll,
     StopJob,
@@ -98,7 +99,13 @@ impl JobsActor {
         }
     }
 
-    fn follow(&mut self, image: &MetadataImage, context: &mut Context<Self>) {
+    /// `left`: what a generation that has just stopped leaves to the next one, if there is to be one now.
+    fn follow(
+        &mut self,
+        image: &MetadataImage,
+        mut left: Option<(JobId, Handover)>,
+        context: &mut Context<Self>,
+    ) {
         let running = self
             .running
             .iter()
@@ -115,7 +122,9 @@ impl JobsActor {
                 continue;
             }
             let (job, generation) = (deployment.job, deployment.generation);
-            let actor = JobActor::new(deployment, self.services.clone());
+            let left = left.take_if(|(of, _)| *of == job);
+            let left = left.map(|(_, left)| left.for_next(&deployment, image.jobs.get(&job)));
+            let actor = JobActor::new(deployment, self.services.clone(), left);
             let address =
                 JobActor::start_in_arbiter(&self.services.threads.control(), move |_| actor);
             self.kept.insert(job);
@@ -145,10 +154,12 @@ impl JobsActor {
         let stopped = address
             .send(StopJob)
             .into_actor(self)
-            .map(move |_, actor, context| {
+            .map(move |left, actor, context| {
                 actor.stopping.remove(&job);
                 let image = actor.services.image.borrow().clone();
-                actor.follow(&image, context);
+                // One that is gone leaves nothing.
+                let left = left.unwrap_or_default().map(|left| (job, left));
+                actor.follow(&image, left, context);
             });
         context.spawn(stopped);
     }
@@ -193,13 +204,13 @@ impl Actor for JobsActor {
         });
         context.add_stream(images);
         let image = self.services.image.borrow().clone();
-        self.follow(&image, context);
+        self.follow(&image, None, context);
     }
 }
 
 impl StreamHandler<ImageChanged> for JobsActor {
     fn handle(&mut self, ImageChanged(image): ImageChanged, context: &mut Context<Self>) {
-        self.follow(&image, context);
+        self.follow(&image, None, context);
     }
 }
 
@@ -262,7 +273,7 @@ impl Handler<StopAll> for JobsActor {
         Box::pin(async move {
             for (_, (_, _, address)) in running {
                 // One that is gone already has stopped.
-                address.send(StopJob).await.unwrap_or_default();
+                drop(address.send(StopJob).await);
             }
         })
     }

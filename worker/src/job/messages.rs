@@ -10,6 +10,7 @@ use common::protocol::standby::{FetchState, StateFetched};
 use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 use common::protocol::task::Deployment;
 
+use super::handover::Handover;
 use crate::metadata_image::MetadataImage;
 
 /// There is a newer image.
@@ -68,12 +69,13 @@ impl Message for LendState {
     type Result = Result<StateFetched, Problem>;
 }
 
-/// The generation is over here. Answered when its tasks are gone and its files closed.
+/// The generation is over here. Answered when its tasks are gone, with what they leave; its files are closed
+/// when that is dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct StopJob;
 
 impl Message for StopJob {
-    type Result = ();
+    type Result = Option<Handover>;
 }
 
 /// The worker is stopping. Answered when no task of any job runs any more.

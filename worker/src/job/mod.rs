@@ -2,6 +2,7 @@
 
 pub mod assignment;
 pub mod services;
+pub mod handover;
 pub mod messages;
 pub mod wiring;
 pub mod assembly;

@@ -26,6 +26,8 @@ enum Step {
     Evict(u64),
     /// From the completed checkpoint, with so many entries in memory.
     Restore(usize),
+    /// To the completed checkpoint, with what is in memory.
+    Rollback,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -41,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::FoldEnds),
         5 => prop_oneof![Just(1), Just(300), Just(u64::MAX)].prop_map(Step::Evict),
         1 => (0_usize..20).prop_map(Step::Restore),
+        1 => Just(Step::Rollback),
     ]
 }
 
@@ -146,6 +149,12 @@ impl World {
                     self.restore(at, in_memory);
                 }
             }
+            Step::Rollback => {
+                if let Some(at) = self.completed {
+                    self.table.rollback(at).unwrap();
+                    self.forget_after(at);
+                }
+            }
         }
     }
 
@@ -176,6 +185,10 @@ impl World {
         self.table = Table::restored_from_store(at, stored, changes, &mut ask).unwrap();
         self.told = self.stored_at;
         self.previous = Some(at);
+        self.forget_after(at);
+    }
+
+    fn forget_after(&mut self, at: CheckpointId) {
         self.live = self.sealed[&at].clone();
         self.sealed.retain(|checkpoint, _| *checkpoint <= at);
         self.deltas.retain(|checkpoint, _| *checkpoint <= at);

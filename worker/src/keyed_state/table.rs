@@ -40,6 +40,8 @@ pub struct Table {
     completed: Option<CheckpointId>,
     /// What there is in all layers together, by namespace; none is empty.
     live: BTreeMap<i64, Size>,
+    /// The same as each checkpoint has it that can be returned to.
+    sizes: Vec<(CheckpointId, BTreeMap<i64, Size>)>,
     /// What each checkpoint's changes are stamped with, as long as the store does not have them.
     unfolded: Vec<(CheckpointId, Stamp)>,
 }
@@ -84,6 +86,9 @@ struct Size {
 /// The first stamp of a table; what was read from a store has a smaller one.
 const FIRST: Stamp = 1;
 
+/// Checkpoints that are kept apart although no store has them.
+const MANY_UNFOLDED: usize = 1_024;
+
 impl Default for Table {
     fn default() -> Table {
         Table {
@@ -93,6 +98,7 @@ impl Default for Table {
             active: Overlay::stamped(FIRST),
             completed: None,
             live: BTreeMap::new(),
+            sizes: Vec::new(),
             unfolded: Vec::new(),
         }
     }
@@ -104,6 +110,7 @@ impl Table {
         let mut table = Table::at(at);
         table.take_base(at, state);
         table.count();
+        table.sizes.push((at, table.live.clone()));
         table
     }
 
@@ -148,6 +155,7 @@ impl Table {
             }
         }
         table.take_base(at, changes);
+        table.sizes.push((at, table.live.clone()));
         Ok(table)
     }
 
@@ -412,6 +420,27 @@ impl Table {
                 self.unfolded.push((checkpoint, stamp));
             }
         }
+        self.sizes.push((checkpoint, self.live.clone()));
+    }
+
+    /// Takes what another worker's table of the same task sealed at a checkpoint, after the same past.
+    pub fn seal_as_there(&mut self, checkpoint: CheckpointId, changes: &Overlay) {
+        assert!(
+            self.active.is_empty(),
+            "a copy is written by its original only"
+        );
+        for (namespace, changed) in changes.spaces() {
+            if changed.cleared {
+                self.clear_namespace(namespace);
+            }
+            for (key, value) in changed.iter() {
+                match value {
+                    Some(value) => self.put(namespace, key, value),
+                    None => self.delete(namespace, key),
+                }
+            }
+        }
+        self.seal(checkpoint);
     }
 
     /// What changed between this checkpoint and the one sealed before; `None`: nothing. Kept until a later
@@ -439,6 +468,21 @@ impl Table {
                 self.base.merge(overlay);
             }
             self.base_at = Some(previous);
+            let oldest = self
+                .sizes
+                .partition_point(|(sealed, _)| *sealed <= previous);
+            self.sizes.drain(..oldest.saturating_sub(1));
+            self.gather_unfolded(previous);
+        }
+    }
+
+    /// Where nobody tells how far a store is, as in a copy of a table elsewhere, many checkpoints become one.
+    fn gather_unfolded(&mut self, base_at: CheckpointId) {
+        let in_base = self
+            .unfolded
+            .partition_point(|(sealed, _)| *sealed <= base_at);
+        if in_base > MANY_UNFOLDED {
+            self.unfolded.drain(..in_base - 1);
         }
     }
 
@@ -491,16 +535,24 @@ impl Table {
         self.base.footprint() + sealed.sum::<u64>() + self.active.footprint()
     }
 
-    /// Back to the state at a checkpoint: everything written since is gone.
+    /// Back to the state at a completed checkpoint: everything written since is gone. What a store has of it
+    /// is of that checkpoint or an earlier one.
     pub fn rollback(&mut self, checkpoint: CheckpointId) -> Result<(), EpochGone> {
         let at = At::Completed(checkpoint);
         self.check(at)?;
-        assert!(!self.base.any_stored(), "it is all in memory");
         self.active = Overlay::stamped(self.active.stamp());
         self.sealed.truncate(self.sealed_up_to(at));
+        self.unfolded.retain(|(sealed, _)| *sealed <= checkpoint);
+        let known = self
+            .sizes
+            .partition_point(|(sealed, _)| *sealed <= checkpoint);
+        self.sizes.truncate(known);
+        let sizes = self.sizes.last().map(|(_, sizes)| sizes.clone());
+        self.live = sizes.unwrap_or_default();
         self.completed = self.completed.min(Some(checkpoint));
-        self.live.clear();
-        self.count();
+        if self.completed < Some(checkpoint) {
+            self.complete(checkpoint);
+        }
         Ok(())
     }
 

@@ -2,22 +2,26 @@
 //! tells the coordinator what is held.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
+    WrapFuture,
 };
 use bytes::Bytes;
 use common::ids::{CheckpointId, NodeId, TaskId};
-use common::protocol::standby::{AckStandby, FetchState, PieceOf, StandbyPosition, StatePiece};
+use common::protocol::standby::{AckStandby, FetchState, StandbyPosition, StatePiece};
 use common::protocol::task::Deployment;
 use common::time::Span;
 use tracing::{debug, error, info, warn};
 
-use super::machine::{Effect, Event, Followed, StandbyMachine};
-use crate::checkpoint::state_error::StateError;
+use super::copies::{Copies, lock};
+use super::machine::{Effect, Event, StandbyMachine};
+use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
+use crate::job::assembly::Left;
 use crate::job::assignment::stood_by;
+use crate::job::messages::Completed;
 use crate::job::services::Services;
 
 /// How long the worker that is asked may hold a call, and how long it may take altogether.
@@ -31,6 +35,10 @@ pub(crate) struct StandbyActor {
     deployment: Arc<Deployment>,
     services: Services,
     store: Arc<JobStateStore>,
+    /// The tables of those tasks that there is memory for.
+    hot: Arc<Mutex<BTreeMap<TaskId, HotTables>>>,
+    /// What the generation before has left.
+    left: Left,
     machine: StandbyMachine,
     /// What the coordinator has not been told yet.
     untold: BTreeMap<TaskId, CheckpointId>,
@@ -46,12 +54,12 @@ impl Message for StandBy {
     type Result = ();
 }
 
-/// The generation is over here.
+/// The generation is over here. Answered with the tables that are in memory.
 #[derive(Debug)]
 pub(crate) struct StopStandby;
 
 impl Message for StopStandby {
-    type Result = ();
+    type Result = Left;
 }
 
 impl StandbyActor {
@@ -59,11 +67,14 @@ impl StandbyActor {
         deployment: Arc<Deployment>,
         services: Services,
         store: Arc<JobStateStore>,
+        left: Left,
     ) -> StandbyActor {
         StandbyActor {
             deployment,
             services,
             store,
+            hot: Arc::default(),
+            left,
             machine: StandbyMachine::default(),
             untold: BTreeMap::new(),
             telling: false,
@@ -73,21 +84,32 @@ impl StandbyActor {
 
     /// Finds out what is here of each task, and asks for the rest.
     fn follow(&mut self, context: &mut Context<Self>) {
-        let job = self.deployment.job;
-        let facts = self.services.image.borrow().jobs.get(&job).cloned();
-        let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
+        let copies = self.copies();
         let tasks = stood_by(&self.deployment, self.services.session.worker);
-        let followed = tasks.into_iter().map(|task| Followed {
-            task,
-            runs_on: self.deployment.worker_of(task),
-            held: self.store.held(task, self.deployment.generation, &history),
-        });
-        let followed: Vec<Followed> = followed.collect();
         info!(
             job = %self.deployment.name, generation = %self.deployment.generation,
-            tasks = followed.len(), "standing by",
+            tasks = tasks.len(), "standing by",
         );
-        self.happen(Event::Follow(followed), context);
+        let left = std::mem::take(&mut self.left);
+        let finding = tokio::task::spawn_blocking(move || copies.find(tasks, left));
+        let found = finding.into_actor(self).map(|found, actor, context| {
+            let followed = found.expect("looking for copies does not panic");
+            actor.happen(Event::Follow(followed), context);
+        });
+        // What comes meanwhile would be about the tasks of before.
+        context.wait(found);
+    }
+
+    fn copies(&self) -> Copies {
+        let image = self.services.image.borrow();
+        Copies {
+            deployment: self.deployment.clone(),
+            facts: image.jobs.get(&self.deployment.job).cloned(),
+            store: self.store.clone(),
+            hot: self.hot.clone(),
+            custom: self.services.custom.clone(),
+            memory: self.services.state_memory.clone(),
+        }
     }
 
     fn happen(&mut self, event: Event, context: &mut Context<Self>) {
@@ -141,8 +163,8 @@ impl StandbyActor {
     }
 
     fn keep(&mut self, of: NodeId, pieces: Vec<(StatePiece, Bytes)>, context: &mut Context<Self>) {
-        let store = Arc::clone(&self.store);
-        let keeping = tokio::task::spawn_blocking(move || keep(&store, pieces));
+        let copies = self.copies();
+        let keeping = tokio::task::spawn_blocking(move || copies.keep(pieces));
         let kept = keeping
             .into_actor(self)
             .map(move |outcome, actor, context| {
@@ -215,21 +237,6 @@ impl StandbyActor {
     }
 }
 
-/// Records that come one after the other are one write and one sync. Blocks.
-fn keep(store: &JobStateStore, pieces: Vec<(StatePiece, Bytes)>) -> Result<(), StateError> {
-    let mut records = Vec::new();
-    for (piece, bytes) in pieces {
-        match piece.of {
-            PieceOf::Chunk { .. } => records.push(bytes),
-            PieceOf::Base { at, length } => store.keep_base(piece.task, at, length, &bytes)?,
-        }
-    }
-    match records.is_empty() {
-        true => Ok(()),
-        false => store.keep_records(&records),
-    }
-}
-
 impl Actor for StandbyActor {
     type Context = Context<Self>;
 
@@ -249,10 +256,21 @@ impl Handler<StandBy> for StandbyActor {
     }
 }
 
-impl Handler<StopStandby> for StandbyActor {
+impl Handler<Completed> for StandbyActor {
     type Result = ();
 
-    fn handle(&mut self, _: StopStandby, context: &mut Context<Self>) {
+    fn handle(&mut self, Completed(checkpoint): Completed, _: &mut Context<Self>) {
+        let mut hot = lock(&self.hot);
+        hot.values_mut().for_each(|copy| copy.complete(checkpoint));
+    }
+}
+
+impl Handler<StopStandby> for StandbyActor {
+    type Result = MessageResult<StopStandby>;
+
+    fn handle(&mut self, _: StopStandby, context: &mut Context<Self>) -> Self::Result {
         context.stop();
+        let hot = std::mem::take(&mut *lock(&self.hot)).into_iter();
+        MessageResult(hot.map(|(task, copy)| (task, copy.into_left())).collect())
     }
 }

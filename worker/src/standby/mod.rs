@@ -9,6 +9,7 @@
 
 pub mod machine;
 #[cfg(test)]
-mod machine_tests;
+mod standby_tests;
+pub mod copies;
 pub(crate) mod actor;
 pub(crate) mod serving;

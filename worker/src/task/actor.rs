@@ -149,10 +149,11 @@ impl Handler<Query> for TaskActor {
 }
 
 impl Handler<Stop> for TaskActor {
-    type Result = ();
+    type Result = MessageResult<Stop>;
 
-    fn handle(&mut self, _: Stop, context: &mut Context<Self>) {
+    fn handle(&mut self, _: Stop, context: &mut Context<Self>) -> Self::Result {
         context.stop();
+        MessageResult(self.machine.leave(self.reader.take()))
     }
 }
 

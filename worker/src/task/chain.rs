@@ -137,6 +137,13 @@ impl Chain {
         }
     }
 
+    /// Gives its tables up, and with them what it is for.
+    pub fn take_tables(&mut self) -> impl Iterator<Item = (TableId, Table)> + '_ {
+        self.links
+            .iter_mut()
+            .flat_map(|link| link.state.take_tables(&link.id))
+    }
+
     /// Gives it something to do, once it is done with what was before.
     pub fn begin(&mut self, work: Work) {
         assert!(

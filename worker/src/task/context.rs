@@ -7,6 +7,7 @@ use common::time::Timestamp;
 
 use super::dead_letter::DeadLetter;
 use super::message::Rows;
+use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::Table;
 
 /// The tables of one operator of one task, by name.
@@ -26,6 +27,18 @@ impl Default for OperatorState {
             spills: false,
             may_hold: usize::MAX,
         }
+    }
+}
+
+impl OperatorState {
+    /// Its tables, under the id of the operator.
+    pub fn take_tables(&mut self, id: &str) -> impl Iterator<Item = (TableId, Table)> + use<> {
+        let id = id.to_owned();
+        let tables = std::mem::take(&mut self.tables).into_iter();
+        tables.map(move |(table, content)| {
+            let operator = id.clone();
+            (TableId { operator, table }, content)
+        })
     }
 }
 

@@ -31,6 +31,8 @@ use super::source_gate::SourceGate;
 use super::source_input::SourceInput;
 use super::task_state::{TaskState, deltas_of};
 use super::under_way::{Asking, Doing, UnderWay, Work};
+use crate::checkpoint::state_store::{LeftTask, RestoredTask, TaskTables};
+use crate::checkpoint::view_reader::ViewReader;
 use crate::keyed_state::stored::Answer;
 use crate::keyed_state::table::{At, Table};
 use crate::link::reports::TaskStatus;
@@ -87,6 +89,17 @@ impl TaskMachine {
         }
         self.under_way.put(Work::Restore);
         self.work()
+    }
+
+    /// Gives up its tables, for the next generation to go on with, and with them what it is for. `reader`: of
+    /// what they do not have in memory.
+    pub fn leave(&mut self, reader: Option<ViewReader>) -> LeftTask {
+        let mut tables: TaskTables = self.chain.take_tables().collect();
+        tables.extend(self.state.take_tables());
+        LeftTask {
+            sealed: Some(self.progress.sealed),
+            tables: RestoredTask { tables, reader },
+        }
     }
 
     /// Works until nothing is there, an output is full, or others should have their turn; true: there

@@ -103,7 +103,7 @@ impl MemoryShare {
         self.bytes() / 64
     }
 
-    fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.of.bytes_for(0)
     }
 }

@@ -10,6 +10,7 @@ use common::protocol::checkpoint::TaskCounts;
 use common::protocol::state::{QueryState, StateEntries};
 
 use super::message::Barrier;
+use crate::checkpoint::state_store::LeftTask;
 use crate::checkpoint::view_reader::ViewReader;
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
@@ -70,12 +71,12 @@ impl Message for Query {
     type Result = Result<StateEntries, Problem>;
 }
 
-/// The task's generation is over.
+/// The task's generation is over. Answered with what it leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop;
 
 impl Message for Stop {
-    type Result = ();
+    type Result = LeftTask;
 }
 
 /// A task has sealed a checkpoint, and its sink has stored everything before the barrier.

@@ -38,6 +38,12 @@ impl TaskState {
         TaskState { task, sink }
     }
 
+    /// Gives its tables up.
+    pub fn take_tables(&mut self) -> impl Iterator<Item = (TableId, Table)> + use<> {
+        let own = self.task.take_tables(TASK);
+        own.chain(self.sink.take_tables(SINK))
+    }
+
     /// The watermark the task had passed on.
     pub fn watermark(&mut self) -> Timestamp {
         let stored = table(&mut self.task, TIME)

@@ -2,17 +2,27 @@
 //! lost, repeated or cut short before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use common::ids::{CheckpointId, NodeId, TaskId};
+use common::ids::{
+    CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, StageId, TaskId,
+};
+use common::plan::task_graph::{Stage, TaskGraph};
+use common::protocol::metadata::JobImage;
 use common::protocol::standby::{BasePosition, PieceOf, StandbyPosition, StatePiece};
+use common::protocol::task::{Deployment, TaskAssignment};
 use common::random::{Random, below, seeded};
 use common::time::{Span, Tick};
 use proptest::prelude::*;
 
+use super::copies::{Copies, lock};
 use super::machine::{Effect, Event, Followed, StandbyMachine};
+use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
-use crate::checkpoint::state_store_tests::{Disk, Job, task};
+use crate::checkpoint::state_store_tests::{Disk, Job, contents, task};
+use crate::job::assembly::Left;
+use crate::task::memory::StateMemory;
 
 const OWNER: NodeId = NodeId(1);
 const TASKS: usize = 2;
@@ -21,7 +31,9 @@ const TASKS: usize = 2;
 struct Pair {
     job: Job,
     disk: Disk,
-    copy: Option<JobStateStore>,
+    copy: Option<Arc<JobStateStore>>,
+    hot: Arc<Mutex<BTreeMap<TaskId, HotTables>>>,
+    memory: Arc<StateMemory>,
     machine: StandbyMachine,
     now: Tick,
     effects: VecDeque<Effect>,
@@ -30,41 +42,89 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Pair {
+    /// `memory`: for tables of the standby.
+    fn new(memory: u64) -> Pair {
         let disk = Disk::new();
         let mut pair = Pair {
             job: Job::new(TASKS),
-            copy: Some(disk.open()),
+            copy: Some(Arc::new(disk.open())),
             disk,
+            hot: Arc::default(),
+            memory: StateMemory::new(memory),
             machine: StandbyMachine::default(),
             now: Tick(0),
             effects: VecDeque::new(),
             acknowledged: BTreeMap::new(),
         };
-        pair.follow();
+        pair.follow(Left::new());
         pair
     }
 
-    /// A new generation, or a new life of the standby.
-    fn follow(&mut self) {
+    /// A new generation, or a new life of the standby. `left`: what there was in memory before.
+    fn follow(&mut self, left: Left) {
         self.machine = StandbyMachine::default();
         self.effects.clear();
         self.acknowledged.clear();
-        let followed = (0..TASKS).map(|index| {
-            let task = task(u32::try_from(index).unwrap());
-            Followed {
-                task,
-                runs_on: OWNER,
-                held: self
-                    .copy()
-                    .held(task, self.job.generation, &self.job.history()),
-            }
-        });
-        let followed = followed.collect();
+        lock(&self.hot).clear();
+        let tasks = (0..TASKS).map(|index| task(u32::try_from(index).unwrap()));
+        let followed = self.copies().find(tasks.collect(), left);
         self.happen(Event::Follow(followed));
     }
 
-    fn copy(&self) -> &JobStateStore {
+    fn copies(&self) -> Copies {
+        let stage = |id| Stage {
+            id: StageId(id),
+            parallelism: TASKS as u32,
+            source: None,
+            operators: Vec::new(),
+            sink: None,
+        };
+        let graph = TaskGraph {
+            stages: vec![stage(0), stage(1)],
+            ..TaskGraph::default()
+        };
+        let (name, job) = (JobName::new("j").unwrap(), JobId(1));
+        let assignments = graph.tasks().map(|task| TaskAssignment {
+            task,
+            worker: OWNER,
+        });
+        let deployment = Deployment {
+            job,
+            name: name.clone(),
+            generation: self.job.generation,
+            version: MetadataVersion(1),
+            restore: self.job.finals[&Generation(self.job.generation.0 - 1)],
+            tasks: assignments.collect(),
+            graph,
+            standbys: BTreeMap::new(),
+            checkpoint_interval: Span::from_secs(1),
+        };
+        let facts = JobImage {
+            id: job,
+            name,
+            generation: self.job.generation,
+            completed: self.job.completed,
+            finals: self.job.finals.clone(),
+            running: true,
+            deleted: false,
+        };
+        Copies {
+            deployment: Arc::new(deployment),
+            facts: Some(facts),
+            store: Arc::clone(self.copy()),
+            hot: Arc::clone(&self.hot),
+            custom: Arc::default(),
+            memory: Arc::clone(&self.memory),
+        }
+    }
+
+    /// What is in memory, as it is left to the next generation.
+    fn leave(&mut self) -> Left {
+        let hot = std::mem::take(&mut *lock(&self.hot)).into_iter();
+        hot.map(|(task, copy)| (task, copy.into_left())).collect()
+    }
+
+    fn copy(&self) -> &Arc<JobStateStore> {
         self.copy.as_ref().expect("it is open")
     }
 
@@ -96,8 +156,9 @@ impl Pair {
                     true => below(random, most) as usize,
                     false => pieces.len(),
                 };
-                for (piece, bytes) in &pieces[..enough] {
-                    self.keep(piece, bytes);
+                if enough > 0 {
+                    let kept = self.copies().keep(pieces[..enough].to_vec());
+                    kept.unwrap();
                 }
                 match enough == pieces.len() {
                     true => Event::Kept { of: OWNER },
@@ -126,14 +187,6 @@ impl Pair {
         pieces
     }
 
-    fn keep(&self, piece: &StatePiece, bytes: &Bytes) {
-        match piece.of {
-            PieceOf::Chunk { .. } => self.copy().keep_records(std::slice::from_ref(bytes)),
-            PieceOf::Base { at, length } => self.copy().keep_base(piece.task, at, length, bytes),
-        }
-        .unwrap();
-    }
-
     fn fold_copy(&self) {
         if let Some(completed) = self.job.completed {
             let history = self.job.history();
@@ -149,8 +202,8 @@ impl Pair {
             self.disk.deltas.lose_power(random);
             self.disk.view.lose_unflushed(random);
         }
-        self.copy = Some(self.disk.open());
-        self.follow();
+        self.copy = Some(Arc::new(self.disk.open()));
+        self.follow(Left::new());
     }
 
     fn is_holder(&self) -> bool {
@@ -160,14 +213,27 @@ impl Pair {
 
     /// The worker is lost, and the standby takes over. What is left of the worker stands by for it now.
     fn promote(&mut self) {
+        let at = self.job.completed.expect("something is completed");
+        // In memory, and then on the disk: every table as it was at the completed checkpoint.
+        for (id, left) in self.leave() {
+            let index = id.index as usize;
+            let tables = left.back_at(at).expect("a holder has it").tables;
+            assert_eq!(contents(&tables), self.job.at_completed[index], "task {id}");
+        }
         self.job.store = None;
         self.copy = None;
         std::mem::swap(&mut self.job.disk, &mut self.disk);
         self.job.store = Some(self.job.disk.open());
-        self.copy = Some(self.disk.open());
-        // Finds every table as it was at the completed checkpoint, or panics.
+        self.copy = Some(Arc::new(self.disk.open()));
         self.job.start();
-        self.follow();
+        self.follow(Left::new());
+    }
+
+    /// A generation begins in which everything stays where it is.
+    fn new_generation(&mut self) {
+        let left = self.leave();
+        self.job.start();
+        self.follow(left);
     }
 
     fn catch_up(&mut self, random: &mut Random) {
@@ -222,10 +288,11 @@ proptest! {
     #[test]
     fn a_holder_can_take_over_at_any_moment(
         steps in prop::collection::vec(step(), 1..120),
+        memory in prop_oneof![Just(0), 500..4_000_u64, Just(u64::MAX)],
         seed in any::<u64>(),
     ) {
         let mut random = seeded(seed, 0);
-        let mut pair = Pair::new();
+        let mut pair = Pair::new(memory);
         for step in steps {
             match step {
                 Step::Put(index, table, key, size) => {
@@ -237,13 +304,11 @@ proptest! {
                 Step::Fold => pair.job.fold().unwrap(),
                 Step::FoldCopy => pair.fold_copy(),
                 Step::GoOn(times) => (0..times).for_each(|_| pair.go_on(&mut random, true)),
-                Step::NewGeneration => {
-                    pair.job.start();
-                    pair.follow();
-                }
+                Step::NewGeneration => pair.new_generation(),
                 Step::KillOwner => {
+                    let left = pair.leave();
                     pair.job.restart();
-                    pair.follow();
+                    pair.follow(left);
                 }
                 Step::KillStandby => pair.kill_standby(None),
                 Step::StandbyLosesPower => pair.kill_standby(Some(&mut random)),
@@ -264,7 +329,7 @@ proptest! {
 #[test]
 fn a_standby_that_comes_late_fetches_the_base_file_piece_by_piece() {
     let mut random = seeded(1, 0);
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(u64::MAX);
     for round in 0..40_u8 {
         pair.job.put(0, 0, 0, &[round], &[round; 50]);
         pair.job.put(1, 0, 0, &[round], &[round; 50]);
