@@ -25,6 +25,7 @@ pub struct MemoryStorage {
     clock: Arc<dyn Clock>,
 }
 
+#[derive(Clone)]
 struct Disk {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
@@ -39,6 +40,7 @@ struct Disk {
     bytes_read: u64,
 }
 
+#[derive(Clone)]
 struct Inode {
     created: Timestamp,
     cache: Vec<u8>,
@@ -46,11 +48,13 @@ struct Inode {
     unsynced: Vec<Change>,
 }
 
+#[derive(Clone)]
 enum NameChange {
     Created(String, u64),
     Removed(String),
 }
 
+#[derive(Clone)]
 enum Change {
     /// The sectors a write touched, whole, as they were after it, and the file's length then.
     Write {
@@ -90,6 +94,15 @@ impl MemoryStorage {
 
     pub fn shared(&self) -> Arc<dyn LogStorage> {
         Arc::new(self.clone())
+    }
+
+    /// Another disk with the same on it, synced or not.
+    pub fn copy(&self) -> MemoryStorage {
+        let disk = self.disk().clone();
+        MemoryStorage {
+            disk: Arc::new(Mutex::new(disk)),
+            clock: self.clock.clone(),
+        }
     }
 
     /// The power fails: of what was not synced, a random part survives.
