@@ -6,11 +6,13 @@ pub mod replicas_agree;
 pub mod leaders_have_all;
 pub mod in_sync_have_all;
 pub mod exactly_once;
+pub mod holders_can_go_on;
 pub mod watermarks_rise;
 pub mod one_leader;
 
 use committed_stays::CommittedStays;
 use exactly_once::ExactlyOnce;
+use holders_can_go_on::HoldersCanGoOn;
 use in_sync_have_all::InSyncHaveAll;
 use leaders_have_all::LeadersHaveAll;
 use one_leader::OneLeader;
@@ -27,6 +29,7 @@ pub struct Checkers {
     pub reigns: LeadersHaveAll,
     pub in_sync: InSyncHaveAll,
     pub outputs: ExactlyOnce,
+    pub holders: HoldersCanGoOn,
     pub watermarks: WatermarksRise,
     pub leaders: OneLeader,
 }

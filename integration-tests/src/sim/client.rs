@@ -302,7 +302,7 @@ impl Client {
                 checkpoint_timeout: self.plan.checkpoint_timeout,
                 // The world is rougher than a user would put up with.
                 restart_budget: 1_000,
-                standbys: 0,
+                standbys: self.plan.standbys.count,
             },
         };
         Command::CreateJob {

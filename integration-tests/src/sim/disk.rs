@@ -4,6 +4,8 @@
 //! any part of what was not synced.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,6 +62,16 @@ impl Disk {
         self.directory.join(name)
     }
 
+    /// Another disk with the same log of this name and the same files, but for locks.
+    pub fn copy(&self, name: &str, to: &Path) -> io::Result<Disk> {
+        let mut copy = Disk::new(self.clock.clone(), to);
+        if let Some(log) = self.logs.get(name) {
+            copy.logs.insert(name.to_owned(), log.copy());
+        }
+        copy_files(&self.directory(name), &copy.directory(name))?;
+        Ok(copy)
+    }
+
     /// Another one takes its place, with nothing on it.
     pub fn lose(&mut self) {
         self.logs.clear();
@@ -77,4 +89,20 @@ impl Disk {
             }
         }
     }
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_files(&entry.path(), &place)?,
+            false => drop(fs::copy(entry.path(), place)?),
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use common::error::Problem;
+use common::ids::{NodeId, TaskId};
 use common::random::{Random, below, seeded};
 use common::time::{Clock, ManualClock, Span, Tick, Timestamp};
 
@@ -32,6 +33,8 @@ pub enum Event {
         life: u64,
         timer: Timer,
     },
+    /// A worker that has tasks loses its disk once it may, and comes back so much later.
+    LoseDisk(usize, Span),
     /// The next of the faults is due.
     Fault,
     Restart(Process),
@@ -55,6 +58,12 @@ pub struct Env {
     /// How often a replica of several began to lead, and how often a log was cut off.
     pub reigns: u64,
     pub cut_off: u64,
+    /// How often a task with state went on elsewhere than before, and how often of that what a standby had in
+    /// memory was enough.
+    pub promoted: u64,
+    pub promoted_hot: u64,
+    /// Where each task ran last.
+    pub ran_on: BTreeMap<TaskId, NodeId>,
     clock: Arc<ManualClock>,
     random: Random,
     queue: BTreeMap<(Tick, u64), Event>,
@@ -73,6 +82,9 @@ impl Env {
             questions: 0,
             reigns: 0,
             cut_off: 0,
+            promoted: 0,
+            promoted_hot: 0,
+            ran_on: BTreeMap::new(),
             clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
             random: seeded(seed, 1),
             queue: BTreeMap::new(),

@@ -7,11 +7,11 @@ use common::error::{ErrorCode, Problem};
 use common::ids::{
     CheckpointId, Generation, JobId, NodeId, PartitionId, TaskId, TopicPartition, WorkerEpoch,
 };
-use common::key_group::{key_group, owner};
 use common::offset::Offset;
 use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, InjectBarrier};
 use common::protocol::fetch::FetchBatches;
 use common::protocol::metadata::TopicImage;
+use common::protocol::standby::FetchState;
 use common::protocol::task::{Deployment, TaskState as Standing};
 use common::time::Span;
 use tokio::sync::Notify;
@@ -23,7 +23,6 @@ use worker::exchange::lanes::Lanes;
 use worker::job::assembly::{self, Left, Restored};
 use worker::job::assignment::tasks_here;
 use worker::job::handover::Handover;
-use worker::keyed_state::codec::bigint_key;
 use worker::keyed_state::section::TableId;
 use worker::keyed_state::table::At;
 use worker::link::reports::TaskReports;
@@ -45,10 +44,12 @@ use worker::task::under_way::UnderWay;
 
 use super::disk::Disk;
 use super::env::Env;
-use super::network::{CallFailed, Reply};
+use super::network::{CallFailed, Reply, ReturnAddress};
 use super::sabotage::Sabotage;
+use super::standby::{self, Lender, Mail, Standby, Wish};
+use super::state_checks::check_counts;
 use super::tally::{self, CLICKS, COUNTED, TALLIES};
-use super::task::{ClickSource, Mail, RunningTask, TallySink, Wanted};
+use super::task::{self, ClickSource, RunningTask, TallySink, Wanted};
 use super::worker::{MAILBOX_MS, Timer, Who, was_woken};
 
 /// How long restoring, writing a checkpoint and folding take at most.
@@ -66,6 +67,10 @@ pub struct StoreChoice {
     pub log_bytes: u64,
     /// Memory for the tables of the tasks; `None`: they are all in memory.
     pub table_bytes: Option<u64>,
+    /// Otherwise, memory for the tables of those that are stood by for.
+    pub copies_bytes: u64,
+    /// What a standby is given at once, about.
+    pub answer_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -74,13 +79,17 @@ pub struct RunningJob {
     me: (NodeId, WorkerEpoch),
     began_under: WorkerEpoch,
     choice: StoreChoice,
-    memory: Option<Arc<StateMemory>>,
+    custom: Arc<CustomOperators>,
+    memory: Arc<StateMemory>,
     local: BTreeSet<TaskId>,
     tasks: BTreeMap<TaskId, RunningTask>,
     participant: Participant<Snapshot>,
     store: Option<Arc<JobStateStore>>,
     /// What the generation before has left, until it is taken over.
     left: Option<Handover>,
+    /// What stands by here for tasks elsewhere, once the store is open, and what serves those who do for these.
+    standby: Option<Standby>,
+    lender: Lender,
     /// What is being written, by the checkpoint it is acknowledged with.
     writing: Option<(CheckpointId, Vec<TaskChunk>)>,
     completed: Option<CheckpointId>,
@@ -88,11 +97,19 @@ pub struct RunningJob {
     folding: bool,
 }
 
+impl StoreChoice {
+    pub fn memory(&self) -> Arc<StateMemory> {
+        StateMemory::new(self.table_bytes.unwrap_or(self.copies_bytes))
+    }
+}
+
 impl RunningJob {
     pub fn new(
         deployment: Arc<Deployment>,
         me: (NodeId, WorkerEpoch),
         choice: StoreChoice,
+        custom: Arc<CustomOperators>,
+        memory: Arc<StateMemory>,
         left: Option<Handover>,
     ) -> RunningJob {
         let local = tasks_here(&deployment, me.0, me.1);
@@ -101,11 +118,14 @@ impl RunningJob {
             me,
             began_under: me.1,
             choice,
-            memory: choice.table_bytes.map(StateMemory::new),
+            custom,
+            memory,
             local,
             tasks: BTreeMap::new(),
             store: None,
             left,
+            standby: None,
+            lender: Lender::new((deployment.generation, me.1)),
             writing: None,
             completed: deployment.restore,
             folded: deployment.restore,
@@ -123,20 +143,22 @@ impl RunningJob {
     }
 
     /// What it leaves to the next generation here.
-    pub fn leave(self) -> Option<Handover> {
+    pub fn leave(self, env: &mut Env) -> Option<Handover> {
+        self.lender.end(env);
+        let mut left = self.standby.map(Standby::leave).unwrap_or_default();
         let well = |task: &RunningTask| {
             let standing = task.machine.status.state();
             !matches!(standing, Standing::Failed { .. })
         };
         let tasks = self.tasks.into_iter().filter(|(_, task)| well(task));
-        let tasks = tasks.map(|(id, mut task)| {
+        left.extend(tasks.map(|(id, mut task)| {
             let reader = task.reader.take();
             (id, task.machine.leave(reader))
-        });
+        }));
         Some(Handover {
             generation: self.deployment.generation,
             store: self.store?,
-            tasks: tasks.collect(),
+            tasks: left,
         })
     }
 
@@ -158,11 +180,12 @@ impl RunningJob {
         who.after(env, delay, Timer::Restored(job, generation));
     }
 
+    /// Whether it opens a store, when it restores its tasks.
+    pub fn opens(&self) -> bool {
+        self.left.is_none()
+    }
+
     /// What a blocking thread would read from disk, and the tasks that start from it.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "they are the worker's own parts, each borrowed"
-    )]
     pub fn restore(
         &mut self,
         env: &mut Env,
@@ -170,7 +193,6 @@ impl RunningJob {
         disk: &mut Disk,
         lanes: &Lanes,
         reports: &TaskReports,
-        custom: &CustomOperators,
         image: &MetadataImage,
     ) {
         let facts = image.jobs.get(&self.job());
@@ -183,18 +205,22 @@ impl RunningJob {
         };
         let restored = opened.and_then(|(store, mut left)| {
             let (deployment, local) = (&self.deployment, &self.local);
+            let hot: BTreeSet<TaskId> = left.keys().copied().collect();
+            let custom = &self.custom;
             let restored =
                 assembly::restore(&store, deployment, local, &mut left, custom, &history)?;
-            Ok((store, restored))
+            self.count_promotions(env, &hot);
+            Ok((store, restored, left))
         });
         match restored {
-            Ok((store, restored)) => {
+            Ok((store, restored, left)) => {
                 let generation = self.generation();
                 let at = self.deployment.restore;
                 env.trace(|| format!("{who:?} restored generation {generation} at {at:?}"));
                 self.store = Some(store);
                 self.check_restored(env, &restored);
-                self.start_tasks(env, who, restored, lanes, reports, custom, image);
+                self.start_tasks(env, who, restored, lanes, reports, image);
+                self.stand_by(env, who, image, left);
             }
             Err(error) => env.break_promise(format!(
                 "{who:?} cannot restore generation {}: {error}",
@@ -224,6 +250,97 @@ impl RunningJob {
         JobStateStore::assemble(&disk.directory(&name), options, deltas, place)
     }
 
+    /// `left`: the tasks of which there is something in memory.
+    fn count_promotions(&self, env: &mut Env, left: &BTreeSet<TaskId>) {
+        for task in self.local.iter().filter(|task| task.stage == TALLIES) {
+            let before = env.ran_on.insert(*task, self.me.0);
+            let moved = before.is_some_and(|before| before != self.me.0);
+            if moved && self.deployment.restore.is_some() {
+                env.promoted += 1;
+                env.promoted_hot += u64::from(left.contains(task));
+            }
+        }
+    }
+
+    /// Begins to stand by, or goes on with what is to be stood by for now.
+    fn stand_by(&mut self, env: &mut Env, who: Who, image: &MetadataImage, left: Left) {
+        let Some(store) = &self.store else { return };
+        match &mut self.standby {
+            Some(standby) => {
+                standby.mail(env, who, image, Mail::StandBy(self.deployment.clone()));
+            }
+            None if self.deployment.standbys.is_empty() => {}
+            None => {
+                let (custom, memory) = (self.custom.clone(), self.memory.clone());
+                let deployment = self.deployment.clone();
+                let mut standby = Standby::new(
+                    (self.me.0, self.began_under),
+                    deployment,
+                    store.clone(),
+                    custom,
+                    memory,
+                    left,
+                );
+                standby.follow(env, who, image);
+                self.standby = Some(standby);
+            }
+        }
+    }
+
+    /// Who stands by may have changed.
+    pub fn deployed(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        image: &MetadataImage,
+        deployment: &Arc<Deployment>,
+    ) {
+        let same = deployment.generation == self.generation();
+        if same && deployment.standbys != self.deployment.standbys {
+            self.deployment = deployment.clone();
+            self.stand_by(env, who, image, Left::new());
+        }
+    }
+
+    pub fn mail(&mut self, env: &mut Env, who: Who, image: &MetadataImage, mail: Mail) {
+        if let Some(standby) = &mut self.standby {
+            standby.mail(env, who, image, mail);
+        }
+    }
+
+    pub fn standby_timer(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        image: &MetadataImage,
+        timer: standby::Timer,
+    ) {
+        match (timer, &mut self.standby, &self.store) {
+            (standby::Timer::Found, Some(standby), _) => standby.found(env, who, image),
+            (standby::Timer::Mail(mail), Some(standby), _) => standby.mail(env, who, image, mail),
+            (standby::Timer::Lend(id), _, Some(store)) => {
+                let facts = image.jobs.get(&self.deployment.job);
+                let room = self.choice.answer_bytes;
+                self.lender.look(env, who, id, store, facts, room);
+            }
+            (_, None, _) | (_, _, None) => {}
+        }
+    }
+
+    /// A standby asks for what tasks here have sealed.
+    pub fn lend(&mut self, env: &mut Env, who: Who, call: FetchState, from: ReturnAddress) {
+        if call.generation == self.generation() && self.store.is_some() {
+            return self.lender.asked(env, who, call, from);
+        }
+        let detail = format!("generation {} does not run here yet", call.generation);
+        env.answer(from, Err(Problem::new(ErrorCode::MetadataStale, detail)));
+    }
+
+    pub fn take_wishes(&mut self) -> Vec<Wish> {
+        let standby = self.standby.as_mut();
+        standby.map(Standby::take_wishes).unwrap_or_default()
+    }
+
     /// What came back from disk is the state of the input before the checkpoint.
     fn check_restored(&self, env: &mut Env, restored: &Restored) {
         let Some(at) = self.deployment.restore else {
@@ -240,32 +357,10 @@ impl RunningJob {
                     counts = tally::counts_in(table, At::Live, answer).unwrap_or_default();
                 }
             }
-            self.check_state(env, *task, at, &counts);
+            check_counts(env, &self.deployment.graph, *task, at, &counts);
         }
     }
 
-    fn check_state(
-        &self,
-        env: &mut Env,
-        task: TaskId,
-        at: CheckpointId,
-        counts: &BTreeMap<i64, i64>,
-    ) {
-        let groups = self.deployment.graph.key_groups;
-        let parallelism = self.deployment.graph.stage(task.stage).parallelism;
-        let owns =
-            |key| owner(key_group(&bigint_key(key), groups), groups, parallelism) == task.index;
-        let checkers = &env.checkers;
-        let input = checkers.committed.of_topic(CLICKS);
-        let input = input.map(|(split, offset, value)| (split, offset, &value[..]));
-        let verdict = checkers.outputs.state(at, counts, owns, input);
-        env.check(verdict.map_err(|broken| format!("task {task}: {broken}")));
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "they are the worker's own parts, each borrowed"
-    )]
     fn start_tasks(
         &mut self,
         env: &mut Env,
@@ -273,15 +368,15 @@ impl RunningJob {
         mut restored: Restored,
         lanes: &Lanes,
         reports: &TaskReports,
-        custom: &CustomOperators,
         image: &MetadataImage,
     ) {
+        let custom = self.custom.clone();
         let wakes: BTreeMap<TaskId, Arc<Notify>> = self
             .local
             .iter()
             .map(|task| (*task, Arc::default()))
             .collect();
-        if self.memory.is_some() {
+        if self.choice.table_bytes.is_some() {
             let timer = Timer::Look(self.job(), self.generation());
             who.after(env, LOOK_EVERY, timer);
         }
@@ -291,12 +386,11 @@ impl RunningJob {
         for (task, wake) in wakes {
             let stage = deployment.graph.stage(task.stage);
             let begins = restored.remove(&task).unwrap_or_default();
-            let spills = !assembly::spilling(stage, custom).is_empty();
-            let memory = self.memory.as_ref().filter(|_| spills);
+            let spills = !assembly::spilling(stage, &custom).is_empty();
             let outputs = ends.outputs.remove(&task).unwrap_or_default();
             let share = self.choice.table_bytes.unwrap_or(u64::MAX);
             let assembled =
-                assembly::assemble(&deployment, task, begins.tables, outputs, custom, share);
+                assembly::assemble(&deployment, task, begins.tables, outputs, &custom, share);
             let mut assembled = assembled.expect("the job's plan is sound");
             let (watermark, sealed) = (assembled.watermark, assembled.sealed);
             let verdict =
@@ -366,7 +460,7 @@ impl RunningJob {
                     sink: queue,
                     progress: Progress::restored(deployment.restore, sealed, watermark),
                     restored: deployment.restore,
-                    memory: memory.map(StateMemory::share),
+                    memory: spills.then(|| self.memory.share()),
                     under_way: UnderWay::default(),
                 },
                 reader: begins.reader,
@@ -422,8 +516,8 @@ impl RunningJob {
             .mailbox
             .iter()
             .filter_map(|mail| match mail {
-                Mail::Complete(checkpoint) => Some(*checkpoint),
-                Mail::Inject { .. } => None,
+                task::Mail::Complete(checkpoint) => Some(*checkpoint),
+                task::Mail::Inject { .. } => None,
             })
             .collect();
         let outcome = running.turn(env, image);
@@ -473,7 +567,7 @@ impl RunningJob {
                 }
             }
         }
-        self.check_state(env, task, completed, &counts);
+        check_counts(env, &self.deployment.graph, task, completed, &counts);
     }
 
     fn fail(&mut self, env: &mut Env, who: Who, task: TaskId, failure: Failure) {
@@ -523,7 +617,9 @@ impl RunningJob {
                 let detail = format!("task {task} cannot take a barrier now");
                 return Err(Problem::new(ErrorCode::MetadataStale, detail));
             };
-            running.mailbox.push_back(Mail::Inject { barrier, drain });
+            running
+                .mailbox
+                .push_back(task::Mail::Inject { barrier, drain });
             running.wake.notify_one();
         }
         self.settle(env, who);
@@ -531,15 +627,22 @@ impl RunningJob {
     }
 
     /// A checkpoint is completed, the facts say.
-    pub fn completed(&mut self, env: &mut Env, who: Who, checkpoint: CheckpointId) {
+    pub fn completed(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        image: &MetadataImage,
+        checkpoint: CheckpointId,
+    ) {
         if self.completed >= Some(checkpoint) {
             return;
         }
         self.completed = Some(checkpoint);
         for running in self.tasks.values_mut() {
-            running.mailbox.push_back(Mail::Complete(checkpoint));
+            running.mailbox.push_back(task::Mail::Complete(checkpoint));
             running.wake.notify_one();
         }
+        self.mail(env, who, image, Mail::Completed(checkpoint));
         self.fold(env, who);
     }
 
@@ -606,6 +709,7 @@ impl RunningJob {
             drop(store.fold(ack.checkpoint, &BTreeSet::new(), &|_, _| Some(true)));
         }
         self.participant.persisted(ack.checkpoint);
+        self.lender.sealed(env, who);
         self.persist(env, who);
         ack
     }
@@ -634,6 +738,7 @@ impl RunningJob {
         let facts = image.jobs.get(&self.job());
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let Some(store) = &self.store else { return };
+        store.end_loans(env.now);
         let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
         for (task, running) in &mut self.tasks {
             let foldable = running.machine.prepare_fold(completed);

@@ -17,18 +17,22 @@ pub mod coordinator;
 pub mod partition;
 pub mod replication;
 pub mod task;
+pub mod state_checks;
+pub mod standby;
 pub mod lanes;
 pub mod generation;
 pub mod worker;
 
 use std::fmt;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use common::ids::ClusterId;
+use ::coordinator::metadata::nodes::WorkerStatus;
+use common::ids::{CheckpointId, ClusterId, NodeId, TaskId, WorkerEpoch};
 use common::protocol::job::JobState;
 use common::protocol::metadata::PartitionImage;
-use common::random::seeded;
+use common::random::{Random, below, coin, seeded};
 use common::time::{Span, Tick};
 use uuid::Uuid;
 
@@ -41,9 +45,13 @@ use faults::Fault;
 use network::{Network, Process, ReturnAddress};
 use plan::Plan;
 use sabotage::Sabotage;
+use state_checks::{check_counts, contents_of, counts_of, read_copy};
+use tally::TALLIES;
 
 /// How long after the last fault everything must be done: several deployments with their pauses.
 const PATIENCE: Span = Span::from_secs(300);
+/// How long nothing goes wrong after a worker with tasks has lost its disk: its session ends, and others take over.
+const SPARED: Span = Span::from_secs(8);
 /// How long readers go on after the job was stopped: a long poll that was lost just before the calm is
 /// given up only at its deadline.
 const AFTERMATH: Span = Span::from_secs(45);
@@ -70,6 +78,13 @@ pub struct Summary {
     /// How often a replica began to lead, and how often a log was cut off.
     pub reigns: u64,
     pub cut_off: u64,
+    /// How often a task with state went on elsewhere than before, and how often of that what a standby had in
+    /// memory was enough.
+    pub promoted: u64,
+    pub promoted_hot: u64,
+    /// Disks of workers with tasks that were lost, and how often a holder of a checkpoint was looked at.
+    pub lost: u64,
+    pub looked_at: u64,
     /// Of all that happened, in order.
     pub fingerprint: u64,
 }
@@ -85,6 +100,12 @@ struct World {
     calm_since: Option<Tick>,
     drain: bool,
     stopped_at: Option<Tick>,
+    /// Nothing else goes wrong before: what is lost must be noticed first.
+    spared_until: Tick,
+    /// Of what the checkers look at.
+    looks: Random,
+    looked_at: Option<CheckpointId>,
+    scratch: PathBuf,
     summary: Summary,
 }
 
@@ -129,8 +150,8 @@ impl World {
         let clock = env.clock();
         let disk = |name: String| Disk::new(clock.clone(), &directory.join(name));
         let workers = (0..plan.workers).map(|index| {
-            // What loses its disk has no tasks: their state would be lost.
-            let slots = match plan.loses_disk() == Some(index) {
+            // Without standbys what loses its disk has no tasks: their state would be lost.
+            let slots = match plan.loses_disk() == Some(index) && !plan.standbys.loser_works {
                 true => 0,
                 false => SLOTS,
             };
@@ -148,6 +169,10 @@ impl World {
             calm_since: None,
             drain: plan.drain,
             stopped_at: None,
+            spared_until: Tick(0),
+            looks: seeded(plan.seed, 11),
+            looked_at: None,
+            scratch: directory.join("looked at"),
             summary: Summary::default(),
         };
         world.expect_fault(first);
@@ -169,11 +194,14 @@ impl World {
             self.summary.events += 1;
             self.note(&event);
             self.dispatch(event);
+            self.look_at_completed();
         }
         self.summary.virtual_ms = self.env.now.0;
         self.summary.questions = self.env.questions;
         self.summary.reigns = self.env.reigns;
         self.summary.cut_off = self.env.cut_off;
+        self.summary.promoted = self.env.promoted;
+        self.summary.promoted_hot = self.env.promoted_hot;
         if let Some(metadata) = self.coordinator.metadata()
             && let Some(row) = metadata.jobs_by_name().next()
         {
@@ -223,6 +251,7 @@ impl World {
                 (_, Timer::Client(timer)) => self.client.timer(env, timer),
                 (process, timer) => unreachable!("{timer:?} is not for {process:?}"),
             },
+            Event::LoseDisk(index, down) => self.lose_disk(index, down),
             Event::Fault => self.fault(),
             Event::Restart(process) => self.restart(process),
         }
@@ -232,6 +261,11 @@ impl World {
         let Some(fault) = self.next_fault.take() else {
             return;
         };
+        let spared = self.env.now < self.spared_until && fault != Fault::Calm;
+        if spared {
+            let next = self.faults.next();
+            return self.expect_fault(next);
+        }
         self.env.trace(|| format!("{fault:?}"));
         match fault {
             Fault::Crash {
@@ -241,9 +275,7 @@ impl World {
             } => self.crash(process, crash, down),
             Fault::LoseDisk { process, down } => {
                 if let Process::Worker(index) = process {
-                    self.workers[index].lose_disk();
-                    self.summary.crashes += 1;
-                    self.env.after(down, Event::Restart(process));
+                    self.lose_disk(index, down);
                 }
             }
             Fault::Isolate { process, lasts } => {
@@ -263,6 +295,132 @@ impl World {
         }
         let next = self.faults.next();
         self.expect_fault(next);
+    }
+
+    /// One that has tasks loses its disk only when somebody else has all that it has.
+    fn lose_disk(&mut self, index: usize, down: Span) {
+        let process = Process::Worker(index);
+        if self.workers[index].has_slots() {
+            if self.calm_since.is_some() {
+                return;
+            }
+            if !self.may_go(index) {
+                let later = Span::from_millis(100);
+                return self.env.after(later, Event::LoseDisk(index, down));
+            }
+            self.env.trace(|| format!("{process:?} loses its disk"));
+            self.spared_until = self.env.now.plus(SPARED);
+            if coin(&mut self.looks) {
+                // Its host is gone, too: nobody refuses a call there.
+                let until = self.env.now.plus(down);
+                for other in self.others(process) {
+                    self.env.network.cut(process, other, until);
+                }
+            }
+            self.summary.lost += 1;
+        }
+        self.workers[index].lose_disk();
+        self.summary.crashes += 1;
+        self.env.after(down, Event::Restart(process));
+        self.look_at_holders();
+    }
+
+    fn others(&self, than: Process) -> impl Iterator<Item = Process> + use<> {
+        let workers = (0..self.workers.len()).map(Process::Worker);
+        let all = workers.chain([Process::Coordinator, Process::Client]);
+        all.filter(move |process| *process != than)
+    }
+
+    /// Whether of every task's state another worker is a holder, which keeps up with the task or runs it, and is
+    /// there to say so.
+    fn may_go(&self, index: usize) -> bool {
+        let Some(metadata) = self.coordinator.metadata() else {
+            return false;
+        };
+        let Some(row) = metadata.jobs_by_name().next() else {
+            return false;
+        };
+        let others = (0..)
+            .zip(&self.workers)
+            .filter(|(other, _)| *other != index);
+        let active = |node: NodeId, life: WorkerEpoch| {
+            let known = metadata.worker(node);
+            known.is_some_and(|known| known.status == WorkerStatus::Active && known.epoch == life)
+        };
+        let others = others.filter_map(|(_, other)| other.session());
+        let others: Vec<NodeId> = others
+            .filter(|(node, life)| active(*node, *life))
+            .map(|(node, _)| node)
+            .collect();
+        let takes_part = |task: TaskId, node: &NodeId| {
+            row.deployment.as_ref().is_none_or(|deployment| {
+                let standbys = deployment.standbys.get(&task);
+                deployment.worker_of(task) == *node
+                    || standbys.is_some_and(|standbys| standbys.contains(node))
+            })
+        };
+        self.env.network.is_whole(self.env.now)
+            && !self.coordinator.is_completing()
+            && row.completed.is_some()
+            && row.holders.iter().all(|(task, holders)| {
+                let mut holders = holders.iter();
+                holders.any(|node| others.contains(node) && takes_part(*task, node))
+            })
+    }
+
+    /// Sometimes, when a checkpoint has been completed.
+    fn look_at_completed(&mut self) {
+        let metadata = self.coordinator.metadata();
+        let row = metadata.and_then(|metadata| metadata.jobs_by_name().next());
+        let Some(completed) = row.and_then(|row| row.completed) else {
+            return;
+        };
+        if self.looked_at != Some(completed) {
+            self.looked_at = Some(completed);
+            if below(&mut self.looks, 4) == 0 {
+                self.look_at_holders();
+            }
+        }
+    }
+
+    /// Whoever is a holder of the completed checkpoint, killed now or without power, can go on from there.
+    fn look_at_holders(&mut self) {
+        let metadata = self.coordinator.metadata();
+        let Some(row) = metadata.and_then(|metadata| metadata.jobs_by_name().next()) else {
+            return;
+        };
+        let (Some(at), facts) = (row.completed, row.image()) else {
+            return;
+        };
+        for worker in &self.workers {
+            let Some(node) = worker.node() else { continue };
+            let held = row.holders.iter();
+            let held = held.filter(|(_, holders)| holders.contains(&node));
+            let held: Vec<TaskId> = held.map(|(task, _)| *task).collect();
+            if held.is_empty() {
+                continue;
+            }
+            let name = format!("job-{}", row.id);
+            let copy = worker.disk.copy(&name, &self.scratch);
+            let mut copy = copy.expect("files can be copied");
+            if coin(&mut self.looks) {
+                copy.crash(Crash::PowerLoss, &mut self.looks);
+            }
+            let read = read_copy(&mut copy, &facts, row.graph.key_groups, &held, at);
+            fs::remove_dir_all(&self.scratch).expect("it is there");
+            self.summary.looked_at += 1;
+            for (task, state) in read {
+                let state = state.map_err(|error| error.to_string());
+                if let (Ok(tables), TALLIES) = (&state, task.stage) {
+                    let counts = counts_of(tables);
+                    check_counts(&mut self.env, &row.graph, task, at, &counts);
+                }
+                let contents = state.map(|tables| contents_of(&tables));
+                let holders = &mut self.env.checkers.holders;
+                let verdict = holders.has(at, task, node, contents);
+                self.env.check(verdict);
+            }
+        }
     }
 
     fn expect_fault(&mut self, next: Option<(Tick, Fault)>) {
@@ -286,6 +444,7 @@ impl World {
         }
         self.summary.crashes += 1;
         env.after(down, Event::Restart(process));
+        self.look_at_holders();
     }
 
     fn restart(&mut self, process: Process) {
@@ -376,7 +535,7 @@ impl World {
             Event::Request { from, .. } => from.call << 2,
             Event::Answer { to, .. } => to.call << 2 | 1,
             Event::Timer { life, .. } => life << 2 | 2,
-            Event::Fault | Event::Restart(_) => 3,
+            Event::Fault | Event::LoseDisk(..) | Event::Restart(_) => 3,
         };
         let mixed = self.summary.fingerprint ^ kind ^ (self.env.now.0 << 20);
         self.summary.fingerprint = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);

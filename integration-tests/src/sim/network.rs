@@ -13,6 +13,7 @@ use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, HeartbeatReply, RegisterWorker, Registered};
 use common::protocol::produce::{Append, AppendedBatch};
 use common::protocol::replicate::{AlterIsr, IsrAltered, Replicate, Replicated};
+use common::protocol::standby::{AckStandby, FetchState, StateFetched};
 use common::random::{Random, below};
 use common::time::{Span, Tick};
 use coordinator::metadata::command::Command;
@@ -35,6 +36,9 @@ pub enum Request {
     Inject(InjectBarrier),
     Acknowledge(AckCheckpoint),
     Decline(DeclineCheckpoint),
+    /// A standby has what it says it has.
+    Hold(AckStandby),
+    FetchState(FetchState),
     /// Batches of one partition.
     Append(Append),
     Fetch(FetchBatches),
@@ -53,6 +57,7 @@ pub enum Reply {
     Done,
     Appended(Vec<AppendedBatch>),
     Fetched(FetchedBatches),
+    State(StateFetched),
     Bundle(BundleReply),
     Replicated(Replicated),
     IsrAltered(IsrAltered),
@@ -144,6 +149,11 @@ impl Network {
     pub fn heal(&mut self) {
         self.cuts.clear();
         self.weather = Weather::CALM;
+    }
+
+    /// Whether everybody hears everybody.
+    pub fn is_whole(&self, now: Tick) -> bool {
+        self.cuts.values().all(|until| *until <= now)
     }
 
     /// What becomes of a message that is sent now.

@@ -35,6 +35,15 @@ pub struct Plan {
     /// In the end every window is closed.
     pub drain: bool,
     pub replicas: Replicas,
+    pub standbys: Standbys,
+}
+
+/// Who keeps the state of tasks besides the workers that run them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standbys {
+    pub count: u32,
+    /// The worker that loses its disk may have tasks until then.
+    pub loser_works: bool,
 }
 
 /// The copies of each topic's partitions, and how many of them are enough.
@@ -67,6 +76,7 @@ impl Plan {
         let mut random = seeded(seed, 2);
         let random = &mut random;
         let mut spilling = seeded(seed, 6);
+        let mut copies = seeded(seed, 10);
         let click_partitions = from_to(random, 1, 4);
         let rough = below(random, 4) > 0;
         let mut kinds = FaultKinds {
@@ -82,6 +92,7 @@ impl Plan {
         Plan {
             seed,
             replicas: Replicas::draw(seed, workers, kinds),
+            standbys: Standbys::draw(seed, workers),
             workers: usize::try_from(workers).expect("a few"),
             click_partitions: small(click_partitions),
             tally_partitions: small(from_to(random, 1, 3)),
@@ -103,6 +114,11 @@ impl Plan {
                 },
                 log_bytes: from_to(random, 8 << 10, 256 << 10),
                 table_bytes: coin(&mut spilling).then(|| from_to(&mut spilling, 1, 8 << 10)),
+                copies_bytes: match below(&mut copies, 3) {
+                    0 => from_to(&mut copies, 0, 2 << 10),
+                    _ => 1 << 20,
+                },
+                answer_bytes: small_size(from_to(&mut copies, 1, 8 << 10)),
             },
             weather: match rough {
                 true => Weather {
@@ -140,7 +156,28 @@ impl Plan {
     pub fn single(seed: u64) -> Plan {
         Plan {
             replicas: Replicas::NONE,
+            standbys: Standbys::NONE,
             ..Plan::draw(seed)
+        }
+    }
+
+    /// The world of this seed without standbys.
+    pub fn alone(seed: u64) -> Plan {
+        Plan {
+            standbys: Standbys::NONE,
+            ..Plan::draw(seed)
+        }
+    }
+
+    /// The world of this seed with standbys, if it has workers for them.
+    pub fn stood_by(seed: u64) -> Plan {
+        let drawn = Plan::draw(seed);
+        Plan {
+            standbys: Standbys {
+                count: drawn.standbys.count.max(1),
+                ..drawn.standbys
+            },
+            ..drawn
         }
     }
 
@@ -186,6 +223,25 @@ impl Plan {
                 batches
             })
             .collect()
+    }
+}
+
+impl Standbys {
+    pub const NONE: Standbys = Standbys {
+        count: 0,
+        loser_works: false,
+    };
+
+    fn draw(seed: u64, workers: u64) -> Standbys {
+        let mut random = seeded(seed, 9);
+        let count = match workers {
+            1 => 0,
+            _ => small(below(&mut random, 3)),
+        };
+        Standbys {
+            count,
+            loser_works: count > 0 && below(&mut random, 3) > 0,
+        }
     }
 }
 
@@ -247,6 +303,10 @@ pub fn from_to(random: &mut Random, from: u64, to: u64) -> u64 {
 
 fn small(number: u64) -> u32 {
     u32::try_from(number).expect("a few")
+}
+
+fn small_size(number: u64) -> usize {
+    usize::try_from(number).expect("a few")
 }
 
 fn signed(number: u64) -> i64 {

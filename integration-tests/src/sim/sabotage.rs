@@ -45,10 +45,16 @@ pub enum Sabotage {
     ServeBeforeCaughtUp,
     /// A leader tells its followers that all it has is committed.
     TellUncommitted,
+    /// A standby says that it has what it has not written yet.
+    HoldUnkept,
+    /// A checkpoint names standbys that have not said that they have it.
+    NameUnheard,
+    /// A standby loses a chunk, and keeps what comes after it as if it followed.
+    KeepAcrossGap,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 20] = [
+    pub const ALL: [Sabotage; 23] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -69,5 +75,8 @@ impl Sabotage {
         Sabotage::ForgetIsrWish,
         Sabotage::ServeBeforeCaughtUp,
         Sabotage::TellUncommitted,
+        Sabotage::HoldUnkept,
+        Sabotage::NameUnheard,
+        Sabotage::KeepAcrossGap,
     ];
 }

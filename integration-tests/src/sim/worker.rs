@@ -15,6 +15,7 @@ use common::protocol::checkpoint::{AckCheckpoint, InjectBarrier};
 use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
 use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict};
+use common::protocol::standby::{AckStandby, FetchState};
 use common::time::Span;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -25,7 +26,9 @@ use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
 use worker::sink::write_queue::NextAppend;
+use worker::standby::machine::Event as StandbyEvent;
 use worker::task::chain::Question;
+use worker::task::memory::StateMemory;
 
 use super::disk::{Crash, Disk};
 use super::env::{Env, Event, Timer as WorldTimer};
@@ -35,6 +38,7 @@ use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress}
 use super::partition::Partition;
 use super::replication::{self, NextCall, Partitions, Replication};
 use super::sabotage::Sabotage;
+use super::standby::{self, Began, Held, Keeping, Mail, Wish};
 use super::tally;
 use super::task::{Wanted, append_request};
 
@@ -45,6 +49,7 @@ const REPLICATE_DEADLINE: Span = Span::from_secs(5);
 /// How long opening a log, reading from a view, and a message within the process, take at most.
 const OPEN_MS: u64 = 20;
 const READ_MS: u64 = 20;
+const KEEP_MS: u64 = 15;
 pub const MAILBOX_MS: u64 = 2;
 pub const SLOTS: u32 = 16;
 
@@ -77,6 +82,9 @@ pub enum Timer {
     Written(JobId, Generation, AckCheckpoint),
     Acknowledge(JobId, Generation, AckCheckpoint),
     Folded(JobId, Generation, CheckpointId),
+    Standby(JobId, Began, standby::Timer),
+    /// What a standby keeps is on the disk.
+    Kept(u64),
     Append(JobId, Generation, TaskId, NextAppend),
     Fetch(JobId, Generation, TaskId, u32),
 }
@@ -124,7 +132,11 @@ struct Life {
     /// What the generations that are being stopped leave to those that start at once.
     left: BTreeMap<JobId, Handover>,
     kept: BTreeSet<JobId>,
-    custom: CustomOperators,
+    /// What is being written for standbys, also of generations that are over.
+    keeping: BTreeMap<u64, Keeping>,
+    last_keeping: u64,
+    custom: Arc<CustomOperators>,
+    memory: Arc<StateMemory>,
     choice: StoreChoice,
     calls: BTreeMap<CallId, Purpose>,
 }
@@ -148,6 +160,10 @@ enum Purpose {
     Acknowledge(JobId, Generation, AckCheckpoint),
     Append(JobId, Generation, TaskId, NextAppend),
     Fetch(JobId, Generation, TaskId, u32),
+    /// A standby asks this worker.
+    Ask(JobId, Began, NodeId),
+    /// A standby tells what it has.
+    Tell(JobId, Began, Held),
 }
 
 impl Who {
@@ -175,6 +191,21 @@ impl Worker {
         }
     }
 
+    pub fn has_slots(&self) -> bool {
+        self.slots > 0
+    }
+
+    /// Which worker its disk belongs to, if it has one.
+    pub fn node(&self) -> Option<NodeId> {
+        self.identity.map(|(_, node)| node)
+    }
+
+    /// The life it is registered in now.
+    pub fn session(&self) -> Option<(NodeId, WorkerEpoch)> {
+        let session = self.running.as_ref()?.session.as_ref()?;
+        Some((session.worker, session.epoch))
+    }
+
     pub fn is_up(&self) -> bool {
         self.running.is_some()
     }
@@ -185,7 +216,7 @@ impl Worker {
             process: Process::Worker(self.index),
             life: self.life,
         };
-        let custom = tally::operators();
+        let custom = Arc::new(tally::operators());
         let incarnation = (u128::from(self.life) << 64) | (self.index as u128 + 1);
         let registration = RegisterWorker {
             cluster: self.identity.map(|(cluster, _)| cluster),
@@ -220,7 +251,10 @@ impl Worker {
             left: BTreeMap::new(),
             // A directory for a job is there once it was needed.
             kept: BTreeSet::new(),
+            keeping: BTreeMap::new(),
+            last_keeping: 0,
             custom,
+            memory: self.choice.memory(),
             choice: self.choice,
             calls: BTreeMap::new(),
         };
@@ -345,7 +379,13 @@ impl Life {
                     (running(&mut self.jobs, job, generation), lanes)
                 {
                     let reports = &self.reports;
-                    running.restore(env, who, disk, lanes, reports, &self.custom, &image);
+                    if running.opens() {
+                        // A store of the same directory opens once the one before is done.
+                        for (_, mut keeping) in self.keeping.extract_if(.., |_, k| k.job == job) {
+                            keep(env, who, &mut keeping);
+                        }
+                    }
+                    running.restore(env, who, disk, lanes, reports, &image);
                 }
             }
             Timer::Turn(job, generation, task) => {
@@ -379,6 +419,13 @@ impl Life {
                     running.folded(env, who, completed, &image);
                 }
             }
+            Timer::Standby(job, began, timer) => {
+                let image = self.image.clone();
+                if let Some(running) = since(&mut self.jobs, job, began) {
+                    running.standby_timer(env, who, &image, timer);
+                }
+            }
+            Timer::Kept(number) => self.kept(env, number),
             Timer::Append(job, generation, task, next) => {
                 if running(&mut self.jobs, job, generation).is_some() {
                     self.append(env, job, generation, task, next);
@@ -420,6 +467,10 @@ impl Life {
                 }
                 None => env.answer(from, Err(not_here())),
             },
+            Request::FetchState(call) => match self.jobs.get_mut(&call.job) {
+                Some(running) => running.lend(env, self.who, call, from),
+                None => env.answer(from, Err(not_running())),
+            },
             Request::Bundle(bundle) => {
                 let answer = match &self.lanes {
                     Some(lanes) => lanes.receive(env, &self.image, bundle),
@@ -432,6 +483,7 @@ impl Life {
             | Request::FetchMetadata(_)
             | Request::Acknowledge(_)
             | Request::Decline(_)
+            | Request::Hold(_)
             | Request::AlterIsr(_)
             | Request::Command(_) => unreachable!("nobody asks a worker for that"),
         }
@@ -522,6 +574,23 @@ impl Life {
                 }
             }
             (Purpose::Acknowledge(..), Ok(_)) => {}
+            (Purpose::Ask(job, began, by), answer) => {
+                let event = match answer {
+                    Ok(Reply::State(fetched)) => StandbyEvent::Answered {
+                        by,
+                        pieces: standby::pieces_of(env, fetched),
+                    },
+                    Ok(_) | Err(_) => StandbyEvent::Unanswered { by },
+                };
+                self.mail(env, job, began, Mail::Happened(event));
+            }
+            (Purpose::Tell(job, began, what), answer) => {
+                let again = answer.is_err_and(|failed| failed.is_retriable());
+                let told = Mail::Told { what, again };
+                let pause = if again { RETRY_EVERY } else { Span(0) };
+                let timer = Timer::Standby(job, began, standby::Timer::Mail(told));
+                self.who.after(env, pause, timer);
+            }
             (Purpose::Append(job, generation, task, next), answer) => {
                 if let Some(running) = running(&mut self.jobs, job, generation) {
                     running.appended(env, self.who, task, next, answer.map(drop));
@@ -546,8 +615,14 @@ impl Life {
         for next in woken.unwrap_or_default() {
             self.send(env, Some(next));
         }
-        for running in self.jobs.values_mut() {
+        let mut wishes = Vec::new();
+        for (job, running) in &mut self.jobs {
             running.settle(env, self.who);
+            let (began, wished) = (running.began(), running.take_wishes());
+            wishes.extend(wished.into_iter().map(|wish| (*job, began, wish)));
+        }
+        for (job, began, wish) in wishes {
+            self.grant(env, job, began, wish);
         }
         if self.session.is_some() && was_woken(&self.urgent) {
             self.next_heartbeat(env, Span(0));
@@ -783,7 +858,7 @@ impl Life {
         for (job, generation) in changes.stop {
             env.trace(|| format!("{:?} stops generation {generation}", self.who));
             let stopped = self.jobs.remove(&job);
-            let left = stopped.and_then(RunningJob::leave);
+            let left = stopped.and_then(|stopped| stopped.leave(env));
             self.left.extend(left.map(|left| (job, left)));
             if let Some(lanes) = &self.lanes {
                 lanes.lanes.close(job, generation);
@@ -800,17 +875,97 @@ impl Life {
             }
             let me = (session.worker, session.epoch);
             let left = self.left.remove(&job);
-            let left = left.map(|left| left.for_next(&deployment, image.jobs.get(&job)));
-            let running = RunningJob::new(deployment, me, self.choice, left);
+            let facts = image.jobs.get(&job);
+            let left = left.map(|left| left.for_next(&deployment, facts));
+            let (custom, memory) = (self.custom.clone(), self.memory.clone());
+            let running = RunningJob::new(deployment, me, self.choice, custom, memory, left);
             running.begin(env, self.who, &self.reports, &self.urgent);
             self.kept.insert(job);
             self.jobs.insert(job, running);
         }
         for (job, running) in &mut self.jobs {
             if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
-                running.completed(env, self.who, completed);
+                running.completed(env, self.who, &image, completed);
+            }
+            if let Some(deployment) = image.deployments.get(job) {
+                running.deployed(env, self.who, &image, deployment);
             }
             running.facts_changed(env, self.who);
+        }
+    }
+
+    /// Does what a standby wants done.
+    fn grant(&mut self, env: &mut Env, job: JobId, began: Began, wish: Wish) {
+        match wish {
+            Wish::Ask { worker, positions } => {
+                let asked = self.image.workers.get(&worker);
+                let Some(asked) = asked.map(|asked| asked.address.clone()) else {
+                    let event = StandbyEvent::Unanswered { by: worker };
+                    let mail = standby::Timer::Mail(Mail::Happened(event));
+                    let timer = Timer::Standby(job, began, mail);
+                    return self.who.after(env, Span(0), timer);
+                };
+                let request = Request::FetchState(FetchState {
+                    job,
+                    generation: began.0,
+                    positions,
+                    wait: standby::HOLD,
+                });
+                let process = Process::Worker(asked.parse().expect("an index"));
+                let purpose = Purpose::Ask(job, began, worker);
+                self.call(env, process, request, BUNDLE_DEADLINE, purpose);
+            }
+            Wish::Keep(keeping) => self.keep(env, keeping),
+            Wish::Tell(what) => {
+                let Some(session) = self.session else { return };
+                let request = Request::Hold(AckStandby {
+                    worker: session.worker,
+                    worker_epoch: session.epoch,
+                    job,
+                    generation: began.0,
+                    held: what.clone().into_iter().collect(),
+                });
+                let purpose = Purpose::Tell(job, began, what);
+                self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+            }
+        }
+    }
+
+    fn keep(&mut self, env: &mut Env, mut keeping: Keeping) {
+        self.last_keeping += 1;
+        let number = self.last_keeping;
+        let mut delay = env.some_ms(KEEP_MS);
+        if env.sabotaged(Sabotage::HoldUnkept) {
+            let event = StandbyEvent::Kept { of: keeping.of };
+            let mail = standby::Timer::Mail(Mail::Happened(event));
+            let timer = Timer::Standby(keeping.job, keeping.began, mail);
+            self.who.after(env, Span(1), timer);
+            delay = Span(400);
+        } else if env.draw(2) == 0 {
+            // The bytes may be there early in the time it takes, or late: a crash meets either.
+            keep(env, self.who, &mut keeping);
+        }
+        self.keeping.insert(number, keeping);
+        self.who.after(env, delay, Timer::Kept(number));
+    }
+
+    fn kept(&mut self, env: &mut Env, number: u64) {
+        let Some(mut keeping) = self.keeping.remove(&number) else {
+            return;
+        };
+        keep(env, self.who, &mut keeping);
+        if !env.sabotaged(Sabotage::HoldUnkept) {
+            let (job, began) = (keeping.job, keeping.began);
+            let event = StandbyEvent::Kept { of: keeping.of };
+            drop(keeping);
+            self.mail(env, job, began, Mail::Happened(event));
+        }
+    }
+
+    fn mail(&mut self, env: &mut Env, job: JobId, began: Began, mail: Mail) {
+        let image = self.image.clone();
+        if let Some(running) = since(&mut self.jobs, job, began) {
+            running.mail(env, self.who, &image, mail);
         }
     }
 
@@ -822,10 +977,7 @@ impl Life {
         }
         match self.jobs.get_mut(&barrier.job) {
             Some(running) => running.inject(env, self.who, barrier),
-            None => Err(Problem::new(
-                ErrorCode::MetadataStale,
-                "the job does not run here yet",
-            )),
+            None => Err(not_running()),
         }
     }
 
@@ -923,10 +1075,29 @@ fn running(
     (running.generation() == generation).then_some(running)
 }
 
+fn since(
+    jobs: &mut BTreeMap<JobId, RunningJob>,
+    job: JobId,
+    began: Began,
+) -> Option<&mut RunningJob> {
+    let running = jobs.get_mut(&job)?;
+    (running.began() == began).then_some(running)
+}
+
 /// Whether somebody was woken since this was last asked.
 pub fn was_woken(wake: &Notify) -> bool {
     let mut context = Context::from_waker(Waker::noop());
     pin!(wake.notified()).poll(&mut context).is_ready()
+}
+
+fn keep(env: &mut Env, who: Who, keeping: &mut Keeping) {
+    if let Err(error) = keeping.run() {
+        env.break_promise(format!("{who:?} cannot keep a copy: {error}"));
+    }
+}
+
+fn not_running() -> Problem {
+    Problem::new(ErrorCode::MetadataStale, "the job does not run here yet")
 }
 
 fn not_here() -> Problem {

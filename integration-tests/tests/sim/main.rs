@@ -24,7 +24,7 @@ fn expect_single(seed: u64) {
 
 /// A world of before replicas moved.
 fn expect_unmoved(seed: u64) {
-    let mut plan = Plan::draw(seed);
+    let mut plan = Plan::alone(seed);
     plan.replicas.moves = 0;
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
 }
@@ -83,9 +83,17 @@ fn new_worlds_keep_every_promise() {
         total.questions += summary.questions;
         total.reigns += summary.reigns;
         total.cut_off += summary.cut_off;
+        total.promoted += summary.promoted;
+        total.promoted_hot += summary.promoted_hot;
+        total.lost += summary.lost;
+        total.looked_at += summary.looked_at;
     }
     assert!(
-        total.epochs > 0 && total.crashes > 0 && total.questions > 0 && total.reigns > 0,
+        total.epochs > 0
+            && total.crashes > 0
+            && total.questions > 0
+            && total.reigns > 0
+            && total.looked_at > 0,
         "nothing was put to the test"
     );
 }

@@ -98,30 +98,45 @@ fn evict_unfolded_is_found() {
 
 #[test]
 fn say_unsynced_is_found() {
-    is_found_in(Sabotage::SayUnsynced, 1, Plan::draw);
+    is_found_in(Sabotage::SayUnsynced, 1, Plan::alone);
 }
 
 #[test]
 fn count_diverging_is_found() {
-    is_found_in(Sabotage::CountDiverging, 1, Plan::draw);
+    is_found_in(Sabotage::CountDiverging, 1, Plan::alone);
 }
 
 #[test]
 fn commit_by_in_sync_is_found() {
-    is_found_in(Sabotage::CommitByInSync, 1, Plan::draw);
+    is_found_in(Sabotage::CommitByInSync, 1, Plan::alone);
 }
 
 #[test]
 fn forget_isr_wish_is_found() {
-    is_found_in(Sabotage::ForgetIsrWish, 1, Plan::draw);
+    is_found_in(Sabotage::ForgetIsrWish, 1, Plan::alone);
 }
 
 #[test]
 fn serve_before_caught_up_is_found() {
-    is_found_in(Sabotage::ServeBeforeCaughtUp, 1, Plan::draw);
+    is_found_in(Sabotage::ServeBeforeCaughtUp, 1, Plan::alone);
 }
 
 #[test]
 fn tell_uncommitted_is_found() {
-    is_found_in(Sabotage::TellUncommitted, 1, Plan::draw);
+    is_found_in(Sabotage::TellUncommitted, 1, Plan::alone);
+}
+
+#[test]
+fn hold_unkept_is_found() {
+    is_found_in(Sabotage::HoldUnkept, 1, Plan::stood_by);
+}
+
+#[test]
+fn name_unheard_is_found() {
+    is_found_in(Sabotage::NameUnheard, 1, Plan::stood_by);
+}
+
+#[test]
+fn keep_across_gap_is_found() {
+    is_found_in(Sabotage::KeepAcrossGap, 1, Plan::stood_by);
 }

@@ -7,6 +7,7 @@ use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, Work
 use common::protocol::checkpoint::{
     AckCheckpoint, CheckpointKind, InjectBarrier, TaskCounts, TaskSnapshot,
 };
+use common::protocol::standby::AckStandby;
 use common::time::Tick;
 use coordinator::checkpoint::machine::{
     CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Fence, INJECT_AGAIN,
@@ -228,6 +229,9 @@ impl Reign {
 
     pub(super) fn acknowledge(&mut self, env: &mut Env, ack: AckCheckpoint) -> Result<(), Problem> {
         self.check(ack.job, ack.generation, ack.worker, ack.worker_epoch)?;
+        if env.sabotaged(Sabotage::NameUnheard) {
+            self.invent_standbys(env, &ack);
+        }
         let once = (ack.job, ack.generation, ack.checkpoint);
         let sabotaged = env.sabotaged(Sabotage::CompleteWithoutOne);
         let invented = match sabotaged && self.invented.insert(once) {
@@ -245,6 +249,34 @@ impl Reign {
             self.checkpoint_event(env, ack.job, event(worker, vec![snapshot]));
         }
         Ok(())
+    }
+
+    pub(super) fn hold(&mut self, env: &mut Env, ack: AckStandby) -> Result<(), Problem> {
+        self.check(ack.job, ack.generation, ack.worker, ack.worker_epoch)?;
+        let event = CheckpointEvent::Held {
+            worker: ack.worker,
+            generation: ack.generation,
+            held: ack.held,
+        };
+        self.checkpoint_event(env, ack.job, event);
+        Ok(())
+    }
+
+    /// Whoever stands by says, it seems, that it has the checkpoint.
+    fn invent_standbys(&mut self, env: &mut Env, ack: &AckCheckpoint) {
+        let Some(job) = self.jobs.get(&ack.job) else {
+            return;
+        };
+        for (task, workers) in job.machine.team().standbys {
+            for worker in workers {
+                let event = CheckpointEvent::Held {
+                    worker,
+                    generation: ack.generation,
+                    held: vec![(task, ack.checkpoint)],
+                };
+                self.checkpoint_event(env, ack.job, event);
+            }
+        }
     }
 
     /// An acknowledgement, by the worker that runs it, of a task that this one does not speak of.

@@ -132,6 +132,15 @@ impl Coordinator {
         self.reign.as_ref().map(|reign| &reign.metadata)
     }
 
+    /// Whether a completion is about to become a fact.
+    pub fn is_completing(&self) -> bool {
+        let completes = |entry: &Entry| matches!(entry.command, Command::EpochCompleted(_));
+        self.reign.as_ref().is_some_and(|reign| {
+            reign.waiting.iter().any(|(entry, _)| completes(entry))
+                || reign.writing.iter().any(|(_, entry, _)| completes(entry))
+        })
+    }
+
     pub fn start(&mut self, env: &mut Env) {
         self.life += 1;
         let mut metadata = ClusterMetadata::default();
@@ -280,6 +289,10 @@ impl Reign {
                 }
                 env.answer(from, checked.map(|()| Reply::Done));
             }
+            Request::Hold(ack) => {
+                let answer = self.hold(env, ack);
+                env.answer(from, answer.map(|()| Reply::Done));
+            }
             Request::AlterIsr(call) => {
                 let command = Command::AlterIsr {
                     worker: call.worker,
@@ -292,6 +305,7 @@ impl Reign {
             Request::Probe
             | Request::Replicate(_)
             | Request::Inject(_)
+            | Request::FetchState(_)
             | Request::Append(_)
             | Request::Fetch(_)
             | Request::Bundle(_) => unreachable!("nobody asks a coordinator for that"),

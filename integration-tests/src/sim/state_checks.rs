@@ -1,0 +1,83 @@
+//! The state of tasks in the world, compared with the input before a checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use common::ids::{CheckpointId, Generation, TaskId};
+use common::key_group::{key_group, owner};
+use common::kv::MemoryStore;
+use common::plan::task_graph::TaskGraph;
+use common::protocol::metadata::JobImage;
+use worker::checkpoint::state_error::StateError;
+use worker::checkpoint::state_store::{JobStateStore, StoreOptions, TaskTables, ViewPlace};
+use worker::keyed_state::codec::bigint_key;
+use worker::keyed_state::table::At;
+
+use super::disk::Disk;
+use super::env::Env;
+use super::tally::{self, CLICKS};
+use crate::checkers::holders_can_go_on::Contents;
+
+/// How often a task has counted each key, against the input before the checkpoint.
+pub fn check_counts(
+    env: &mut Env,
+    graph: &TaskGraph,
+    task: TaskId,
+    at: CheckpointId,
+    counts: &BTreeMap<i64, i64>,
+) {
+    let (groups, parallelism) = (graph.key_groups, graph.stage(task.stage).parallelism);
+    let owns = |key| owner(key_group(&bigint_key(key), groups), groups, parallelism) == task.index;
+    let checkers = &env.checkers;
+    let input = checkers.committed.of_topic(CLICKS);
+    let input = input.map(|(split, offset, value)| (split, offset, &value[..]));
+    let verdict = checkers.outputs.state(at, counts, owns, input);
+    env.check(verdict.map_err(|broken| format!("task {task}: {broken}")));
+}
+
+/// How often each key was counted, by tables that are in memory whole.
+pub fn counts_of(tables: &TaskTables) -> BTreeMap<i64, i64> {
+    let counting = tables.iter().find(|(id, _)| tally::counts_table(&id.table));
+    let counts = counting.and_then(|(_, table)| tally::counts_in(table, At::Live, |_| None));
+    counts.unwrap_or_default()
+}
+
+pub fn contents_of(tables: &TaskTables) -> Contents {
+    let each = tables.iter().flat_map(|(id, table)| {
+        let name = format!("{}/{}", id.operator, id.table);
+        let entries = table.entries(At::Live).expect("all of it is in memory");
+        let entry = move |(namespace, key, value): (i64, &[u8], &[u8])| {
+            ((name.clone(), namespace, key.to_vec()), value.to_vec())
+        };
+        entries.into_iter().map(entry)
+    });
+    each.collect()
+}
+
+/// What a disk has of tasks at a completed checkpoint, without its view: that can be built again. It is a copy
+/// of a disk, and is written to.
+pub fn read_copy(
+    disk: &mut Disk,
+    facts: &JobImage,
+    key_groups: u16,
+    tasks: &[TaskId],
+    at: CheckpointId,
+) -> Vec<(TaskId, Result<TaskTables, StateError>)> {
+    let name = format!("job-{}", facts.id);
+    let place = ViewPlace {
+        open: Box::new(|| Ok(Arc::new(MemoryStore::new()))),
+        set_aside: Box::new(|| Ok(())),
+    };
+    let options = StoreOptions::new(key_groups);
+    let directory = disk.directory(&name);
+    let deltas = disk.log(&name).shared();
+    let store = JobStateStore::assemble(&directory, options, deltas, place);
+    let store = store.expect("a log is whole after any crash");
+    let history = |generation: Generation, checkpoint| facts.counts(generation, checkpoint);
+    let read = tasks.iter().map(|task| {
+        let all = BTreeSet::new();
+        let restored = store.restore(facts.generation, *task, Some(at), &history, &all);
+        (*task, restored.map(|restored| restored.tables))
+    });
+    read.collect()
+}
