@@ -240,7 +240,13 @@ fn begin(throne: Throne, epoch: ControlEpoch) -> State {
         Arc::clone(&clock),
     );
     let heartbeats = liveness.heartbeats();
-    let jobs = Jobs::start(controller.clone(), transport.clone(), clock, heartbeats);
+    let jobs = Jobs::start(
+        controller.clone(),
+        transport.clone(),
+        clock,
+        session_timeout,
+        heartbeats,
+    );
     State {
         controller,
         liveness,

@@ -13,7 +13,7 @@ use common::protocol::checkpoint::{
     AckCheckpoint, Acknowledged, CheckpointKind, DeclineCheckpoint, InjectBarrier,
 };
 use common::protocol::standby::AckStandby;
-use common::time::{Clock, Tick, Timestamp};
+use common::time::{Clock, Span, Tick, Timestamp};
 use common::transport::client::Transport;
 
 use super::history::Record;
@@ -101,12 +101,14 @@ impl CheckpointActor {
         controller: Controller,
         transport: Transport,
         clock: Arc<dyn Clock>,
+        session_timeout: Span,
         row: &JobRow,
         job_actor: Recipient<FinalCheckpointCompleted>,
     ) -> CheckpointActor {
         let settings = Settings {
             interval: row.checkpoint_interval,
             timeout: row.spec.config.checkpoint_timeout,
+            session_timeout,
         };
         CheckpointActor {
             job: row.id,

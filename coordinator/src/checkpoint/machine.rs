@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is ALIGNING while its barrier is not yet at every worker with sources, PERSISTING until
 //! every task of the generation has acknowledged it and every standby that keeps up holds it, PROPOSED while
-//! its completion is being made a fact. A standby that takes much longer than the tasks is left out.
+//! its completion is being made a fact. A standby that takes much longer than the tasks is left out, but not
+//! before a worker that went with all it has would have been missed: it may be why the standby has nothing.
 //! At most one aligns, and at most two are open: the next barrier may follow while the last one is still
 //! being written. Completed checkpoints grow strictly and belong to the generation that proposes them.
 
@@ -22,8 +23,9 @@ use super::permit::{CommitPermit, Proven};
 pub const MIN_PAUSE: Span = Span::from_millis(50);
 /// A barrier that a worker has not confirmed is sent to it again.
 pub const INJECT_AGAIN: Span = Span::from_secs(1);
-/// A standby may take so much longer than the tasks themselves, or two intervals if that is more.
-const STANDBY_PATIENCE: Span = Span::from_secs(1);
+/// A standby may take so much longer than the tasks themselves, beyond a session's time, or two intervals if that
+/// is more. A heartbeat may have been under way so long, and the end of a session takes a moment to be a fact.
+const STANDBY_PATIENCE: Span = Span::from_secs(2);
 const MAX_OPEN: usize = 2;
 /// The next block of numbers is reserved when so few are left, so that no checkpoint waits for one.
 const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
@@ -32,6 +34,8 @@ const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
 pub struct Settings {
     pub interval: Span,
     pub timeout: Span,
+    /// A worker that says nothing for so long is gone.
+    pub session_timeout: Span,
 }
 
 /// The tasks of a generation, where they run, who stands by, and in which life of those workers.
@@ -501,7 +505,8 @@ impl CheckpointMachine {
         let late: Vec<(CheckpointId, String)> = run
             .open
             .iter()
-            .filter(|open| open.phase != Phase::Proposed)
+            // What only standbys are missing from is completed without them.
+            .filter(|open| open.acknowledged.is_none())
             .filter(|open| now >= open.triggered.plus(self.settings.timeout))
             .map(|open| (open.checkpoint, self.settings.describe_delay(open)))
             .collect();
@@ -512,11 +517,16 @@ impl CheckpointMachine {
 
     /// When a checkpoint that all tasks have acknowledged waits no longer for standbys.
     fn patience_ends(&self, open: &Open) -> Option<Tick> {
-        let patience = Span(self.settings.interval.0 * 2).max(STANDBY_PATIENCE);
+        let Settings {
+            interval,
+            timeout,
+            session_timeout,
+        } = self.settings;
+        let patience = Span(session_timeout.0 + STANDBY_PATIENCE.0).max(Span(interval.0 * 2));
         let awaited = self.holders.awaited(open.checkpoint, self.completed);
         match (open.acknowledged, awaited.count()) {
             (Some(at), 0) => Some(at),
-            (Some(at), _) => Some(at.plus(patience)),
+            (Some(at), _) => Some(at.plus(patience).min(open.triggered.plus(timeout))),
             (None, _) => None,
         }
     }

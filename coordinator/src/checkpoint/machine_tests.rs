@@ -15,6 +15,7 @@ use super::permit::CommitPermit;
 
 const INTERVAL: Span = Span::from_secs(1);
 const TIMEOUT: Span = Span::from_secs(60);
+const SESSION: Span = Span::from_secs(3);
 
 fn task(stage: u16, index: u32) -> TaskId {
     TaskId {
@@ -73,6 +74,7 @@ impl World {
         let settings = Settings {
             interval: INTERVAL,
             timeout: TIMEOUT,
+            session_timeout: SESSION,
         };
         World {
             now: Tick(0),
@@ -306,6 +308,43 @@ fn a_checkpoint_waits_for_standbys_that_keep_up_and_for_no_others() {
     assert_eq!(holders(&world), [3, 4]);
 }
 
+/// The standby keeps up, and gets nothing any more from a worker that has just acknowledged.
+#[test]
+fn a_silent_worker_is_missed_before_its_standby_is_left_out() {
+    let mut world = World::running();
+    world.run_with(false, [(task(1, 0), vec![NodeId(4)])].into());
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    world.hold(4, 1);
+    world.settle(true);
+
+    world.pass(INTERVAL);
+    world.confirm(2);
+    world.acknowledge_all(2);
+    world.pass(SESSION);
+    assert!(
+        world.permits.is_empty(),
+        "worker 3 would be its only holder"
+    );
+    world.tell(Event::Halt);
+    assert_eq!(world.aborted[0].0, CheckpointId(2));
+    assert!(world.permits.is_empty());
+}
+
+#[test]
+fn a_checkpoint_that_only_waits_for_a_standby_is_not_given_up() {
+    let mut world = World::running();
+    world.run_with(false, [(task(1, 0), vec![NodeId(4)])].into());
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.pass(Span(TIMEOUT.0 - 1));
+    world.acknowledge_all(1);
+    assert!(world.permits.is_empty());
+    world.pass(Span(1));
+    assert_eq!((world.permits.len(), world.aborted.len()), (1, 0));
+}
+
 #[test]
 fn a_checkpoint_that_is_wanted_comes_at_once_but_not_on_the_heels_of_another() {
     let mut world = World::running();
@@ -375,6 +414,7 @@ fn a_new_coordinator_starts_above_every_reserved_number() {
     let settings = Settings {
         interval: INTERVAL,
         timeout: TIMEOUT,
+        session_timeout: SESSION,
     };
     world.reserved = 1024;
     world.machine = CheckpointMachine::new(

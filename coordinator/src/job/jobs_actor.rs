@@ -16,7 +16,7 @@ use common::protocol::checkpoint::{AckCheckpoint, Acknowledged, DeclineCheckpoin
 use common::protocol::node::Heartbeat;
 use common::protocol::standby::AckStandby;
 use common::protocol::task::{Deployment, TaskReport};
-use common::time::Clock;
+use common::time::{Clock, Span};
 use common::transport::client::Transport;
 
 use super::actor::JobActor;
@@ -41,6 +41,7 @@ struct JobsActor {
     controller: Controller,
     transport: Transport,
     clock: Arc<dyn Clock>,
+    session_timeout: Span,
     jobs: BTreeMap<JobId, Running>,
     /// What the room for jobs was computed from.
     workers: Vec<Arc<WorkerRow>>,
@@ -62,6 +63,7 @@ impl Jobs {
         controller: Controller,
         transport: Transport,
         clock: Arc<dyn Clock>,
+        session_timeout: Span,
         heartbeats: broadcast::Receiver<Arc<Heartbeat>>,
     ) -> Jobs {
         let actor = JobsActor::create(|ctx| {
@@ -70,6 +72,7 @@ impl Jobs {
                 controller,
                 transport,
                 clock,
+                session_timeout,
                 jobs: BTreeMap::new(),
                 workers: Vec::new(),
                 deployments: BTreeMap::new(),
@@ -199,6 +202,7 @@ impl JobsActor {
             self.controller.clone(),
             self.transport.clone(),
             Arc::clone(&self.clock),
+            self.session_timeout,
             row,
             context.address().recipient(),
         )

@@ -10,6 +10,10 @@ use super::generation::StoreChoice;
 use super::network::Weather;
 use super::tally::{Click, DELAY, Shape};
 
+/// A checkpoint may take longer than it takes until a silent worker is missed: one that is given up before waits
+/// for no standby so long, and what is lost with the worker may be all there is of it.
+const MISSED_WITHIN: Span = Span::from_secs(5);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub seed: u64,
@@ -89,10 +93,16 @@ impl Plan {
             kinds.workers = true;
         }
         let workers = from_to(random, 1, 4);
+        let replicas = Replicas::draw(seed, workers, kinds);
+        let standbys = Standbys::draw(seed, workers);
+        let spare = match replicas.loses_disk && standbys.loser_works {
+            true => MISSED_WITHIN,
+            false => Span(0),
+        };
         Plan {
             seed,
-            replicas: Replicas::draw(seed, workers, kinds),
-            standbys: Standbys::draw(seed, workers),
+            replicas,
+            standbys,
             workers: usize::try_from(workers).expect("a few"),
             click_partitions: small(click_partitions),
             tally_partitions: small(from_to(random, 1, 3)),
@@ -104,7 +114,7 @@ impl Plan {
             // So that clicks still come while things go wrong.
             produce_every_ms: 3 * from_to(random, 5, 150),
             checkpoint_interval: Span(from_to(random, 100, 1_000)),
-            checkpoint_timeout: Span(from_to(random, 2_000, 10_000)),
+            checkpoint_timeout: Span(spare.0 + from_to(random, 2_000, 10_000)),
             segment_bytes: from_to(random, 2 << 10, 64 << 10),
             store: StoreChoice {
                 fold_every: usize::try_from(from_to(random, 1, 6)).expect("a few"),
@@ -175,6 +185,28 @@ impl Plan {
         Plan {
             standbys: Standbys {
                 count: drawn.standbys.count.max(1),
+                ..drawn.standbys
+            },
+            ..drawn
+        }
+    }
+
+    /// The world of this seed, in which a worker with tasks loses its disk if it ever may.
+    pub fn losing(seed: u64) -> Plan {
+        let drawn = Plan::stood_by(seed);
+        Plan {
+            workers: drawn.workers.max(3),
+            checkpoint_timeout: Span(drawn.checkpoint_timeout.0.max(2 * MISSED_WITHIN.0)),
+            replicas: Replicas {
+                clicks: 3,
+                clicks_enough: 2,
+                tallies: 3,
+                tallies_enough: 2,
+                loses_disk: true,
+                ..drawn.replicas
+            },
+            standbys: Standbys {
+                loser_works: true,
                 ..drawn.standbys
             },
             ..drawn

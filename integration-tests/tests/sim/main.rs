@@ -98,6 +98,16 @@ fn new_worlds_keep_every_promise() {
     );
 }
 
+#[test]
+fn a_job_outlives_a_worker_with_its_tasks_and_that_workers_disk() {
+    let mut lost = 0;
+    for seed in 1..=6 {
+        let run = run_plan(&Plan::losing(seed), None);
+        lost += run.unwrap_or_else(|failure| panic!("{failure}")).lost;
+    }
+    assert!(lost > 0, "no disk with tasks on it was lost");
+}
+
 // Past failures, by the names of their bugs.
 
 /// It waited for a fold that was not to come: its changes were fewer than a fold is worth, or there was

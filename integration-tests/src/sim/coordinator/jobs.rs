@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, WorkerEpoch};
+use common::limits::DEFAULT_SESSION_TIMEOUT;
 use common::protocol::checkpoint::{
     AckCheckpoint, CheckpointKind, InjectBarrier, TaskCounts, TaskSnapshot,
 };
@@ -48,6 +49,7 @@ impl Reign {
         let settings = CheckpointSettings {
             interval: row.checkpoint_interval,
             timeout: row.spec.config.checkpoint_timeout,
+            session_timeout: DEFAULT_SESSION_TIMEOUT,
         };
         let started = Job {
             machine,
