@@ -310,7 +310,8 @@ impl World {
             }
             self.env.trace(|| format!("{process:?} loses its disk"));
             self.spared_until = self.env.now.plus(SPARED);
-            if coin(&mut self.looks) {
+            // Where messages are lost, a session may end for that, too: the last other holder's at the same time.
+            if self.env.network.weather.lost_permille == 0 && coin(&mut self.looks) {
                 // Its host is gone, too: nobody refuses a call there.
                 let until = self.env.now.plus(down);
                 for other in self.others(process) {
