@@ -7,7 +7,7 @@ use clap::Parser;
 use common::time::Span;
 use integration_tests::chaos::{self, Options};
 
-/// Starts coordinators and three workers, runs two jobs on a stream, kills processes with SIGKILL, and
+/// Starts coordinators and workers, runs two jobs on a stream, kills processes with SIGKILL, takes disks away, and
 /// compares input, output and state with an oracle. Ends with an error if anything differs, or if too
 /// little happened to mean anything.
 #[derive(Debug, Parser)]
@@ -25,6 +25,9 @@ struct Flags {
     /// One coordinator, or a group of three.
     #[arg(long, default_value_t = 3)]
     coordinators: usize,
+    /// At least three.
+    #[arg(long, default_value_t = 5)]
+    workers: usize,
     /// Events sent per second, while nothing is down.
     #[arg(long, default_value_t = 12_000)]
     rate: u64,
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
     let options = Options {
         seed: flags.seed.map_or_else(chaos::seed, Ok)?,
         coordinators: flags.coordinators,
+        workers: flags.workers.max(3),
         duration: Span(milliseconds(flags.minutes * 60.0)),
         interval: Span(milliseconds(flags.interval_seconds)),
         events_per_second: flags.rate.max(1),

@@ -10,7 +10,6 @@ use common::client::{Client, ClientError};
 use common::error::ErrorCode;
 use serde_json::{Value, json};
 
-use super::WORKERS;
 use super::stream::DISORDER_MS;
 
 pub const EVENTS: &str = "events";
@@ -24,6 +23,8 @@ pub const OUTPUTS: [&str; 3] = [LARGE, WINDOWS, TOTALS];
 
 pub const EVENT_PARTITIONS: u32 = 6;
 pub const OUTPUT_PARTITIONS: u32 = 4;
+/// Of every partition.
+const COPIES: u32 = 3;
 /// Windows begin every slide and last a size.
 pub const SLIDE_MS: i64 = 5_000;
 pub const SIZE_MS: i64 = 10_000;
@@ -177,7 +178,7 @@ async fn create_topic(client: &Client, name: &str, partitions: u32) -> Result<()
     let topic = json!({
         "name": name,
         "partitions": partitions,
-        "replication_factor": WORKERS,
+        "replication_factor": COPIES,
         "config": {"min_insync_replicas": 2},
     });
     let _: Value = client.post("/v1/topics", &topic).await?;

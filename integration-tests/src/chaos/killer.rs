@@ -1,7 +1,7 @@
 //! Kills processes with SIGKILL at random moments and starts them again with the same directories.
 //!
 //! Now and then a worker is stopped for a while instead, long enough to be given up, and goes on as if
-//! nothing had happened. Whose turn it is comes from a shuffled deck, so that each has its share. Mostly the next kill waits
+//! nothing had happened; and now and then one loses its disk with its life. Whose turn it is comes from a shuffled deck, so that each has its share. Mostly the next kill waits
 //! until the cluster has got on since the last one; sometimes it does not, and hits a recovery.
 
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use anyhow::{Result, bail};
 use common::random::{Random, below, seeded};
 use common::time::{Clock, Span, SystemClock, Tick};
 
+use super::losses;
+use super::nodes::Nodes;
 use super::progress::Progress;
 use crate::cluster::Cluster;
 
@@ -23,6 +25,8 @@ const LONGEST_ABSENCE_MS: u64 = 1_500;
 const LONGEST_PAUSE_MS: u64 = 6_000;
 /// A moment with events under way is waited for this long: there is nearly always one.
 const IN_FLIGHT_WITHIN: Span = Span::from_secs(1);
+/// Every so many times a worker loses its disk.
+const DISK_LOST_EVERY: usize = 5;
 
 /// A process, by its number from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,7 @@ pub struct Killer {
     random: Random,
     clock: Arc<dyn Clock>,
     progress: Arc<Progress>,
+    nodes: Nodes,
     interval: Span,
     deck: Vec<Victim>,
     coordinators: usize,
@@ -52,6 +57,9 @@ pub struct Killer {
     last: (u64, u64),
     pub kills: Vec<Kill>,
     pub pauses: usize,
+    /// Workers that lost their disks.
+    pub losses: usize,
+    strikes: usize,
 }
 
 impl Killer {
@@ -61,11 +69,13 @@ impl Killer {
         processes: (usize, usize),
         interval: Span,
         progress: Arc<Progress>,
+        nodes: Nodes,
     ) -> Killer {
         Killer {
             random: seeded(seed, 4_000),
             clock: SystemClock::shared(),
             progress,
+            nodes,
             interval,
             deck: Vec::new(),
             coordinators: processes.0,
@@ -73,6 +83,8 @@ impl Killer {
             last: (0, 0),
             kills: Vec::new(),
             pauses: 0,
+            losses: 0,
+            strikes: 0,
         }
     }
 
@@ -91,6 +103,12 @@ impl Killer {
         self.wait(Span(pause), watch).await?;
         if below(&mut self.random, 4) > 0 {
             self.wait_until_it_got_on(watch).await?;
+        }
+        self.strikes += 1;
+        if self.strikes.is_multiple_of(DISK_LOST_EVERY)
+            && losses::wait_until_whole(&self.nodes, &mut self.random).await
+        {
+            return self.lose_disk(cluster, watch).await;
         }
         if below(&mut self.random, 6) == 0 {
             return self.pause(cluster, watch).await;
@@ -119,6 +137,31 @@ impl Killer {
             }
         }
         cluster.wait_until_ready()
+    }
+
+    /// A worker that never comes back; another one takes its place, with an empty disk.
+    async fn lose_disk(
+        &mut self,
+        cluster: &mut Cluster,
+        watch: &mut impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let chosen = below(&mut self.random, self.workers as u64);
+        let index = usize::try_from(chosen)?;
+        let under_way = self.got_on() && self.wait_for_events_under_way().await;
+        let (_, acknowledged, came_out) = self.progress.read();
+        cluster.kill_worker(index)?;
+        std::fs::remove_dir_all(cluster.worker_directory(index))?;
+        self.kills.push(Kill {
+            victim: Victim::Worker(index),
+            in_flight: under_way,
+        });
+        self.losses += 1;
+        self.last = (acknowledged, came_out);
+        let absence = below(&mut self.random, LONGEST_ABSENCE_MS);
+        self.wait(Span(absence), watch).await?;
+        cluster.begin_worker(index)?;
+        cluster.wait_until_ready()?;
+        losses::replace_replicas(&self.nodes, &mut self.random).await
     }
 
     /// A worker that others give up while it believes that it is still who it was.
@@ -225,7 +268,13 @@ mod tests {
     #[test]
     fn everyone_has_its_share_of_the_kills() {
         for seed in 0..20 {
-            let mut killer = Killer::new(seed, (3, 3), Span(1), Arc::default());
+            let mut killer = Killer::new(
+                seed,
+                (3, 3),
+                Span(1),
+                Arc::default(),
+                Nodes::new(&[]).unwrap(),
+            );
             let mut counts = [0; 6];
             for _ in 0..24 {
                 for victim in killer.victims() {

@@ -1,7 +1,7 @@
 //! Real processes under SIGKILL: what comes out is what an oracle says, or the run fails.
 //!
-//! Three coordinators, or one, and three workers run two jobs on a stream that producers send all the while. Processes
-//! are killed and started again; state is read at completed epochs; committed output is followed. At the
+//! Three coordinators, or one, and some workers run two jobs on a stream that producers send all the while. Processes
+//! are killed and started again, some of them without their disks; state is read at completed epochs; committed output is followed. At the
 //! end the stream stops, the jobs drain, and input, output and state are compared with a computation
 //! of their own. A run in which too little happened fails as well.
 
@@ -11,6 +11,7 @@ pub mod progress;
 pub mod nodes;
 pub mod producers;
 pub mod killer;
+mod losses;
 pub mod reader;
 pub mod follower;
 pub mod oracle;
@@ -28,17 +29,18 @@ use common::client::Client;
 use common::time::{Span, SystemClock};
 
 use self::killer::Killer;
+use self::nodes::Nodes;
 use self::progress::Progress;
 use self::summary::Summary;
 use crate::cluster::Cluster;
-
-pub const WORKERS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
     /// One, or a group of three.
     pub coordinators: usize,
+    /// At least three: topics have as many copies.
+    pub workers: usize,
     /// For so long processes are killed.
     pub duration: Span,
     /// Between two kills, on average.
@@ -58,7 +60,7 @@ pub fn seed() -> Result<u64> {
 
 /// Runs to the end. What it answers has been verified, but may still have been too quiet.
 pub fn run(options: &Options) -> Result<Summary> {
-    let mut cluster = Cluster::start_in(&options.directory, options.coordinators, WORKERS)?;
+    let mut cluster = Cluster::start_in(&options.directory, options.coordinators, options.workers)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -75,7 +77,7 @@ pub fn run(options: &Options) -> Result<Summary> {
 async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
     let seed = options.seed;
     let mut addresses = cluster.coordinator_addresses();
-    addresses.extend((0..WORKERS).map(|worker| cluster.worker(worker).to_owned()));
+    addresses.extend((0..options.workers).map(|worker| cluster.worker(worker).to_owned()));
     jobs::deploy(&Client::connect(cluster.coordinator())?).await?;
 
     let progress = Arc::new(Progress::default());
@@ -95,9 +97,10 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
 
     let mut killer = Killer::new(
         seed,
-        (options.coordinators, WORKERS),
+        (options.coordinators, options.workers),
         options.interval,
         Arc::clone(&progress),
+        Nodes::new(&addresses)?,
     );
     let outcome = async {
         let begin = killer.now();
@@ -123,9 +126,10 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
     Ok(Summary {
         seed,
         coordinators: options.coordinators,
-        workers: WORKERS,
+        workers: options.workers,
         kills: killer.kills,
         pauses: killer.pauses,
+        losses: killer.losses,
         checked,
         sent,
         verified,

@@ -24,6 +24,7 @@ pub struct Summary {
     pub workers: usize,
     pub kills: Vec<Kill>,
     pub pauses: usize,
+    pub losses: usize,
     pub checked: Checked,
     pub sent: Sent,
     pub verified: Verified,
@@ -38,6 +39,7 @@ impl Summary {
                 "too quiet: {victim} was killed {in_flight} times while events were in flight, not {KILLS}"
             );
         }
+        ensure!(self.losses > 0, "too quiet: no worker lost its disk");
         for (job, epochs) in &self.checked.epochs {
             let completed = epochs.completed.len();
             ensure!(
@@ -94,6 +96,7 @@ impl fmt::Display for Summary {
             "  workers were stopped for a while {} times",
             self.pauses
         )?;
+        writeln!(f, "  workers lost their disks {} times", self.losses)?;
         for (job, epochs) in &self.checked.epochs {
             writeln!(
                 f,

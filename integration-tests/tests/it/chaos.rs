@@ -14,6 +14,7 @@ fn nobody_can_tell_that_processes_were_killed_for_a_minute() {
     let options = Options {
         seed,
         coordinators: 3,
+        workers: 3,
         duration: Span::from_secs(60),
         interval: Span::from_secs(3),
         events_per_second: 4_000,
