@@ -1,9 +1,10 @@
-//! How long no result comes after `kill -9` of the worker that holds all state, with and without room for it.
+//! How long no result comes after `kill -9` of the worker that holds all state: alone, with and without room for
+//! it, and among three, where another one stands by.
 //!
 //! `cargo build --release --bins && cargo bench -p integration-tests --bench recovery`
 //!
 //! A running aggregate over many keys fills the state; then a light load goes on while the worker is killed and
-//! started again with its directory. Measured is the longest time between two newly committed results, less the
+//! started again with its directory: at once if it is alone, seconds later if not. Measured is the longest time between two newly committed results, less the
 //! interval of checkpoints. Afterwards the counts of a thousand keys are read over HTTP and must be exact.
 
 use std::time::Duration;
@@ -18,6 +19,9 @@ use serde_json::{Value, json};
 const INTERVAL: Duration = Duration::from_millis(200);
 /// After a kill, the load goes on for so long.
 const RETURN_WITHIN: Duration = Duration::from_secs(25);
+/// Where another worker goes on, the killed one comes back after this, when all is long over.
+const AWAY: Duration = Duration::from_secs(4);
+const GO_ON_WITHIN: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(5);
 const REQUEST: u64 = 20_000;
 const MAX_RECORDS: usize = 5_000;
@@ -29,8 +33,14 @@ struct Options {
     /// Different keys; about 110 bytes of state each.
     #[arg(long, default_value_t = 2_000_000)]
     keys: u64,
+    /// Of a worker alone, and of one of three.
     #[arg(long, default_value_t = 3)]
     kills: u32,
+    #[arg(long, default_value_t = 20)]
+    kills_of_three: u32,
+    /// Memory of each of three workers.
+    #[arg(long, default_value = "4GiB")]
+    memory: String,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -44,30 +54,95 @@ fn main() -> Result<()> {
         .enable_all()
         .build()?;
     for memory in ["2GiB", "128MiB"] {
-        let mut cluster = Cluster::start_with(1, &["--memory", memory])?;
-        let client = cluster.client()?;
-        runtime.block_on(fill(&client, options.keys))?;
-        let process = cluster.worker_process(0)?.id();
-        let job = runtime.block_on(client.job("counts"))?;
-        let state = &job["last_checkpoint"]["state_bytes"];
-        let state = state.as_u64().context("state_bytes")?;
-        let (peak, _) = resident_bytes(process).context("Linux says nothing of the worker")?;
-        println!(
-            "--memory {memory}: {:.0} MiB of state, peak of the worker's memory {:.0} MiB",
-            mebibytes(state),
-            mebibytes(peak)
-        );
-        let mut rounds = 0;
-        for kill in 0..options.kills {
-            let gap = runtime.block_on(longest_gap(&mut cluster, &client, &mut rounds))?;
-            println!(
-                "  kill {kill}: no newly committed result for {:.2} s more than the interval",
-                gap.saturating_sub(INTERVAL).as_secs_f64()
-            );
-        }
-        runtime.block_on(check(&client, rounds))?;
+        runtime.block_on(measure(&options, 1, options.kills, memory))?;
     }
-    Ok(())
+    runtime.block_on(measure(
+        &options,
+        3,
+        options.kills_of_three,
+        &options.memory,
+    ))
+}
+
+async fn measure(options: &Options, workers: usize, kills: u32, memory: &str) -> Result<()> {
+    if kills == 0 {
+        return Ok(());
+    }
+    let start = || Cluster::start_with(workers, &["--memory", memory]);
+    let mut cluster = tokio::task::block_in_place(start)?;
+    let client = cluster.client()?;
+    fill(&client, options.keys, workers).await?;
+    let job = client.job("counts").await?;
+    let state = &job["last_checkpoint"]["state_bytes"];
+    let state = state.as_u64().context("state_bytes")?;
+    let mut peak = 0;
+    for worker in 0..workers {
+        let process = cluster.worker_process(worker)?.id();
+        let (own, _) = resident_bytes(process).context("Linux says nothing of the worker")?;
+        peak = own.max(peak);
+    }
+    println!(
+        "{workers} workers, --memory {memory}: {:.0} MiB of state, peak of a worker's memory {:.0} MiB",
+        mebibytes(state),
+        mebibytes(peak)
+    );
+    let (mut rounds, mut gaps) = (0, Vec::new());
+    for _ in 0..kills {
+        if workers > 1 {
+            until_held_twice(&client).await?;
+        }
+        let gap = longest_gap(&mut cluster, &client, &mut rounds).await?;
+        gaps.push(gap.saturating_sub(INTERVAL));
+    }
+    let each: Vec<String> = gaps
+        .iter()
+        .map(|gap| format!("{:.2}", gap.as_secs_f64()))
+        .collect();
+    gaps.sort_unstable();
+    println!(
+        "  no newly committed result for {:.2} s more than the interval in the middle, {:.2} s at most ({})",
+        gaps[gaps.len() / 2].as_secs_f64(),
+        gaps[gaps.len() - 1].as_secs_f64(),
+        each.join(", ")
+    );
+    check(&client, rounds).await
+}
+
+/// Another worker holds all of it, too.
+async fn until_held_twice(client: &Client) -> Result<()> {
+    loop {
+        let list: Value = client.get("/v1/jobs/counts/checkpoints").await?;
+        let holders = list["holders"].as_object().context("holders")?;
+        let twice = |workers: &Value| workers.as_array().is_some_and(|w| w.len() > 1);
+        if !holders.is_empty() && holders.values().all(twice) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The place of the worker that has most tasks of the job.
+async fn busiest(cluster: &Cluster, client: &Client) -> Result<usize> {
+    let job = client.job("counts").await?;
+    let stages = job["stages"].as_array().context("stages")?;
+    let tasks = stages.iter().flat_map(|stage| stage["tasks"].as_array());
+    let mut counts = std::collections::BTreeMap::<u64, usize>::new();
+    for task in tasks.flatten() {
+        let worker = task["worker"].as_u64().context("a task's worker")?;
+        *counts.entry(worker).or_default() += 1;
+    }
+    let most = counts.into_iter().max_by_key(|(_, tasks)| *tasks);
+    let (id, _) = most.context("no task runs")?;
+    let list: Value = client.get("/v1/workers").await?;
+    let workers = list["workers"].as_array().context("workers")?;
+    let row = workers.iter().find(|worker| worker["id"] == id);
+    let address = row
+        .and_then(|row| row["address"].as_str())
+        .context("its address")?;
+    let mut places = 0..cluster.workers();
+    places
+        .find(|place| cluster.worker(*place) == address)
+        .context("no such worker was started")
 }
 
 fn record(key: u64) -> String {
@@ -77,16 +152,19 @@ fn record(key: u64) -> String {
     )
 }
 
-/// Deploys the job and gives it every key once.
-async fn fill(client: &Client, keys: u64) -> Result<()> {
-    client.create_topic("events", 4).await?;
-    client.create_topic("results", 4).await?;
+/// Deploys the job and gives it every key once. Topics have a copy on each worker.
+async fn fill(client: &Client, keys: u64, workers: usize) -> Result<()> {
+    for topic in ["events", "results"] {
+        let topic = json!({"name": topic, "partitions": 4, "replication_factor": workers});
+        let _: Value = client.post("/v1/topics", &topic).await?;
+    }
     let sql = "CREATE TABLE events (key VARCHAR, amount BIGINT) WITH (connector = 'topic', topic = 'events');
                CREATE TABLE results WITH (connector = 'topic', topic = 'results');
                INSERT INTO results SELECT key, count(*) AS events, sum(amount) AS total, max(amount) AS largest
                FROM events GROUP BY key;";
     let job = json!({
-        "name": "counts", "sql": sql, "checkpoint_interval_ms": INTERVAL.as_millis() as u64,
+        "name": "counts", "sql": sql, "parallelism": 2,
+        "checkpoint_interval_ms": INTERVAL.as_millis() as u64,
     });
     let _: Value = client.post("/v1/jobs", &job).await?;
     for first in (0..keys).step_by(usize::try_from(REQUEST)?) {
@@ -125,14 +203,20 @@ async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -
     let looking = look(client.clone(), clock, ends(client).await?, stopped);
     let looking = tokio::spawn(looking);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    cluster.kill_worker(0)?;
+    let victim = busiest(cluster, client).await?;
+    let (away, within) = match cluster.workers() {
+        1 => (Duration::ZERO, RETURN_WITHIN),
+        _ => (AWAY, GO_ON_WITHIN),
+    };
+    cluster.kill_worker(victim)?;
+    tokio::time::sleep(away).await;
     // Blocks until the worker is ready, as a supervisor that starts it again would not have to.
-    tokio::task::block_in_place(|| cluster.restart_worker(0))?;
-    tokio::time::sleep(RETURN_WITHIN).await;
+    tokio::task::block_in_place(|| cluster.restart_worker(victim))?;
+    tokio::time::sleep(within.saturating_sub(away)).await;
     stop.send(true)?;
     *rounds = load.await??;
     let gap = looking.await?;
-    ensure!(gap < RETURN_WITHIN, "results did not come back");
+    ensure!(gap < within, "results did not come back");
     Ok(gap)
 }
 

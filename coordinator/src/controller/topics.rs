@@ -174,7 +174,7 @@ fn given(
 }
 
 /// As many replicas as are wanted: those on active workers stay, others take the place of the rest.
-fn chosen(
+pub(super) fn chosen(
     metadata: &ClusterMetadata,
     row: &TopicRow,
     factor: Option<u32>,
@@ -240,21 +240,22 @@ fn placed(
 }
 
 fn too_few_workers(replication_factor: u32, workers: usize) -> Problem {
-    let detail =
-        format!("{replication_factor} replicas need as many active workers, there are {workers}");
+    let detail = format!(
+        "{replication_factor} replicas need as many workers that may be given work, there are {workers}"
+    );
     Problem::new(ErrorCode::NotEnoughReplicas, detail).hint("Start more workers.")
 }
 
-/// What each active worker has.
+/// What each worker has that may be given more.
 fn held(metadata: &ClusterMetadata) -> Result<BTreeMap<NodeId, Held>, Problem> {
     let mut workers: BTreeMap<NodeId, Held> = metadata
-        .active_workers()
+        .open_workers()
         .map(|worker| (worker.id, Held::default()))
         .collect();
     if workers.is_empty() {
         return Err(Problem::new(
             ErrorCode::NoWorkers,
-            "no worker is active, so there is nowhere to put partitions",
+            "no worker may be given work, so there is nowhere to put partitions",
         )
         .hint("Start a worker; GET /v1/workers shows those the cluster knows."));
     }

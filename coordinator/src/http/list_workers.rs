@@ -1,15 +1,20 @@
 //! The workers the cluster knows, how they stand, and what they use.
 
+use std::collections::BTreeMap;
+
 use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use common::error::Problem;
+use common::ids::NodeId;
 use common::transport::server::Query;
 
 use super::gate::Reigning;
 use super::paging::Page;
-use crate::metadata::nodes::WorkerStatus;
+use crate::liveness::messages::LastHeard;
+use crate::metadata::ClusterMetadata;
+use crate::metadata::nodes::{WorkerRow, WorkerStatus};
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct WorkerList {
@@ -26,6 +31,13 @@ pub struct WorkerDescription {
     /// `registered`: recovering what is on its disk; `active`; `fenced`: gone.
     #[schema(value_type = String)]
     pub status: WorkerStatus,
+    /// It is being emptied: nothing new is given to it.
+    pub draining: bool,
+    /// Replicas of partitions, tasks, and tasks it stands by for, as they are to be. One that is being emptied
+    /// may be stopped when there are none.
+    pub replicas: usize,
+    pub tasks: usize,
+    pub standbys: usize,
     /// Another one for every life of its process.
     pub epoch: u64,
     pub version: String,
@@ -61,37 +73,64 @@ pub(crate) async fn list_workers(
     Query(page): Query<Page>,
 ) -> Result<Json<WorkerList>, Problem> {
     let heard = state.liveness.describe().await;
-    let (rows, next) = state.controller.view().read(|metadata| {
+    let (workers, next) = state.controller.view().read(|metadata| {
         // Ten digits sort as the numbers do.
-        page.of(metadata.workers().cloned(), |row| {
+        let (rows, next) = page.of(metadata.workers().cloned(), |row| {
             format!("{:010}", row.id.0)
-        })
+        })?;
+        let workers = rows.iter().map(|row| describe(metadata, row, &heard));
+        Ok::<_, Problem>((workers.collect(), next))
     })?;
-    let workers = rows
-        .iter()
-        .map(|row| {
-            let last = heard.get(&row.id).filter(|last| last.epoch == row.epoch);
-            WorkerDescription {
-                id: row.id.0,
-                address: row.address.clone(),
-                status: row.status,
-                epoch: row.epoch.0,
-                version: row.version.clone(),
-                cores: row.cores,
-                slots: row.slots,
-                memory_bytes: row.memory_bytes,
-                registered_at: row.registered_at.to_string(),
-                silent_ms: last.map(|last| last.ago.0),
-                load: last.map(|last| LoadDescription {
-                    resident_bytes: last.load.resident_bytes,
-                    state_bytes: last.load.state_bytes,
-                    disk_used_bytes: last.load.disk_used_bytes,
-                    disk_free_bytes: last.load.disk_free_bytes,
-                    partitions_led: last.load.partitions_led,
-                    tasks: last.load.tasks,
-                }),
-            }
-        })
-        .collect();
     Ok(Json(WorkerList { workers, next }))
+}
+
+/// One of them, if there is such a worker.
+pub(crate) async fn described(state: &Reigning, worker: NodeId) -> Option<WorkerDescription> {
+    let heard = state.liveness.describe().await;
+    state.controller.view().read(|metadata| {
+        let row = metadata.worker(worker)?;
+        Some(describe(metadata, row, &heard))
+    })
+}
+
+fn describe(
+    metadata: &ClusterMetadata,
+    row: &WorkerRow,
+    heard: &BTreeMap<NodeId, LastHeard>,
+) -> WorkerDescription {
+    let last = heard.get(&row.id).filter(|last| last.epoch == row.epoch);
+    let partitions = metadata
+        .topics_by_name()
+        .flat_map(|topic| &topic.partitions);
+    let deployments = || {
+        metadata
+            .jobs_by_name()
+            .filter_map(|job| job.deployment.as_ref())
+    };
+    let tasks = deployments().flat_map(|deployment| &deployment.tasks);
+    let standbys = deployments().flat_map(|deployment| deployment.standbys.values());
+    WorkerDescription {
+        id: row.id.0,
+        address: row.address.clone(),
+        status: row.status,
+        draining: row.draining,
+        replicas: partitions.filter(|p| p.replicas.contains(&row.id)).count(),
+        tasks: tasks.filter(|task| task.worker == row.id).count(),
+        standbys: standbys.filter(|workers| workers.contains(&row.id)).count(),
+        epoch: row.epoch.0,
+        version: row.version.clone(),
+        cores: row.cores,
+        slots: row.slots,
+        memory_bytes: row.memory_bytes,
+        registered_at: row.registered_at.to_string(),
+        silent_ms: last.map(|last| last.ago.0),
+        load: last.map(|last| LoadDescription {
+            resident_bytes: last.load.resident_bytes,
+            state_bytes: last.load.state_bytes,
+            disk_used_bytes: last.load.disk_used_bytes,
+            disk_free_bytes: last.load.disk_free_bytes,
+            partitions_led: last.load.partitions_led,
+            tasks: last.load.tasks,
+        }),
+    }
 }

@@ -33,6 +33,7 @@ pub mod acknowledge_standby;
 pub mod decline_checkpoint;
 pub mod describe_cluster;
 pub mod change_membership;
+pub mod drain_worker;
 pub mod list_workers;
 pub mod health;
 pub mod metrics;
@@ -115,6 +116,8 @@ pub struct State {
         change_membership::add_coordinator,
         change_membership::remove_coordinator,
         list_workers::list_workers,
+        drain_worker::drain_worker,
+        drain_worker::end_drain,
         health::live,
         health::ready,
         metrics::metrics,
@@ -225,6 +228,11 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
         .service(resource("/v1/sql/explain").route(post().to(explain_query::explain_query)))
         .service(resource("/v1/cluster").route(get().to(describe_cluster::describe_cluster)))
         .service(resource("/v1/workers").route(get().to(list_workers::list_workers)))
+        .service(
+            resource("/v1/workers/{id}/drain")
+                .route(post().to(drain_worker::drain_worker))
+                .route(delete().to(drain_worker::end_drain)),
+        )
         .service(resource("/v1/coordinators").route(post().to(change_membership::add_coordinator)))
         .service(
             resource("/v1/coordinators/{coordinator}")

@@ -31,9 +31,9 @@ pub fn plan_context(metadata: &ClusterMetadata, job: Option<&JobName>) -> PlanCo
                 )
             })
             .collect(),
-        worker_cores: metadata.active_workers().map(|worker| worker.cores).sum(),
+        worker_cores: metadata.open_workers().map(|worker| worker.cores).sum(),
         custom_operators: metadata
-            .active_workers()
+            .open_workers()
             .flat_map(|worker| worker.operators.iter().cloned())
             .collect(),
         dead_letters: job.map(JobName::dead_letters),
@@ -111,7 +111,7 @@ pub fn command(
 fn replication_factor(metadata: &ClusterMetadata, planned: &PlannedJob) -> u32 {
     let read = planned.source_topics.iter();
     let factors = read.filter_map(|name| Some(metadata.topic_named(name)?.replication_factor()));
-    let workers = metadata.active_workers().count();
+    let workers = metadata.open_workers().count();
     let factor = factors.max().unwrap_or(1).min(workers).max(1);
     u32::try_from(factor).expect("a factor is bounded")
 }

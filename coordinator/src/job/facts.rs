@@ -41,6 +41,8 @@ pub struct RunningTasks {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerRoom {
     pub epoch: WorkerEpoch,
+    /// It is to be emptied.
+    pub draining: bool,
     /// Slots that no other job uses.
     pub free_slots: u32,
     /// The custom operators it carries.
@@ -177,6 +179,7 @@ pub fn workers_for(
         .map(|row| {
             let room = WorkerRoom {
                 epoch: row.epoch,
+                draining: row.draining,
                 free_slots: row.slots.saturating_sub(used_by_others(row.id)),
                 operators: row.operators.iter().cloned().collect(),
             };

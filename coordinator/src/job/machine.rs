@@ -123,6 +123,13 @@ enum TaskStatus {
     Missing,
 }
 
+/// Whether workers that are to be emptied are given tasks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draining {
+    Avoided,
+    Used,
+}
+
 struct Failure {
     reason: String,
     fatal: bool,
@@ -392,7 +399,8 @@ impl JobMachine {
                     generation: self.facts.generation,
                 })
             }
-            Desired::Running | Desired::Drained if runs => self.stand_by(now),
+            Desired::Running if runs => self.move_away().or_else(|| self.stand_by(now)),
+            Desired::Drained if runs => self.stand_by(now),
             Desired::Running | Desired::Drained | Desired::Paused | Desired::Stopped => None,
             Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
         }
@@ -445,6 +453,26 @@ impl JobMachine {
         }
     }
 
+    /// Tasks on a worker that is to be emptied go on elsewhere, once that costs no more than a restart: what is
+    /// kept of them is there already.
+    fn move_away(&self) -> Option<Proposal> {
+        let running = self.facts.running.as_ref()?;
+        let is_draining = |worker: &NodeId| self.workers.get(worker).is_some_and(|w| w.draining);
+        let leaving = running
+            .worker_of
+            .values()
+            .find(|worker| is_draining(worker))?;
+        let tasks = place(&self.problem(Draining::Avoided)).ok()?;
+        Some(Proposal::Start {
+            generation: self.facts.generation,
+            standbys: self.standbys_of(&tasks),
+            tasks,
+            state: JobState::Deploying,
+            reason: format!("worker {leaving} is being drained"),
+            failure: None,
+        })
+    }
+
     /// Others stand by, if some are lost for good or have come.
     fn stand_by(&mut self, now: Tick) -> Option<Proposal> {
         self.gone.retain(|_, since| now.since(*since) < EXCUSED_FOR);
@@ -462,7 +490,8 @@ impl JobMachine {
             shape: &self.shape,
             count: self.settings.standbys,
             worker_of,
-            free_slots: &self.free_slots(),
+            free_slots: &self.free_slots(Draining::Avoided),
+            draining: &self.draining(),
             carried: &self.carried(),
             previous,
             excused: &excused,
@@ -470,8 +499,14 @@ impl JobMachine {
         })
     }
 
-    fn free_slots(&self) -> BTreeMap<NodeId, u32> {
+    fn draining(&self) -> BTreeSet<NodeId> {
+        let draining = self.workers.iter().filter(|(_, room)| room.draining);
+        draining.map(|(worker, _)| *worker).collect()
+    }
+
+    fn free_slots(&self, draining: Draining) -> BTreeMap<NodeId, u32> {
         let workers = self.workers.iter();
+        let workers = workers.filter(|(_, room)| draining == Draining::Used || !room.draining);
         workers
             .map(|(worker, room)| (*worker, room.free_slots))
             .collect()
@@ -492,25 +527,12 @@ impl JobMachine {
                 failure,
             );
         }
-        let holders = match self.facts.completed {
-            Some(_) => self.facts.holders.clone(),
-            None => BTreeMap::new(),
-        };
-        let running = self.facts.running.as_ref();
-        let problem = Problem {
-            shape: self.shape.clone(),
-            free_slots: self.free_slots(),
-            carried: self.carried(),
-            previous: match running {
-                Some(running) => running.worker_of.clone(),
-                None => ran_last(&self.facts.holders),
-            },
-            holders,
-        };
         let recovers = failure.is_some()
             || self.facts.state == JobState::Recovering
             || self.facts.state == JobState::Waiting && !self.failures.is_empty();
-        match place(&problem) {
+        // A worker that is being drained is better than none.
+        let placed = place(&self.problem(Draining::Avoided));
+        match placed.or_else(|_| place(&self.problem(Draining::Used))) {
             Ok(tasks) => Proposal::Start {
                 generation: self.facts.generation,
                 standbys: self.standbys_of(&tasks),
@@ -528,6 +550,23 @@ impl JobMachine {
                 failure,
             },
             Err(unplaceable) => self.halt(JobState::Waiting, &unplaceable.to_string(), failure),
+        }
+    }
+
+    fn problem(&self, draining: Draining) -> Problem {
+        let running = self.facts.running.as_ref();
+        Problem {
+            shape: self.shape.clone(),
+            free_slots: self.free_slots(draining),
+            carried: self.carried(),
+            previous: match running {
+                Some(running) => running.worker_of.clone(),
+                None => ran_last(&self.facts.holders),
+            },
+            holders: match self.facts.completed {
+                Some(_) => self.facts.holders.clone(),
+                None => BTreeMap::new(),
+            },
         }
     }
 

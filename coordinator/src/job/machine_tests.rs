@@ -49,6 +49,7 @@ fn shape() -> JobShape {
 fn room(epoch: u64, free_slots: u32) -> WorkerRoom {
     WorkerRoom {
         epoch: WorkerEpoch(epoch),
+        draining: false,
         free_slots,
         operators: BTreeSet::new(),
     }
@@ -380,6 +381,32 @@ fn a_lost_workers_tasks_go_on_at_their_standbys_and_others_stand_by() {
         Generation(2),
         "nothing was started anew"
     );
+}
+
+#[test]
+fn a_worker_that_is_drained_gives_up_its_tasks_once_others_hold_them() {
+    let mut world = World::with_workers([(NodeId(1), room(1, 4)), (NodeId(2), room(2, 2))].into());
+    world = world.run();
+    world.complete_checkpoint(3);
+    for room in world.workers.values_mut() {
+        room.free_slots = 2;
+    }
+    world.workers.get_mut(&NodeId(1)).unwrap().draining = true;
+    world.metadata_changed();
+    world.settle();
+    assert_eq!(
+        world.facts.generation,
+        Generation(1),
+        "nobody else holds its state"
+    );
+    hold_all(&mut world);
+    world.settle();
+    world.expect(Deploying, "worker 1 is being drained");
+    assert!(world.runs_on().values().all(|worker| *worker == NodeId(2)));
+    assert!(world.failures.is_empty());
+    world.report(TaskState::Running);
+    world.settle();
+    world.expect(Running, "");
 }
 
 #[test]

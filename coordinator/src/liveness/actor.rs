@@ -1,6 +1,6 @@
 //! Heartbeats and time → machine → probes, and commands to the controller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use actix::{
@@ -21,7 +21,7 @@ use common::transport::client::{CallError, Forward, Transport};
 use super::machine::LivenessMachine;
 use super::messages::{Describe, Heard, LastHeard};
 use crate::controller::Controller;
-use crate::controller::reconcile::{balance, reconcile};
+use crate::controller::reconcile::{balance, move_replicas, reconcile};
 use crate::metadata::command::Command;
 use crate::metadata::nodes::WorkerStatus;
 
@@ -32,6 +32,10 @@ const LOOK_EVERY: Span = Span::from_millis(100);
 const PROBE_DEADLINE: Span = Span::from_secs(1);
 /// A worker that has come back leads again what it was placed to lead, but not at every blink of its.
 const BALANCE_EVERY: Span = Span::from_secs(10);
+/// Replicas on workers that are to be emptied are looked at so often.
+const MOVE_EVERY: Span = Span::from_secs(1);
+/// A worker that is gone for so long is not waited for any more: its replicas are made anew elsewhere.
+const GIVEN_UP_AFTER: Span = Span::from_secs(300);
 
 /// A handle on the actor; usable from any thread.
 #[derive(Clone, Debug)]
@@ -54,6 +58,8 @@ impl Liveness {
             controller,
             transport,
             balances_at: clock.tick().plus(BALANCE_EVERY),
+            moves_at: clock.tick(),
+            gone: BTreeMap::new(),
             clock,
             heartbeats: heartbeats.clone(),
             last: BTreeMap::new(),
@@ -99,6 +105,10 @@ pub struct LivenessActor {
     proposing: bool,
     /// When it is looked next whether leaders are where they should be.
     balances_at: Tick,
+    /// The same for replicas.
+    moves_at: Tick,
+    /// Since when workers have been seen to be gone.
+    gone: BTreeMap<NodeId, Tick>,
 }
 
 impl LivenessActor {
@@ -114,9 +124,19 @@ impl LivenessActor {
         if balances {
             self.balances_at = now.plus(BALANCE_EVERY);
         }
+        let moves = now >= self.moves_at;
+        if moves {
+            self.moves_at = now.plus(MOVE_EVERY);
+        }
+        let given_up = self.gone.iter();
+        let given_up = given_up.filter(|(_, since)| now.since(**since) > GIVEN_UP_AFTER);
+        let given_up = given_up.map(|(worker, _)| *worker).collect();
         let commands = self.controller.view().read(|metadata| {
             let mut commands = reconcile(metadata, &self.machine, now);
             commands.extend(balances.then(|| balance(metadata)).flatten());
+            if moves {
+                commands.extend(move_replicas(metadata, &given_up));
+            }
             commands
         });
         if !commands.is_empty() {
@@ -126,11 +146,20 @@ impl LivenessActor {
 
     fn follow(&mut self) {
         let now = self.clock.tick();
-        let epochs: BTreeMap<NodeId, WorkerEpoch> = self.controller.view().read(|metadata| {
+        let (fenced, epochs) = self.controller.view().read(|metadata| {
+            let workers = metadata.workers();
+            let fenced = workers.filter(|row| row.status == WorkerStatus::Fenced);
+            let fenced: BTreeSet<NodeId> = fenced.map(|row| row.id).collect();
             let workers = metadata.workers();
             let living = workers.filter(|row| row.status != WorkerStatus::Fenced);
-            living.map(|row| (row.id, row.epoch)).collect()
+            let epochs: BTreeMap<NodeId, WorkerEpoch> =
+                living.map(|row| (row.id, row.epoch)).collect();
+            (fenced, epochs)
         });
+        self.gone.retain(|worker, _| fenced.contains(worker));
+        for worker in fenced {
+            self.gone.entry(worker).or_insert(now);
+        }
         self.machine.follow(now, &epochs);
         self.last.retain(|worker, _| epochs.contains_key(worker));
     }

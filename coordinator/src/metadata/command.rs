@@ -54,6 +54,11 @@ pub enum Command {
         worker: NodeId,
         epoch: WorkerEpoch,
     },
+    /// The worker is to be emptied, or may be given work again.
+    DrainWorker {
+        worker: NodeId,
+        draining: bool,
+    },
 
     CreateTopic {
         id: TopicId,
@@ -222,6 +227,8 @@ pub enum Rejection {
     WrongCluster { ours: ClusterId, theirs: ClusterId },
     #[error("worker {worker} is not known here")]
     UnknownWorker { worker: NodeId },
+    #[error("worker {worker} is the last one that may be given work")]
+    LastWorker { worker: NodeId },
     #[error("worker {worker} has another data directory")]
     OtherStorage { worker: NodeId },
     #[error("worker epoch {epoch} of worker {worker} has ended")]
@@ -293,6 +300,7 @@ impl Rejection {
             Rejection::FencedGeneration { .. } => ErrorCode::FencedGeneration,
             Rejection::NoReplica { .. } => ErrorCode::NoWorkers,
             Rejection::OtherStorage { .. }
+            | Rejection::LastWorker { .. }
             | Rejection::TopicChanged(_)
             | Rejection::IllegalTransition { .. }
             | Rejection::NotRunning { .. }
@@ -320,6 +328,7 @@ impl From<Rejection> for Problem {
             Rejection::TopicExists(_) | Rejection::JobExists(_) => {
                 problem.hint("Choose another name, or delete the old one first.")
             }
+            Rejection::LastWorker { .. } => problem.hint("Start another worker first."),
             Rejection::TopicChanged(_) => problem.hint("Read the topic again and repeat."),
             Rejection::JobOver { .. } => problem.hint("Deploy it again under another name."),
             Rejection::JobAlive { .. } => problem.hint("Stop or cancel it first."),

@@ -241,6 +241,9 @@ impl ClusterMetadata {
             Command::RegisterWorker(request) => self.register_worker(index, at, request),
             Command::FenceWorker { worker, epoch } => self.fence_worker(index, *worker, *epoch),
             Command::UnfenceWorker { worker, epoch } => self.unfence_worker(index, *worker, *epoch),
+            Command::DrainWorker { worker, draining } => {
+                self.drain_worker(index, *worker, *draining)
+            }
             Command::CreateTopic {
                 id,
                 name,

@@ -25,6 +25,9 @@ pub struct WorkerRow {
     pub incarnation: Uuid,
     pub epoch: WorkerEpoch,
     pub status: WorkerStatus,
+    /// Its user wants it empty: nothing new is given to it, and what it has goes elsewhere.
+    #[serde(default)]
+    pub draining: bool,
     pub address: String,
     pub version: String,
     pub cores: u32,
@@ -69,6 +72,11 @@ impl ClusterMetadata {
             .filter(|worker| worker.status == WorkerStatus::Active)
     }
 
+    /// Active, and to be given work.
+    pub fn open_workers(&self) -> impl Iterator<Item = &Arc<WorkerRow>> {
+        self.active_workers().filter(|worker| !worker.draining)
+    }
+
     pub fn is_active(&self, worker: NodeId) -> bool {
         self.workers
             .get(&worker)
@@ -104,6 +112,8 @@ impl ClusterMetadata {
             }
         }
         let worker = known.unwrap_or(NodeId(self.next_worker));
+        let before = self.workers.get(&worker);
+        let draining = before.is_some_and(|row| row.draining);
         let epoch = WorkerEpoch(index.0);
         self.next_worker = self.next_worker.max(worker.0 + 1);
         self.workers.insert(
@@ -114,6 +124,7 @@ impl ClusterMetadata {
                 incarnation: request.incarnation,
                 epoch,
                 status: WorkerStatus::Registered,
+                draining,
                 address: request.address.clone(),
                 version: request.version.clone(),
                 cores: request.cores,
@@ -126,6 +137,23 @@ impl ClusterMetadata {
         self.changes.touch(index, RowKey::Worker(worker));
         self.elect_without(index, worker);
         Ok(Outcome::Registered { worker, epoch })
+    }
+
+    pub(super) fn drain_worker(
+        &mut self,
+        index: MetadataVersion,
+        worker: NodeId,
+        draining: bool,
+    ) -> Result<Outcome, Rejection> {
+        let left = self.open_workers().any(|row| row.id != worker);
+        let row = self.workers.get_mut(&worker);
+        let row = row.ok_or(Rejection::UnknownWorker { worker })?;
+        if draining && !left {
+            return Err(Rejection::LastWorker { worker });
+        }
+        Arc::make_mut(row).draining = draining;
+        self.changes.touch(index, RowKey::Worker(worker));
+        Ok(Outcome::Done)
     }
 
     pub(super) fn fence_worker(

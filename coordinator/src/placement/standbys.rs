@@ -2,7 +2,9 @@
 //!
 //! Goals, in this order:
 //! 1. Never the task's own worker: it would be lost with it. And only who could run the task.
-//! 2. Who stands by already stays, as long as it is there: another one has to fetch everything.
+//! 2. Who stands by already stays, as long as it is there: another one has to fetch everything. One that is to
+//!    be emptied goes when the others have it all. For a task whose own worker is to be emptied, one more stands
+//!    by at least.
 //! 3. Who holds the state already, as a worker that ran the task before does.
 //! 4. Tasks of one instance have the same standby, so that they run side by side after a promotion, too.
 //! 5. The fewest tasks stood by for, then the most free slots, then the next after its own worker, so that
@@ -23,8 +25,10 @@ pub struct Problem<'a> {
     /// Standbys of each task, if there are so many workers.
     pub count: usize,
     pub worker_of: &'a BTreeMap<TaskId, NodeId>,
-    /// The active workers, and the slots this job may use on each.
+    /// The workers that may be given work, and the slots this job may use on each.
     pub free_slots: &'a BTreeMap<NodeId, u32>,
+    /// Active workers that are to be emptied.
+    pub draining: &'a BTreeSet<NodeId>,
     /// The custom operators that workers carry; one that is not named carries none.
     pub carried: &'a BTreeMap<NodeId, BTreeSet<String>>,
     /// Who stands by now.
@@ -43,7 +47,7 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
     for (task, _) in problem.tasks() {
         let previous = problem.previous.get(&task).into_iter().flatten();
         let stays = previous.filter(|worker| problem.may_stay(task, **worker));
-        let stays: Vec<NodeId> = stays.take(problem.count).copied().collect();
+        let stays: Vec<NodeId> = stays.take(problem.count_of(task)).copied().collect();
         for worker in &stays {
             *load.entry(*worker).or_default() += 1;
         }
@@ -59,9 +63,10 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
         let own = problem.worker_of.get(&task);
         let mut of_task = chosen.remove(&task).unwrap_or_default();
         beside.1.extend(of_task.iter().copied());
-        while of_task.len() < problem.count {
-            let holders = problem.holders.get(&task);
-            let holds = |worker: &NodeId| holders.is_some_and(|holders| holders.contains(worker));
+        let count = problem.count_of(task);
+        let holders = problem.holders.get(&task);
+        let holds = |worker: &NodeId| holders.is_some_and(|holders| holders.contains(worker));
+        while of_task.len() < count {
             let candidates = problem.free_slots.iter().filter(|(worker, _)| {
                 Some(*worker) != own
                     && !of_task.contains(worker)
@@ -79,6 +84,12 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
             beside.1.insert(*worker);
             of_task.push(*worker);
         }
+        let all_have_it = of_task.len() >= count && of_task.iter().all(holds);
+        if !all_have_it {
+            let previous = problem.previous.get(&task).into_iter().flatten();
+            let leaving = previous.filter(|worker| problem.draining.contains(worker));
+            of_task.extend(leaving.filter(|worker| Some(*worker) != own));
+        }
         if !of_task.is_empty() {
             chosen.insert(task, of_task);
         }
@@ -91,6 +102,12 @@ impl Problem<'_> {
     fn tasks(&self) -> impl Iterator<Item = (TaskId, &BTreeSet<String>)> {
         let stages = self.shape.stages.iter().filter(|stage| stage.has_state);
         stages.flat_map(|stage| stage.tasks().map(move |task| (task, &stage.custom)))
+    }
+
+    fn count_of(&self, task: TaskId) -> usize {
+        let own = self.worker_of.get(&task);
+        let leaves = own.is_some_and(|own| self.draining.contains(own));
+        self.count.max(usize::from(leaves))
     }
 
     fn may_stay(&self, task: TaskId, worker: NodeId) -> bool {
@@ -141,6 +158,7 @@ mod tests {
         count: usize,
         worker_of: BTreeMap<TaskId, NodeId>,
         free_slots: BTreeMap<NodeId, u32>,
+        draining: BTreeSet<NodeId>,
         previous: Standbys,
         excused: BTreeSet<NodeId>,
         holders: BTreeMap<TaskId, Vec<NodeId>>,
@@ -156,6 +174,7 @@ mod tests {
                 shape,
                 count: 1,
                 free_slots: (1..=workers).map(|worker| (NodeId(worker), 4)).collect(),
+                draining: BTreeSet::new(),
                 previous: Standbys::new(),
                 excused: BTreeSet::new(),
                 holders: BTreeMap::new(),
@@ -168,6 +187,7 @@ mod tests {
                 count: self.count,
                 worker_of: &self.worker_of,
                 free_slots: &self.free_slots,
+                draining: &self.draining,
                 carried: &BTreeMap::new(),
                 previous: &self.previous,
                 excused: &self.excused,
@@ -211,6 +231,34 @@ mod tests {
         assert_eq!(given.choose(), given.previous);
         given.excused.clear();
         assert_ne!(given.choose(), given.previous);
+    }
+
+    #[test]
+    fn one_that_is_to_be_emptied_goes_when_another_one_has_it_all() {
+        let mut given = Given::new(1, 3);
+        given.previous = given.choose();
+        let (of, leaves) = (task(1, 0), given.previous[&task(1, 0)][0]);
+        given.free_slots.remove(&leaves);
+        given.draining.insert(leaves);
+        let both = given.choose();
+        assert_eq!((both[&of].len(), both[&of].last()), (2, Some(&leaves)));
+        given.previous = both.clone();
+        assert_eq!(given.choose(), both, "until then nothing changes");
+        let comes = both[&of][0];
+        for of in [task(1, 0), task(2, 0)] {
+            given.holders.insert(of, vec![NodeId(1), leaves, comes]);
+        }
+        assert_eq!(given.choose()[&of], [comes]);
+    }
+
+    #[test]
+    fn a_task_whose_worker_is_to_be_emptied_is_stood_by_for_also_if_nobody_asked() {
+        let mut given = Given::new(1, 2);
+        given.count = 0;
+        assert!(given.choose().is_empty());
+        given.free_slots.remove(&NodeId(1));
+        given.draining.insert(NodeId(1));
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(2)]);
     }
 
     proptest! {
