@@ -25,6 +25,8 @@ const LONGEST_ABSENCE_MS: u64 = 1_500;
 const LONGEST_PAUSE_MS: u64 = 6_000;
 /// A moment with events under way is waited for this long: there is nearly always one.
 const IN_FLIGHT_WITHIN: Span = Span::from_secs(1);
+/// Each process is killed at least so often while events are in flight.
+pub const KILLS_OF_EACH: usize = 2;
 /// Every so many times a worker loses its disk.
 const DISK_LOST_EVERY: usize = 5;
 
@@ -86,6 +88,16 @@ impl Killer {
             losses: 0,
             strikes: 0,
         }
+    }
+
+    /// Each process was killed often enough with events in flight, and a disk was lost.
+    pub fn has_struck_everyone(&self) -> bool {
+        let struck = |victim: Victim| {
+            let kills = self.kills.iter();
+            let kills = kills.filter(|kill| kill.victim == victim && kill.in_flight);
+            kills.count() >= KILLS_OF_EACH
+        };
+        self.losses > 0 && everyone(self.coordinators, self.workers).all(struck)
     }
 
     pub fn now(&self) -> Tick {

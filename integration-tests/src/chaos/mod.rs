@@ -106,7 +106,12 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
         let begin = killer.now();
         // Whoever ends before it should has failed.
         let mut watch = || producers.check().and(follower.check()).and(checker.check());
-        while killer.now().since(begin) < options.duration {
+        // On a machine that is busy with something else it takes longer until each has had its share.
+        let longest = Span(options.duration.0 * 3);
+        let goes_on = |killer: &Killer, ran: Span| {
+            ran < options.duration || (ran < longest && !killer.has_struck_everyone())
+        };
+        while goes_on(&killer, killer.now().since(begin)) {
             killer.strike(cluster, &mut watch).await?;
         }
         progress.end_input();

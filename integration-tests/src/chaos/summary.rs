@@ -5,13 +5,11 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-use super::killer::{Kill, Victim, everyone};
+use super::killer::{KILLS_OF_EACH, Kill, Victim, everyone};
 use super::producers::Sent;
 use super::state_check::Checked;
 use super::verify::Verified;
 
-/// Each process is killed at least so often while events are in flight.
-const KILLS: usize = 2;
 /// Epochs that are completed, over both jobs those of the one that has fewer.
 const EPOCHS: usize = 20;
 /// Readings of each operator's state that are compared.
@@ -35,8 +33,8 @@ impl Summary {
     pub fn require(&self, least_records: u64) -> Result<()> {
         for (victim, (_, in_flight)) in self.kills_of_each() {
             ensure!(
-                in_flight >= KILLS,
-                "too quiet: {victim} was killed {in_flight} times while events were in flight, not {KILLS}"
+                in_flight >= KILLS_OF_EACH,
+                "too quiet: {victim} was killed {in_flight} times while events were in flight, not {KILLS_OF_EACH}"
             );
         }
         ensure!(self.losses > 0, "too quiet: no worker lost its disk");
