@@ -114,6 +114,10 @@ pub const MIN_CHECKPOINT_INTERVAL: Span = Span::from_millis(100);
 pub const CHECKPOINT_TIMEOUT: Span = Span::from_secs(60);
 /// Epochs are reserved in blocks, so that a new coordinator never gives one out again.
 pub const CHECKPOINT_RESERVATION: u64 = 1_024;
+/// How far jobs had read topics is told to those who remove records no more often than this.
+pub const HOLD_EVERY: Span = Span::from_secs(60);
+/// What a job still needs is kept beyond a topic's retention for so long after it was said last.
+pub const HOLD_FOR: Span = Span::from_secs(24 * 3_600);
 /// Copies of a job's state on other workers.
 pub const DEFAULT_STANDBYS: u32 = 1;
 pub const MAX_STANDBYS: u32 = 4;

@@ -14,9 +14,10 @@ use super::task::Deployment;
 use super::topic::TopicConfig;
 use crate::ids::{
     CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, LeaderEpoch,
-    MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName, WorkerEpoch,
+    MetadataVersion, NodeId, PartitionEpoch, PartitionId, TopicId, TopicName, WorkerEpoch,
 };
-use crate::time::Span;
+use crate::offset::Offset;
+use crate::time::{Span, Timestamp};
 
 /// Everything that changed after `since`; waits up to `wait` if nothing did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,9 @@ pub struct MetadataDelta {
     pub removed_jobs: Vec<JobId>,
     /// The tasks of jobs that should run; a job that is in `jobs` and runs nothing has `running: false`.
     pub deployments: Vec<Arc<Deployment>>,
+    /// What jobs still need of topics.
+    #[serde(default)]
+    pub holds: Vec<Arc<TopicHolds>>,
     /// Where the coordinators are, the one that leads first.
     #[serde(default)]
     pub coordinators: Vec<String>,
@@ -95,6 +99,16 @@ pub struct JobImage {
     pub running: bool,
     /// Deleted, and kept only until no transaction of it is open.
     pub deleted: bool,
+}
+
+/// From where on a job may read topics again: the positions of a completed checkpoint of not long ago.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopicHolds {
+    pub job: JobId,
+    /// When that checkpoint was completed.
+    pub at: Timestamp,
+    /// Empty: the job needs nothing any more.
+    pub positions: BTreeMap<TopicName, BTreeMap<PartitionId, Offset>>,
 }
 
 impl JobImage {

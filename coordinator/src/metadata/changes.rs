@@ -16,6 +16,8 @@ pub enum RowKey {
     Job(JobId),
     /// The tasks of a job. Apart from its job, because they change a thousand times less often.
     Deployment(JobId),
+    /// What a job still needs of topics, likewise.
+    Holds(JobId),
 }
 
 /// How many removed rows are remembered.
@@ -85,5 +87,5 @@ impl Changes {
 
 impl RowKey {
     /// After every other row.
-    const LAST: RowKey = RowKey::Deployment(JobId(u32::MAX));
+    const LAST: RowKey = RowKey::Holds(JobId(u32::MAX));
 }

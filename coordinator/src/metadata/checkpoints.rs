@@ -5,13 +5,18 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, TaskId};
-use common::limits::{CHECKPOINT_HISTORY, CHECKPOINT_RESERVATION, POSITIONS_HISTORY};
+use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, PartitionId, TaskId};
+use common::limits::{CHECKPOINT_HISTORY, CHECKPOINT_RESERVATION, HOLD_EVERY, POSITIONS_HISTORY};
+use common::offset::Offset;
+use common::plan::connector::SourceSpec;
 use common::protocol::checkpoint::CheckpointKind;
+use common::protocol::metadata::TopicHolds;
 use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
+use super::changes::RowKey;
 use super::command::{EpochCompleted, Outcome, Rejection};
+use super::jobs::JobRow;
 
 /// A completed checkpoint, as its job's history shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +62,8 @@ impl ClusterMetadata {
         completed: &EpochCompleted,
     ) -> Result<Outcome, Rejection> {
         let checkpoint = completed.checkpoint;
-        self.change_job(index, at, completed.job, |row| {
+        let mut holds_changed = false;
+        let outcome = self.change_job(index, at, completed.job, |row| {
             row.check_running(completed.generation)?;
             if row.completed.is_some_and(|last| checkpoint <= last)
                 || checkpoint > row.reserved
@@ -83,6 +89,11 @@ impl ClusterMetadata {
             });
             row.counts = counts.collect();
             row.holders.clone_from(&completed.holders);
+            let held = row.holds.as_ref().map(|holds| holds.at);
+            if held.is_none_or(|held| held.plus(HOLD_EVERY) <= at) || completed.kind.is_last() {
+                row.holds = Some(Arc::new(holds(row, at, &completed.positions)));
+                holds_changed = true;
+            }
             row.checkpoints.push_back(CompletedCheckpoint {
                 checkpoint,
                 generation: completed.generation,
@@ -101,6 +112,42 @@ impl ClusterMetadata {
                 row.checkpoints.pop_front();
             }
             Ok(Outcome::Done)
-        })
+        })?;
+        if holds_changed {
+            self.changes.touch(index, RowKey::Holds(completed.job));
+        }
+        Ok(outcome)
+    }
+}
+
+/// What a job may read again of its topics, from the positions of a completed checkpoint.
+fn holds(row: &JobRow, at: Timestamp, positions: &Positions) -> TopicHolds {
+    let mut holds = no_holds(row.id, at);
+    for (task, splits) in positions {
+        let source = row.graph.stage(task.stage).source.as_ref();
+        let Some(SourceSpec::Topic(source)) = source.map(|source| &source.spec) else {
+            continue;
+        };
+        let of_topic = holds.positions.entry(source.topic.clone()).or_default();
+        for (split, position) in splits {
+            // A topic's splits are its partitions.
+            let Ok(partition) = split.parse().map(PartitionId) else {
+                continue;
+            };
+            let position = Offset(*position);
+            // Two sources may read the same topic.
+            let held = of_topic.entry(partition).or_insert(position);
+            *held = position.min(*held);
+        }
+    }
+    holds
+}
+
+/// The job is over, and reads nothing again.
+pub(super) fn no_holds(job: JobId, at: Timestamp) -> TopicHolds {
+    TopicHolds {
+        job,
+        at,
+        positions: BTreeMap::new(),
     }
 }

@@ -15,13 +15,13 @@ use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::TaskCounts;
 use common::protocol::job::{CreateJob, JobState};
-use common::protocol::metadata::JobImage;
+use common::protocol::metadata::{JobImage, TopicHolds};
 use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
 use super::changes::RowKey;
-use super::checkpoints::CompletedCheckpoint;
+use super::checkpoints::{CompletedCheckpoint, no_holds};
 use super::command::{Outcome, Rejection};
 use crate::placement::tasks::slots_used;
 
@@ -67,6 +67,9 @@ pub struct JobRow {
     pub reserved: CheckpointId,
     /// For every generation that has ended: the last checkpoint completed up to then.
     pub finals: BTreeMap<Generation, Option<CheckpointId>>,
+    /// What may still be read of topics; not for every checkpoint anew.
+    #[serde(default)]
+    pub holds: Option<Arc<TopicHolds>>,
     /// The latest completed checkpoints, the last one last.
     pub checkpoints: VecDeque<CompletedCheckpoint>,
     /// What each task had done up to the last completed checkpoint, since the job began, and up to the one
@@ -219,6 +222,7 @@ impl ClusterMetadata {
                 holders: BTreeMap::new(),
                 reserved: CheckpointId(0),
                 finals: BTreeMap::new(),
+                holds: None,
                 checkpoints: VecDeque::new(),
                 counts: BTreeMap::new(),
                 counts_before: BTreeMap::new(),
@@ -394,10 +398,12 @@ impl ClusterMetadata {
             }
             if state.is_terminal() {
                 row.desired = Desired::Stopped;
+                row.holds = row.holds.as_ref().map(|_| Arc::new(no_holds(job, at)));
             }
             Ok(Outcome::Done)
         })?;
         self.changes.touch(index, RowKey::Deployment(job));
+        self.changes.touch(index, RowKey::Holds(job));
         Ok(outcome)
     }
 

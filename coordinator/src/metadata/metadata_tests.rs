@@ -12,7 +12,7 @@ use common::ids::{
     TopicName, TopicPartition, WorkerEpoch,
 };
 use common::limits::POSITIONS_HISTORY;
-use common::plan::task_graph::{Stage, TaskGraph};
+use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
 use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
@@ -885,6 +885,73 @@ fn a_completed_checkpoint_does_not_send_the_tasks_again() {
         .unwrap();
     let delta = history.metadata.delta_since(started);
     assert_eq!((delta.jobs.len(), delta.deployments.len()), (1, 0));
+}
+
+#[test]
+fn what_a_job_has_yet_to_read_is_told_once_a_minute_until_it_is_over() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let Command::CreateJob {
+        spec,
+        job_graph,
+        graph,
+        checkpoint_interval,
+    } = create_job("reader")
+    else {
+        unreachable!("it creates a job");
+    };
+    let source = serde_json::json!({"connector": "topic", "topic": "clicks", "schema": []});
+    let mut graph = TaskGraph::clone(&graph);
+    graph.stages[0].source = Some(PlannedSource {
+        name: "clicks".to_owned(),
+        spec: serde_json::from_value(source).unwrap(),
+        columns: Vec::new(),
+    });
+    let created = history.command(Command::CreateJob {
+        spec,
+        job_graph,
+        graph: Arc::new(graph),
+        checkpoint_interval,
+    });
+    let Ok(Outcome::JobCreated(job)) = created else {
+        panic!("it was refused: {created:?}");
+    };
+    let generation = history.start(job, worker);
+    history
+        .command(Command::ReserveEpochs { job, generation })
+        .unwrap();
+    let mut told = |checkpoint: u64, position: i64| {
+        let Command::EpochCompleted(mut completed) = complete(job, generation, checkpoint, worker)
+        else {
+            unreachable!("it completes a checkpoint");
+        };
+        let splits = [("0".to_owned(), position), ("1".to_owned(), 7)];
+        completed.positions = [(task(0), splits.into())].into();
+        let before = history.metadata.version();
+        history.command(Command::EpochCompleted(completed)).unwrap();
+        let delta = history.metadata.delta_since(before);
+        let holds = delta.holds.first().cloned();
+        holds.map(|holds| {
+            holds
+                .positions
+                .values()
+                .flatten()
+                .map(|(p, o)| (p.0, o.0))
+                .collect()
+        })
+    };
+    let first: Option<Vec<(u32, i64)>> = told(1, 10);
+    assert_eq!(first, Some(vec![(0, 10), (1, 7)]));
+    // A second passes with each.
+    for checkpoint in 2..=60 {
+        assert_eq!(told(checkpoint, 20), None, "{checkpoint}");
+    }
+    assert_eq!(told(61, 30), Some(vec![(0, 30), (1, 7)]));
+    let before = history.metadata.version();
+    let over = end(job, generation, JobState::Cancelled, None);
+    history.command(over).unwrap();
+    let delta = history.metadata.delta_since(before);
+    assert!(delta.holds[0].positions.is_empty());
 }
 
 #[test]

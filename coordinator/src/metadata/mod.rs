@@ -176,6 +176,10 @@ impl ClusterMetadata {
                 Some(row) => delta.jobs.push(row.image()),
                 None => delta.removed_jobs.push(id),
             },
+            RowKey::Holds(id) => {
+                let row = self.jobs.get(&id);
+                delta.holds.extend(row.and_then(|row| row.holds.clone()));
+            }
             RowKey::Deployment(id) => {
                 let row = self.jobs.get(&id);
                 delta
@@ -190,6 +194,8 @@ impl ClusterMetadata {
         delta.topics = self.topics.values().map(|row| row.image()).collect();
         delta.workers = self.workers.values().map(|row| row.image()).collect();
         delta.jobs = self.jobs.values().map(|row| row.image()).collect();
+        let holds = self.jobs.values().filter_map(|row| row.holds.clone());
+        delta.holds = holds.collect();
         delta.deployments = self
             .jobs
             .values()

@@ -1,5 +1,7 @@
 //! What an operator does to a cluster that runs: pausing, looking, configuring, and running out of room.
 
+use std::time::Duration;
+
 use common::client::Client;
 use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
@@ -171,6 +173,73 @@ fn a_topic_keeps_so_many_bytes() {
             .unwrap();
         let last = client.fetch("clicks", 0, 5_000, 1, 0).await.unwrap();
         assert_eq!(last.records[0].value, Some(json!({"n": 5_000})));
+    });
+}
+
+/// A paused job will read on where it was: until it is cancelled, what comes after that is not too old.
+#[test]
+fn what_a_job_has_yet_to_read_is_kept_however_old_it_is() {
+    let cluster = Cluster::start(1).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        // Looked at every second.
+        let config = json!({"retention_bytes": 256 << 10, "retention_ms": 4_000});
+        let topic = json!({"name": "clicks", "config": config});
+        let _: Value = client.post("/v1/topics", &topic).await.unwrap();
+        let padding = "x".repeat(1_000);
+        let send = async |range: std::ops::Range<i64>| {
+            let lines: Vec<Value> = range.map(|n| json!({"n": n, "padding": padding})).collect();
+            client.produce("clicks", &lines).await.unwrap();
+        };
+        let sql = "CREATE TABLE clicks (n BIGINT) WITH (connector = 'topic', topic = 'clicks');
+            CREATE TABLE seen WITH (connector = 'topic', topic = 'seen');
+            INSERT INTO seen SELECT n FROM clicks;";
+        client.create_job("reader", sql).await.unwrap();
+        wait_for(&client, "reader", "RUNNING").await;
+        send(0..500).await;
+        let _: Value = client
+            .post("/v1/jobs/reader/pause", &json!({}))
+            .await
+            .unwrap();
+        wait_for(&client, "reader", "PAUSED").await;
+        let read = all_values(&client, "seen").await.len() as i64;
+        for start in (500..2_000).step_by(100) {
+            send(start..start + 100).await;
+        }
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let start = || async {
+            let path = "/v1/topics/clicks/partitions/0/records?offset=latest";
+            let page: Value = client.get(path).await.unwrap();
+            page["log_start_offset"].as_i64().unwrap()
+        };
+        assert!(
+            start().await <= read,
+            "of what comes after {read} some is gone"
+        );
+        let _: Value = client
+            .post("/v1/jobs/reader/resume", &json!({}))
+            .await
+            .unwrap();
+        let waiting = async {
+            while all_values(&client, "seen").await.len() < 2_000 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("it reads on");
+        let _: Value = client
+            .post("/v1/jobs/reader/cancel", &json!({}))
+            .await
+            .unwrap();
+        let waiting = async {
+            while start().await < 1_500 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("nothing is needed any more");
     });
 }
 

@@ -24,8 +24,8 @@ pub struct RetentionPlan {
     pub roll: bool,
 }
 
-/// What to do now. `segments` are in order, the active one last. `limit`: the committed offset, or the
-/// first open transaction's if that is earlier.
+/// What to do now. `segments` are in order, the active one last. `limit`: the committed offset, the first
+/// open transaction's, or the first that a job may read again, whichever is earliest.
 pub fn plan(
     segments: &[SegmentFacts],
     config: &TopicConfig,

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use common::ids::{
     ControlEpoch, JobId, JobName, MetadataVersion, NodeId, TopicId, TopicName, TopicPartition,
 };
+use common::limits::HOLD_FOR;
+use common::offset::Offset;
 use common::protocol::metadata::{
-    JobImage, MetadataDelta, PartitionImage, TopicImage, WorkerImage,
+    JobImage, MetadataDelta, PartitionImage, TopicHolds, TopicImage, WorkerImage,
 };
 use common::protocol::task::Deployment;
+use common::time::Timestamp;
 use tokio::sync::watch;
 
 /// Everybody's view of the newest image; `changed()` waits for the next one.
@@ -26,6 +29,7 @@ pub struct MetadataImage {
     pub workers: BTreeMap<NodeId, WorkerImage>,
     pub jobs: BTreeMap<JobId, JobImage>,
     pub deployments: BTreeMap<JobId, Arc<Deployment>>,
+    pub holds: BTreeMap<JobId, Arc<TopicHolds>>,
 }
 
 impl MetadataImage {
@@ -56,6 +60,7 @@ impl MetadataImage {
         for job in delta.removed_jobs {
             image.jobs.remove(&job);
             image.deployments.remove(&job);
+            image.holds.remove(&job);
         }
         for job in delta.jobs {
             if !job.running {
@@ -66,7 +71,23 @@ impl MetadataImage {
         for deployment in delta.deployments {
             image.deployments.insert(deployment.job, deployment);
         }
+        for holds in delta.holds {
+            image.holds.insert(holds.job, holds);
+        }
         Some(image)
+    }
+
+    /// The first record of a partition that some job may read again. Who has not said so for a day is not
+    /// waited for any more.
+    pub fn held_from(&self, partition: TopicPartition, now: Timestamp) -> Option<Offset> {
+        let topic = &self.topics.get(&partition.topic)?.name;
+        let holds = self.holds.values();
+        let fresh = holds.filter(|holds| holds.at.plus(HOLD_FOR) > now);
+        let positions = fresh.filter_map(|holds| {
+            let of_topic = holds.positions.get(topic)?;
+            of_topic.get(&partition.partition).copied()
+        });
+        positions.min()
     }
 
     pub fn topic(&self, name: &TopicName) -> Option<&Arc<TopicImage>> {
@@ -187,5 +208,40 @@ mod tests {
             ..delta(0, 7)
         };
         assert!(image.after(full).unwrap().jobs.is_empty());
+    }
+
+    #[test]
+    fn a_partition_is_held_from_where_the_slowest_job_is_and_for_a_day() {
+        let topic = TopicId(uuid::Uuid::from_u128(1));
+        let name = TopicName::new("clicks").unwrap();
+        let mut image = MetadataImage::default();
+        let row = TopicImage {
+            id: topic,
+            name: name.clone(),
+            config: common::protocol::topic::TopicConfig::default(),
+            partitions: Vec::new(),
+        };
+        image.topics.insert(topic, Arc::new(row));
+        let partition = |number| TopicPartition {
+            topic,
+            partition: common::ids::PartitionId(number),
+        };
+        let mut hold = |job, at, position| {
+            let positions = [(partition(0).partition, Offset(position))];
+            let holds = TopicHolds {
+                job: JobId(job),
+                at: Timestamp(at),
+                positions: [(name.clone(), positions.into())].into(),
+            };
+            image.holds.insert(JobId(job), Arc::new(holds));
+        };
+        hold(1, 0, 50);
+        hold(2, 1_000, 70);
+        let held = |partition, now| image.held_from(partition, Timestamp(now));
+        let day = i64::try_from(HOLD_FOR.0).unwrap();
+        assert_eq!(held(partition(0), 0), Some(Offset(50)));
+        assert_eq!(held(partition(0), day), Some(Offset(70)));
+        assert_eq!(held(partition(0), day + 1_000), None);
+        assert_eq!(held(partition(1), 0), None);
     }
 }

@@ -165,6 +165,11 @@ impl PartitionActor {
         } = turn;
         let readable = self.readable();
         let leads = self.machine.is_leader();
+        let image = self.image.borrow_and_update().clone();
+        let now = self.settings.clock.wall();
+        let held_from = image.held_from(self.id, now);
+        let removable =
+            held_from.map_or(readable.last_stable, |held| held.min(readable.last_stable));
         let work = Work {
             log: self.log.take().expect("a turn comes when the log is here"),
             appends,
@@ -172,9 +177,9 @@ impl PartitionActor {
             follows: self.machine.follows(),
             news: self.news.take(),
             committed: readable.committed,
-            image: self.image.borrow_and_update().clone(),
-            now: self.settings.clock.wall(),
-            retain: retain.then(|| (self.assigned.config.clone(), readable.last_stable)),
+            image,
+            now,
+            retain: retain.then(|| (self.assigned.config.clone(), removable)),
             close,
         };
         let running = on_disk(self.settings.disk.clone(), move || work.run());
