@@ -11,7 +11,7 @@ use common::client::{Client, ClientError};
 use common::random::Random;
 use serde_json::{Value, json};
 
-use super::jobs::{EVENTS, JOBS, OUTPUTS};
+use super::jobs::JOBS;
 use super::nodes::Nodes;
 
 /// A cluster is not whole again at once; it is asked so often.
@@ -35,24 +35,27 @@ pub(super) async fn wait_until_whole(nodes: &Nodes, random: &mut Random) -> bool
 
 /// Other workers get the replicas of those that are gone.
 pub(super) async fn replace_replicas(nodes: &Nodes, random: &mut Random) -> Result<()> {
-    for topic in topics() {
-        let path = format!("/v1/topics/{topic}/reassign");
-        let what = format!("replacing replicas of topic {topic}");
-        let question = async |client: &Client| client.post::<Value>(&path, &json!({})).await;
-        nodes
-            .ask(random, &what, question)
-            .await
-            .context(what.clone())?;
-    }
-    Ok(())
+    let what = "replacing lost replicas";
+    let question = async |client: &Client| {
+        for topic in topics(client).await? {
+            let path = format!("/v1/topics/{topic}/reassign");
+            let _: Value = client.post(&path, &json!({})).await?;
+        }
+        Ok(())
+    };
+    nodes.ask(random, what, question).await.context(what)
 }
 
-fn topics() -> impl Iterator<Item = &'static str> {
-    std::iter::once(EVENTS).chain(OUTPUTS)
+/// All there are: those that jobs have made for themselves, too.
+async fn topics(client: &Client) -> Result<Vec<String>, ClientError> {
+    let list: Value = client.get("/v1/topics?limit=1000").await?;
+    let topics = list["topics"].as_array().into_iter().flatten();
+    let names = topics.filter_map(|topic| topic["name"].as_str());
+    Ok(names.map(str::to_owned).collect())
 }
 
 async fn is_whole(client: &Client) -> Result<bool, ClientError> {
-    for topic in topics() {
+    for topic in topics(client).await? {
         let described: Value = client.get(&format!("/v1/topics/{topic}")).await?;
         let partitions = described["partitions"]
             .as_array()
@@ -60,7 +63,8 @@ async fn is_whole(client: &Client) -> Result<bool, ClientError> {
             .unwrap_or_default();
         let in_sync = |partition: &Value| {
             let count = |name: &str| partition[name].as_array().map_or(0, Vec::len);
-            partition["moving_to"].is_null() && count("in_sync") == count("replicas")
+            let copies = count("replicas");
+            partition["moving_to"].is_null() && copies > 1 && count("in_sync") == copies
         };
         if partitions.is_empty() || !partitions.iter().all(in_sync) {
             return Ok(false);

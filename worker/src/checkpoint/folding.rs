@@ -62,7 +62,8 @@ impl JobStateStore {
         self.put_base(folded, task, base)
     }
 
-    /// The former one goes only now that the new one can be relied upon.
+    /// The former one goes only now that the new one can be relied upon. A copy may be that of the same one, fetched
+    /// again because what came with it could not be kept.
     pub(super) fn put_base(
         &self,
         folded: &mut Folded,
@@ -70,8 +71,11 @@ impl JobStateStore {
         base: BaseFile,
     ) -> Result<(), StateError> {
         let base = Arc::new(base);
+        let place = base.path().to_owned();
         lock(&self.bases).insert(task, Arc::clone(&base));
-        if let Some(before) = folded.base.replace(base) {
+        if let Some(before) = folded.base.replace(base)
+            && before.path() != place
+        {
             base_file::remove(before.path())?;
         }
         Ok(())

@@ -376,6 +376,33 @@ fn a_standby_that_comes_late_fetches_the_base_file_piece_by_piece() {
     pair.promote();
 }
 
+/// The copy of a base file that replaced itself was removed as the former one.
+#[test]
+fn a_base_file_that_is_fetched_twice_stays() {
+    let mut pair = Pair::new(0);
+    for round in 0..40_u8 {
+        pair.job.put(0, 0, 0, &[round], &[round; 50]);
+        pair.job.checkpoint();
+        pair.job.fold().unwrap();
+    }
+    let position = StandbyPosition {
+        task: task(0),
+        after: None,
+        records: 0,
+        base: None,
+    };
+    let whole = pair.lend(&[position], usize::MAX);
+    let (piece, _) = &whole[0];
+    let PieceOf::Base { at, .. } = piece.of else {
+        panic!("the first chunks are gone: {piece:?}");
+    };
+    for _ in 0..2 {
+        pair.copies().keep(whole.clone()).unwrap();
+    }
+    pair.kill_standby(None);
+    assert_eq!(pair.copy().base_at(task(0)), Some(at.checkpoint));
+}
+
 #[test]
 fn what_does_not_follow_is_not_kept() {
     let mut machine = StandbyMachine::default();
