@@ -5,7 +5,8 @@
 //! 2. Who stands by already stays, as long as it is there: another one has to fetch everything. One that is to
 //!    be emptied goes when the others have it all. For a task whose own worker is to be emptied, one more stands
 //!    by at least.
-//! 3. Who holds the state already, as a worker that ran the task before does.
+//! 3. Who holds the state already, as a worker that ran the task before does: also if it is gone just now, since it
+//!    is back with all of it long before another one has fetched it.
 //! 4. Tasks of one instance have the same standby, so that they run side by side after a promotion, too.
 //! 5. The fewest tasks stood by for, then the most free slots, then the next after its own worker, so that
 //!    they go round.
@@ -67,7 +68,10 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
         let holders = problem.holders.get(&task);
         let holds = |worker: &NodeId| holders.is_some_and(|holders| holders.contains(worker));
         while of_task.len() < count {
-            let candidates = problem.free_slots.iter().filter(|(worker, _)| {
+            let back_soon = problem.excused.iter().filter(|worker| holds(worker));
+            let back_soon = back_soon.map(|worker| (worker, &0));
+            let candidates = problem.free_slots.iter().chain(back_soon);
+            let candidates = candidates.filter(|(worker, _)| {
                 Some(*worker) != own
                     && !of_task.contains(worker)
                     && problem.carries(**worker, custom)
@@ -259,6 +263,20 @@ mod tests {
         given.free_slots.remove(&NodeId(1));
         given.draining.insert(NodeId(1));
         assert_eq!(given.choose()[&task(1, 0)], [NodeId(2)]);
+    }
+
+    /// Its process was killed: what it has is worth waiting for, and then it is not.
+    #[test]
+    fn one_that_ran_the_task_and_is_gone_just_now_stands_by() {
+        let mut given = Given::new(1, 3);
+        let of = task(1, 0);
+        given.worker_of.insert(of, NodeId(2));
+        given.holders.insert(of, vec![NodeId(1), NodeId(2)]);
+        given.free_slots.remove(&NodeId(1));
+        given.excused.insert(NodeId(1));
+        assert_eq!(given.choose()[&of], [NodeId(1)]);
+        given.excused.clear();
+        assert_eq!(given.choose()[&of], [NodeId(3)]);
     }
 
     proptest! {
