@@ -192,6 +192,7 @@ impl JobMachine {
             }
             Event::TimePassed => {}
         }
+        self.gone.retain(|_, since| now.since(*since) < EXCUSED_FOR);
         let mut effects = Vec::new();
         let checkpointing = self.wanted_checkpointing();
         let team = match checkpointing {
@@ -399,8 +400,8 @@ impl JobMachine {
                     generation: self.facts.generation,
                 })
             }
-            Desired::Running if runs => self.move_away().or_else(|| self.stand_by(now)),
-            Desired::Drained if runs => self.stand_by(now),
+            Desired::Running if runs => self.move_away().or_else(|| self.stand_by()),
+            Desired::Drained if runs => self.stand_by(),
             Desired::Running | Desired::Drained | Desired::Paused | Desired::Stopped => None,
             Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
         }
@@ -474,8 +475,7 @@ impl JobMachine {
     }
 
     /// Others stand by, if some are lost for good or have come.
-    fn stand_by(&mut self, now: Tick) -> Option<Proposal> {
-        self.gone.retain(|_, since| now.since(*since) < EXCUSED_FOR);
+    fn stand_by(&self) -> Option<Proposal> {
         let running = self.facts.running.as_ref()?;
         let standbys = self.standbys_for(&running.worker_of, &running.standbys);
         (standbys != running.standbys).then_some(Proposal::StandBy {

@@ -409,6 +409,38 @@ fn a_worker_that_is_drained_gives_up_its_tasks_once_others_hold_them() {
     world.expect(Running, "");
 }
 
+/// It was waited for as a standby of the next generation, however long it had been gone.
+#[test]
+fn a_worker_that_was_gone_long_before_a_generation_began_does_not_stand_by() {
+    let workers = [1, 2, 3].map(|id| (NodeId(id), room(u64::from(id), 2)));
+    let mut world = World::with_workers(workers.into()).run();
+    world.complete_checkpoint(3);
+    hold_all(&mut world);
+    world.want(Desired::Paused);
+    world.settle();
+    world.complete_checkpoint(5);
+    hold_all(&mut world);
+    let generation = world.facts.generation;
+    world.tell(Event::FinalCheckpointCompleted { generation });
+    world.report(TaskState::Finished);
+    world.settle();
+    world.expect(Paused, "");
+    let holders = world.facts.holders.values().flatten();
+    let lost = *holders.max().unwrap();
+    world.lose(lost);
+    world.pass(Span::from_secs(11));
+    world.want(Desired::Running);
+    world.settle();
+    let running = world.facts.running.as_ref().unwrap();
+    assert!(
+        !running
+            .standbys
+            .values()
+            .flatten()
+            .any(|worker| *worker == lost)
+    );
+}
+
 #[test]
 fn a_worker_that_joins_stands_by() {
     let mut world = World::with_workers([(NodeId(1), room(1, 2))].into()).run();

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{NodeId, TaskId};
 use common::protocol::task::Standbys;
 
-use super::tasks::JobShape;
+use super::tasks::{JobShape, carries};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem<'a> {
@@ -74,7 +74,7 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
             let candidates = candidates.filter(|(worker, _)| {
                 Some(*worker) != own
                     && !of_task.contains(worker)
-                    && problem.carries(**worker, custom)
+                    && carries(problem.carried, **worker, custom)
             });
             let best = candidates.min_by_key(|(worker, free)| {
                 let load = load.get(worker).copied().unwrap_or(0);
@@ -117,14 +117,6 @@ impl Problem<'_> {
     fn may_stay(&self, task: TaskId, worker: NodeId) -> bool {
         let here = self.free_slots.contains_key(&worker) || self.excused.contains(&worker);
         here && self.worker_of.get(&task) != Some(&worker)
-    }
-
-    fn carries(&self, worker: NodeId, operators: &BTreeSet<String>) -> bool {
-        operators.is_empty()
-            || self
-                .carried
-                .get(&worker)
-                .is_some_and(|carried| operators.is_subset(carried))
     }
 }
 

@@ -168,12 +168,18 @@ impl JobShape {
 
 impl Problem {
     fn carries(&self, worker: NodeId, operators: &BTreeSet<String>) -> bool {
-        operators.is_empty()
-            || self
-                .carried
-                .get(&worker)
-                .is_some_and(|carried| operators.is_subset(carried))
+        carries(&self.carried, worker, operators)
     }
+}
+
+/// Whether a worker carries these custom operators.
+pub(super) fn carries(
+    carried: &BTreeMap<NodeId, BTreeSet<String>>,
+    worker: NodeId,
+    operators: &BTreeSet<String>,
+) -> bool {
+    let of_worker = || carried.get(&worker);
+    operators.is_empty() || of_worker().is_some_and(|carried| operators.is_subset(carried))
 }
 
 impl StageShape {
