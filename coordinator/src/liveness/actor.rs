@@ -34,8 +34,6 @@ const PROBE_DEADLINE: Span = Span::from_secs(1);
 const BALANCE_EVERY: Span = Span::from_secs(10);
 /// Replicas on workers that are to be emptied are looked at so often.
 const MOVE_EVERY: Span = Span::from_secs(1);
-/// A worker that is gone for so long is not waited for any more: its replicas are made anew elsewhere.
-const GIVEN_UP_AFTER: Span = Span::from_secs(300);
 
 /// A handle on the actor; usable from any thread.
 #[derive(Clone, Debug)]
@@ -59,7 +57,6 @@ impl Liveness {
             transport,
             balances_at: clock.tick().plus(BALANCE_EVERY),
             moves_at: clock.tick(),
-            gone: BTreeMap::new(),
             clock,
             heartbeats: heartbeats.clone(),
             last: BTreeMap::new(),
@@ -107,8 +104,6 @@ pub struct LivenessActor {
     balances_at: Tick,
     /// The same for replicas.
     moves_at: Tick,
-    /// Since when workers have been seen to be gone.
-    gone: BTreeMap<NodeId, Tick>,
 }
 
 impl LivenessActor {
@@ -128,14 +123,11 @@ impl LivenessActor {
         if moves {
             self.moves_at = now.plus(MOVE_EVERY);
         }
-        let given_up = self.gone.iter();
-        let given_up = given_up.filter(|(_, since)| now.since(**since) > GIVEN_UP_AFTER);
-        let given_up = given_up.map(|(worker, _)| *worker).collect();
         let commands = self.controller.view().read(|metadata| {
             let mut commands = reconcile(metadata, &self.machine, now);
             commands.extend(balances.then(|| balance(metadata)).flatten());
             if moves {
-                commands.extend(move_replicas(metadata, &given_up));
+                commands.extend(move_replicas(metadata, &self.machine.given_up(now)));
             }
             commands
         });
@@ -156,10 +148,7 @@ impl LivenessActor {
                 living.map(|row| (row.id, row.epoch)).collect();
             (fenced, epochs)
         });
-        self.gone.retain(|worker, _| fenced.contains(worker));
-        for worker in fenced {
-            self.gone.entry(worker).or_insert(now);
-        }
+        self.machine.miss(now, &fenced);
         self.machine.follow(now, &epochs);
         self.last.retain(|worker, _| epochs.contains_key(worker));
     }

@@ -5,7 +5,7 @@
 //! is overtaken by a later one is ignored.
 #![warn(clippy::wildcard_enum_match_arm)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::ids::{NodeId, WorkerEpoch};
 use common::limits::HEARTBEAT_INTERVAL;
@@ -14,11 +14,15 @@ use common::time::{Span, Tick};
 /// Silent for this long, a worker is asked whether it is there: more than one heartbeat is missing.
 const SUSPECT_AFTER: Span = Span::from_millis(HEARTBEAT_INTERVAL.0 + 100);
 const PROBE_EVERY: Span = Span::from_millis(200);
+/// A worker that is gone for so long is not waited for any more: its replicas are made anew elsewhere.
+const GIVEN_UP_AFTER: Span = Span::from_secs(300);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LivenessMachine {
     session_timeout: Span,
     sessions: BTreeMap<NodeId, Session>,
+    /// Since when workers have been seen to have no session.
+    gone: BTreeMap<NodeId, Tick>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +42,7 @@ impl LivenessMachine {
         LivenessMachine {
             session_timeout,
             sessions: BTreeMap::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -55,6 +60,21 @@ impl LivenessMachine {
                 refused: false,
             });
         }
+    }
+
+    /// These are all the workers whose last epoch has ended.
+    pub fn miss(&mut self, now: Tick, fenced: &BTreeSet<NodeId>) {
+        self.gone.retain(|worker, _| fenced.contains(worker));
+        for worker in fenced {
+            self.gone.entry(*worker).or_insert(now);
+        }
+    }
+
+    /// Workers that are not waited for any more.
+    pub fn given_up(&self, now: Tick) -> BTreeSet<NodeId> {
+        let gone = self.gone.iter();
+        let given_up = gone.filter(|(_, since)| now.since(**since) >= GIVEN_UP_AFTER);
+        given_up.map(|(worker, _)| *worker).collect()
     }
 
     /// A heartbeat came. `false`: a later one was here before it, or its epoch has no session.
@@ -193,6 +213,19 @@ mod tests {
         assert!(!is_dead(&machine, 800), "that was another life");
         machine.refused(WORKER, EPOCH);
         assert!(is_dead(&machine, 800));
+    }
+
+    #[test]
+    fn a_worker_is_given_up_five_minutes_after_its_epoch_ended_unless_it_is_back() {
+        let mut machine = machine(0);
+        let gone = BTreeSet::from([WORKER]);
+        machine.miss(Tick(1_000), &gone);
+        machine.miss(Tick(200_000), &gone);
+        assert!(machine.given_up(Tick(300_999)).is_empty());
+        assert_eq!(machine.given_up(Tick(301_000)), gone);
+        machine.miss(Tick(302_000), &BTreeSet::new());
+        machine.miss(Tick(303_000), &gone);
+        assert!(machine.given_up(Tick(304_000)).is_empty());
     }
 
     #[test]
