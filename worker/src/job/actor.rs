@@ -624,10 +624,6 @@ impl Handler<Completed> for JobActor {
         }
         self.completed = Some(checkpoint);
         self.tell_completed();
-        if let Some(standby) = &self.standby {
-            // What does not fit comes with the next one.
-            drop(standby.try_send(Completed(checkpoint)));
-        }
         self.fold(context);
     }
 }

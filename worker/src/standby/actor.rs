@@ -21,7 +21,6 @@ use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::job::assembly::Left;
 use crate::job::assignment::stood_by;
-use crate::job::messages::Completed;
 use crate::job::services::Services;
 
 /// How long the worker that is asked may hold a call, and how long it may take altogether.
@@ -253,15 +252,6 @@ impl Handler<StandBy> for StandbyActor {
             self.deployment = deployment;
             self.follow(context);
         }
-    }
-}
-
-impl Handler<Completed> for StandbyActor {
-    type Result = ();
-
-    fn handle(&mut self, Completed(checkpoint): Completed, _: &mut Context<Self>) {
-        let mut hot = lock(&self.hot);
-        hot.values_mut().for_each(|copy| copy.complete(checkpoint));
     }
 }
 
