@@ -167,9 +167,11 @@ impl PartitionActor {
         let leads = self.machine.is_leader();
         let image = self.image.borrow_and_update().clone();
         let now = self.settings.clock.wall();
-        let held_from = image.held_from(self.id, now);
-        let removable =
-            held_from.map_or(readable.last_stable, |held| held.min(readable.last_stable));
+        let removable = || match image.held_from(self.id, now) {
+            Some(held) => held.min(readable.last_stable),
+            None => readable.last_stable,
+        };
+        let retain_what = retain.then(|| (self.assigned.config.clone(), removable()));
         let work = Work {
             log: self.log.take().expect("a turn comes when the log is here"),
             appends,
@@ -179,7 +181,7 @@ impl PartitionActor {
             committed: readable.committed,
             image,
             now,
-            retain: retain.then(|| (self.assigned.config.clone(), removable)),
+            retain: retain_what,
             close,
         };
         let running = on_disk(self.settings.disk.clone(), move || work.run());
