@@ -66,3 +66,104 @@ pub fn reconcile(metadata: &ClusterMetadata, heard: &LivenessMachine, now: Tick)
         .map(|(worker, epoch)| Command::UnfenceWorker { worker, epoch });
     fences.chain(unfences).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use common::ids::{ClusterId, ControlEpoch, MetadataVersion, StorageId, TopicId, TopicName};
+    use common::protocol::topic::TopicConfig;
+    use common::time::Timestamp;
+
+    use super::*;
+    use crate::metadata::command::{Entry, Outcome, Registration};
+
+    fn apply(metadata: &mut ClusterMetadata, command: Command) -> Outcome {
+        let entry = Entry {
+            control_epoch: metadata.control_epoch(),
+            at: Timestamp(0),
+            command,
+        };
+        let next = MetadataVersion(metadata.version().0 + 1);
+        metadata.apply(next, &entry).unwrap()
+    }
+
+    /// Workers 1 to `workers`, and a topic with a copy on each of the first two.
+    fn cluster(workers: u32) -> ClusterMetadata {
+        let mut metadata = ClusterMetadata::default();
+        let cluster = ClusterId(Uuid::from_u128(1));
+        let announced = apply(&mut metadata, Command::LeaderAnnounce { cluster });
+        assert!(announced != Outcome::Announced(ControlEpoch(0)));
+        let mut nodes = Vec::new();
+        for number in 1..=workers {
+            let registered = apply(
+                &mut metadata,
+                Command::RegisterWorker(Registration {
+                    cluster: Some(cluster),
+                    worker: None,
+                    storage: StorageId(Uuid::from_u128(number.into())),
+                    incarnation: Uuid::from_u128(number.into()),
+                    address: format!("http://127.0.0.1:{number}"),
+                    version: String::new(),
+                    cores: 1,
+                    slots: 1,
+                    memory_bytes: 1,
+                    operators: Vec::new(),
+                }),
+            );
+            let Outcome::Registered { worker, epoch } = registered else {
+                panic!("it was not registered: {registered:?}");
+            };
+            apply(&mut metadata, Command::UnfenceWorker { worker, epoch });
+            nodes.push(worker);
+        }
+        let create = Command::CreateTopic {
+            id: TopicId(Uuid::from_u128(7)),
+            name: TopicName::new("clicks").unwrap(),
+            config: TopicConfig::default(),
+            replicas: vec![nodes[..2].to_vec()],
+        };
+        apply(&mut metadata, create);
+        metadata
+    }
+
+    fn targets(metadata: &ClusterMetadata, gone: &[NodeId]) -> Vec<Vec<NodeId>> {
+        let moves = move_replicas(metadata, &gone.iter().copied().collect());
+        let targets = moves.into_iter().map(|command| match command {
+            Command::Reassign { targets, .. } => targets,
+            other => panic!("replicas are moved by {other:?}"),
+        });
+        targets.flatten().collect()
+    }
+
+    #[test]
+    fn replicas_leave_workers_that_are_emptied_or_given_up_where_others_can_take_them() {
+        let mut metadata = cluster(3);
+        let nodes: Vec<NodeId> = metadata.workers().map(|row| row.id).collect();
+        assert!(targets(&metadata, &[]).is_empty());
+        let fence = Command::FenceWorker {
+            worker: nodes[0],
+            epoch: metadata.worker(nodes[0]).unwrap().epoch,
+        };
+        apply(&mut metadata, fence);
+        assert!(
+            targets(&metadata, &[]).is_empty(),
+            "it may be back in a moment"
+        );
+        assert_eq!(targets(&metadata, &nodes[..1]), [[nodes[1], nodes[2]]]);
+
+        let mut metadata = cluster(3);
+        let drain = Command::DrainWorker {
+            worker: nodes[1],
+            draining: true,
+        };
+        apply(&mut metadata, drain.clone());
+        assert_eq!(targets(&metadata, &[]), [[nodes[0], nodes[2]]]);
+        let mut metadata = cluster(2);
+        apply(&mut metadata, drain);
+        assert!(
+            targets(&metadata, &[]).is_empty(),
+            "there is nobody to take it"
+        );
+    }
+}
