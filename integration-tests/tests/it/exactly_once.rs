@@ -3,7 +3,7 @@
 use integration_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::steps::{all_values, talk, wait_for};
+use crate::steps::{LOOK, PATIENCE, all_values, index_of, talk, wait_for};
 
 const COUNTS: &str = "
     CREATE TABLE bids (auction BIGINT, price BIGINT, ts TIMESTAMP(3),
@@ -114,32 +114,28 @@ fn killed_processes_neither_lose_nor_double_a_bid() {
         let _: Value = client.post("/v1/jobs", &job).await.unwrap();
         wait_for(&client, "counts", "RUNNING").await;
     });
-    // The generation and the newest epoch before each kill of a worker.
-    let mut kills: Vec<(u64, u64)> = Vec::new();
+    let mut kills: Vec<Progress> = Vec::new();
     for portion in 0..PORTIONS {
+        let mut works = 0;
         talk(async {
             let bids: Vec<_> = (portion * PORTION..(portion + 1) * PORTION)
                 .map(bid)
                 .collect();
             produce_until_acknowledged(&client, &bids).await;
-            let last = kills.last().map_or(0, |(_, epoch)| *epoch);
-            let seen = wait_for_epoch_above(&client, last).await;
+            let (progress, worker) = wait_for_progress(&client, kills.last()).await;
+            works = index_of(&cluster, &client, &worker).await;
             if portion % 2 == 1 {
-                kills.push(seen);
+                kills.push(progress);
             }
         });
         match portion % 4 {
-            1 => {
-                cluster.kill_worker(0).unwrap();
-                cluster.restart_worker(0).unwrap();
+            1 | 3 => {
+                cluster.kill_worker(works).unwrap();
+                cluster.restart_worker(works).unwrap();
             }
             2 => {
                 cluster.kill_coordinator().unwrap();
                 cluster.restart_coordinator().unwrap();
-            }
-            3 => {
-                cluster.kill_worker(1).unwrap();
-                cluster.restart_worker(1).unwrap();
             }
             _ => {}
         }
@@ -191,22 +187,31 @@ async fn produce_until_acknowledged(client: &common::client::Client, bids: &[Val
             .await
             .is_err()
         {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(LOOK).await;
         }
     };
-    tokio::time::timeout(crate::steps::PATIENCE, sending)
+    tokio::time::timeout(PATIENCE, sending)
         .await
         .expect("it is never acknowledged");
 }
 
 /// Every kill ended a generation, and whatever was begun since went on from an epoch that is not older than
 /// what was completed before the kill.
-fn check_restarts(restarts: &Value, kills: &[(u64, u64)]) {
+fn check_restarts(restarts: &Value, kills: &[Progress]) {
     let restarts = restarts.as_array().unwrap();
     let generation = |restart: &Value| restart["generation"].as_u64().unwrap();
     assert_eq!(kills.len(), 6);
-    for (number, (killed, epoch)) in kills.iter().enumerate() {
-        let next = kills.get(number + 1).map_or(u64::MAX, |(next, _)| *next);
+    for (
+        number,
+        Progress {
+            generation: killed,
+            epoch,
+        },
+    ) in kills.iter().enumerate()
+    {
+        let next = kills
+            .get(number + 1)
+            .map_or(u64::MAX, |next| next.generation);
         let of_kill: Vec<&Value> = restarts
             .iter()
             .filter(|restart| (*killed..next).contains(&generation(restart)))
@@ -224,33 +229,50 @@ fn check_restarts(restarts: &Value, kills: &[(u64, u64)]) {
     }
 }
 
-/// Waits until an epoch above this one is completed; answers the generation that runs, and the epoch.
-async fn wait_for_epoch_above(client: &common::client::Client, epoch: u64) -> (u64, u64) {
+/// How far the job was when it was looked at.
+struct Progress {
+    generation: u64,
+    /// The newest that was completed.
+    epoch: u64,
+}
+
+/// Waits until a generation after this one runs and has completed an epoch; answers it, and a worker that has
+/// tasks: to lose one that only stands by would not end a generation.
+async fn wait_for_progress(
+    client: &common::client::Client,
+    since: Option<&Progress>,
+) -> (Progress, Value) {
+    let (ended, epoch) = since.map_or((0, 0), |since| (since.generation, since.epoch));
+    let mut seen = Value::Null;
     let waiting = async {
         loop {
-            if let Ok(job) = client.job("counts").await
-                && let Some(newest) = job["last_checkpoint"]["epoch"].as_u64()
-                && newest > epoch
-            {
-                return (job["generation"].as_u64().unwrap(), newest);
+            if let Ok(job) = client.job("counts").await {
+                let progress = Progress {
+                    generation: job["generation"].as_u64().unwrap(),
+                    epoch: job["last_checkpoint"]["epoch"].as_u64().unwrap_or(0),
+                };
+                let worker = &job["stages"][0]["tasks"][0]["worker"];
+                if progress.generation > ended && progress.epoch > epoch && worker.is_u64() {
+                    return (progress, worker.clone());
+                }
+                seen = job;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(LOOK).await;
         }
     };
-    tokio::time::timeout(crate::steps::PATIENCE, waiting)
-        .await
-        .expect("no epoch is completed")
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("no epoch after {epoch} of generation {ended}: {seen:#}"))
 }
 
 async fn wait_for_rows(client: &common::client::Client, count: usize) -> Vec<(i64, i64, i64, i64)> {
     let mut rows = Vec::new();
     let waiting = async {
         while rows.len() < count {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(LOOK).await;
             rows = found(&all_values(client, "counts").await);
         }
     };
-    let waited = tokio::time::timeout(crate::steps::PATIENCE, waiting).await;
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
     assert!(waited.is_ok(), "{} of {count} rows came out", rows.len());
     rows
 }
