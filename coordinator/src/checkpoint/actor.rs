@@ -259,7 +259,7 @@ impl CheckpointActor {
             ctx.cancel_future(timer);
         }
         let now = self.now();
-        self.timer = self.machine.wake_at(now).map(|at| {
+        self.timer = self.machine.wake_at().map(|at| {
             let pause = Duration::from_millis(at.since(now).0);
             ctx.run_later(pause, |actor, ctx| {
                 actor.timer = None;

@@ -139,6 +139,8 @@ pub enum Fence {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CheckpointMachine {
     settings: Settings,
+    /// The time of the last event: what was due by then has been done, or waits for something else.
+    asked: Tick,
     run: Option<Run>,
     /// The last number given out, and the last that may be.
     last: CheckpointId,
@@ -199,6 +201,7 @@ impl CheckpointMachine {
         CheckpointMachine {
             holders: Holders::new(completed, holders),
             settings,
+            asked: Tick(0),
             run: None,
             last: reserved,
             reserved,
@@ -212,6 +215,7 @@ impl CheckpointMachine {
 
     /// Applies one event. Deterministic: same machine, same event, same time, same effects.
     pub fn handle(&mut self, now: Tick, event: Event) -> Vec<Effect> {
+        self.asked = now;
         let mut effects = Vec::new();
         match event {
             Event::Run {
@@ -285,8 +289,9 @@ impl CheckpointMachine {
         }
     }
 
-    /// When the machine wants to be asked again, if nothing happens before.
-    pub fn wake_at(&self, now: Tick) -> Option<Tick> {
+    /// When the machine wants to be asked again, if nothing happens before: maybe a moment ago, if carrying out
+    /// the effects has taken its time.
+    pub fn wake_at(&self) -> Option<Tick> {
         let run = self.run.as_ref()?;
         let timeouts = run.open.iter().filter(|open| open.phase != Phase::Proposed);
         let timeouts = timeouts.map(|open| open.triggered.plus(self.settings.timeout));
@@ -301,7 +306,7 @@ impl CheckpointMachine {
             .chain(late_standbys)
             .chain(next)
             .chain([self.reserve_after])
-            .filter(|at| *at > now)
+            .filter(|at| *at > self.asked)
             .min()
     }
 

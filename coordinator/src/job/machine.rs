@@ -95,6 +95,8 @@ pub enum Checkpointing {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct JobMachine {
     settings: Settings,
+    /// The time of the last event: what was due by then has been done, or waits for something else.
+    asked: Tick,
     shape: JobShape,
     facts: Facts,
     workers: Workers,
@@ -156,6 +158,7 @@ impl JobMachine {
     ) -> JobMachine {
         JobMachine {
             settings,
+            asked: now,
             shape,
             facts,
             workers,
@@ -175,6 +178,7 @@ impl JobMachine {
 
     /// Applies one event. Deterministic: same machine, same event, same time, same effects.
     pub fn handle(&mut self, now: Tick, event: Event) -> Vec<Effect> {
+        self.asked = now;
         match event {
             Event::MetadataChanged { facts, workers } => self.learn(now, facts, workers),
             Event::TasksReported {
@@ -214,8 +218,9 @@ impl JobMachine {
         effects
     }
 
-    /// When the machine wants to be asked again, if nothing happens before.
-    pub fn wake_at(&self, now: Tick) -> Option<Tick> {
+    /// When the machine wants to be asked again, if nothing happens before: maybe a moment ago, if carrying out
+    /// the effects has taken its time.
+    pub fn wake_at(&self) -> Option<Tick> {
         let at = match self.facts.running {
             Some(_) => self.deadline(),
             None => self.not_before,
@@ -224,7 +229,7 @@ impl JobMachine {
         [at, self.hold_until]
             .into_iter()
             .chain(excused)
-            .filter(|at| *at > now)
+            .filter(|at| *at > self.asked)
             .min()
     }
 

@@ -558,10 +558,7 @@ fn failures_pause_longer_and_longer_until_the_budget_is_spent() {
         world.settle();
         let began = world.now;
         while world.facts.state == Recovering && world.facts.running.is_none() {
-            let wake = world
-                .machine
-                .wake_at(world.now)
-                .expect("an end of the pause");
+            let wake = world.machine.wake_at().expect("an end of the pause");
             world.pass(wake.since(world.now));
             world.settle();
         }
@@ -736,7 +733,7 @@ fn a_new_coordinator_that_hears_nothing_of_a_task_starts_a_new_generation() {
         world.workers.clone(),
     );
     world.report_from(NodeId(1), &TaskState::Running);
-    let wake = world.machine.wake_at(world.now).expect("a deadline");
+    let wake = world.machine.wake_at().expect("a deadline");
     world.pass(wake.since(world.now));
     world.settle();
     world.expect(Recovering, "not running after 30s: task 0.1, 1.1");
@@ -886,7 +883,7 @@ impl World {
             if self.wants_a_last_checkpoint() {
                 self.complete_final_checkpoint(checkpoint);
             }
-            if let Some(wake) = self.machine.wake_at(self.now)
+            if let Some(wake) = self.machine.wake_at()
                 && self.facts.running.is_none()
             {
                 self.pass(wake.since(self.now));

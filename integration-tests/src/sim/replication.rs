@@ -254,7 +254,7 @@ impl Replication {
                 },
             });
         }
-        if let Some(at) = follower.machine.next_wake(env.now)
+        if let Some(at) = follower.machine.next_wake()
             && follower.timer.is_none_or(|set| at < set)
         {
             follower.timer = Some(at);

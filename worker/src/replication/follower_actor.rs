@@ -186,12 +186,11 @@ impl FollowerActor {
     }
 
     fn set_timer(&mut self, context: &mut Context<Self>) {
-        let now = self.settings.clock.tick();
-        let Some(at) = self.machine.next_wake(now).filter(|_| !self.timer) else {
+        let Some(at) = self.machine.next_wake().filter(|_| !self.timer) else {
             return;
         };
         self.timer = true;
-        let after = Span(at.since(now).0 + 1);
+        let after = Span(at.since(self.settings.clock.tick()).0 + 1);
         context.run_later(after.as_duration(), |actor, context| {
             actor.timer = false;
             actor.go_on(Vec::new(), context);

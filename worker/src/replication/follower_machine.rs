@@ -26,7 +26,7 @@ pub struct FollowerMachine {
     replicas: BTreeMap<TopicPartition, Replica>,
     session: Session,
     /// Nothing is asked before.
-    quiet_until: Tick,
+    quiet_until: Option<Tick>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,18 +153,21 @@ impl FollowerMachine {
     }
 
     /// When `wake` or `next_call` may have something that they do not have now.
-    pub fn next_wake(&self, now: Tick) -> Option<Tick> {
+    pub fn next_wake(&self) -> Option<Tick> {
         let resting = self.replicas.values().filter_map(|r| match r.standing {
             Standing::Resting(until) => Some(until),
             _ => None,
         });
-        let quiet = (self.quiet_until > now).then_some(self.quiet_until);
-        resting.chain(quiet).min()
+        resting.chain(self.quiet_until).min()
     }
 
     /// The next call, if one is to be made now.
     pub fn next_call(&mut self, now: Tick) -> Option<Say> {
-        if now < self.quiet_until || self.session.under_way >= MAX_CALLS {
+        if self.quiet_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.quiet_until = None;
+        if self.session.under_way >= MAX_CALLS {
             return None;
         }
         let mut positions = Vec::new();
@@ -231,7 +234,7 @@ impl FollowerMachine {
             number: session.wrapping_add(1),
             ..Session::default()
         };
-        self.quiet_until = now.plus(RETRY_AFTER);
+        self.quiet_until = Some(now.plus(RETRY_AFTER));
         for replica in self.replicas.values_mut() {
             if let Standing::Listed(position) = replica.standing {
                 replica.standing = Standing::Ready(position);

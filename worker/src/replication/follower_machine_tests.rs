@@ -110,7 +110,7 @@ fn after_a_failed_call_everything_is_said_again_in_another_session() {
     machine.next_call(NOW).unwrap();
     machine.failed(NOW, 7);
     assert_eq!(machine.next_call(NOW), None);
-    let later = machine.next_wake(NOW).unwrap();
+    let later = machine.next_wake().unwrap();
     let again = machine.next_call(later).unwrap();
     assert_eq!((again.session, again.number), (8, 0));
     assert_eq!(again.positions.len(), 2);
@@ -120,12 +120,26 @@ fn after_a_failed_call_everything_is_said_again_in_another_session() {
     assert_eq!(machine.session(), 8);
 }
 
+/// A pause that was over before the shell had set its timer had no timer, and its leader was asked no more.
+#[test]
+fn a_pause_that_is_over_is_waited_for_until_the_next_call() {
+    let mut machine = following(1);
+    machine.positioned(at(0, 5));
+    machine.next_call(NOW).unwrap();
+    machine.failed(NOW, 7);
+    let over = machine.next_wake().unwrap();
+    assert_eq!(machine.next_call(NOW), None);
+    assert_eq!(machine.next_wake(), Some(over));
+    assert!(machine.next_call(over.plus(Span::from_millis(1))).is_some());
+    assert_eq!(machine.next_wake(), None);
+}
+
 #[test]
 fn a_refused_replica_rests_and_is_asked_for_its_position_again() {
     let mut machine = following(1);
     machine.unpositioned(NOW, id(0), EPOCH);
     assert_eq!(machine.wake(NOW), []);
-    let later = machine.next_wake(NOW).unwrap();
+    let later = machine.next_wake().unwrap();
     assert_eq!(machine.wake(later).len(), 1);
     machine.positioned(at(0, 1));
     machine.next_call(later).unwrap();
@@ -139,7 +153,7 @@ fn a_refused_replica_rests_and_is_asked_for_its_position_again() {
         batches: Bytes::new(),
     };
     assert_eq!(machine.answered(later, 7, refused), []);
-    assert!(machine.next_wake(later).is_some());
+    assert!(machine.next_wake().is_some());
     // In the next reign what was known of the last is forgotten.
     let next = BTreeMap::from([(id(0), LeaderEpoch(5))]);
     assert_eq!(machine.follow(&next).len(), 1);
@@ -231,7 +245,7 @@ proptest! {
                 machine.positioned(at(partition, logs[partition as usize]));
             }
         }
-        now = machine.next_wake(now).unwrap_or(now);
+        now = machine.next_wake().unwrap_or(now);
         let all: usize = machine.next_call(now).map_or(0, |say| say.positions.len());
         prop_assert_eq!(all, 3);
     }

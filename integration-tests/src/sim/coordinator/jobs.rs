@@ -123,7 +123,7 @@ impl Reign {
             }
         }
         let job = self.jobs.get_mut(&id).expect("it was there a moment ago");
-        let wake = job.machine.wake_at(env.now);
+        let wake = job.machine.wake_at();
         if wake != job.job_wake {
             job.job_wake = wake;
             if let Some(at) = wake {
@@ -168,7 +168,7 @@ impl Reign {
             }
         }
         let job = self.jobs.get_mut(&id).expect("it was there a moment ago");
-        let wake = job.checkpoints.wake_at(env.now);
+        let wake = job.checkpoints.wake_at();
         if wake != job.checkpoint_wake {
             job.checkpoint_wake = wake;
             if let Some(at) = wake {
