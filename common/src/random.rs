@@ -1,5 +1,6 @@
 //! The seeded generator that is handed down; nobody uses the thread's own.
 
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -16,6 +17,11 @@ pub fn seeded(seed: u64, stream: u64) -> Random {
 /// A number from 0 to before `bound`.
 pub fn below(random: &mut Random, bound: u64) -> u64 {
     random.random_range(0..bound)
+}
+
+/// Every order is as likely as any other.
+pub fn shuffle<T>(random: &mut Random, items: &mut [T]) {
+    items.shuffle(random);
 }
 
 pub fn coin(random: &mut Random) -> bool {

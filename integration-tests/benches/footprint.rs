@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         drop(cluster);
         cluster = Cluster::start(1)?;
         let process = cluster.worker_process(0)?.id();
-        let coordinator = cluster.coordinator_process()?.id();
+        let coordinator = cluster.coordinator_process(0)?.id();
         let resident = |process| {
             let (_, now) = resident_bytes(process).context("Linux says nothing of the process")?;
             Ok::<_, anyhow::Error>(mebibytes(now))

@@ -1,13 +1,15 @@
 //! A cluster of real processes on loopback: coordinators and workers, each with its own directory.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use common::client::Client;
 use tempfile::TempDir;
 
+use crate::network::{Network, NodeIndex};
 use crate::process::{Process, binary};
 
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Cluster {
     worker_options: Vec<String>,
     /// Where each process writes what it says about itself, instead of where the test does.
     logs: Option<PathBuf>,
+    /// What is between the processes, if not loopback alone.
+    network: Option<Arc<Network>>,
 }
 
 /// A process and what it needs to come back as itself.
@@ -30,12 +34,21 @@ struct Node {
     args: Vec<String>,
     /// Chosen at the first start and kept, so that a node comes back where others look for it.
     address: String,
+    /// Where it listens itself, if others find it elsewhere: behind this network.
+    behind: Option<Behind>,
     log: Option<PathBuf>,
     /// No file of it may grow beyond this, from its next start on.
     file_bytes_max: Option<u64>,
     process: Option<Process>,
     /// It was begun and has not said yet that it is ready.
     beginning: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Behind {
+    network: Arc<Network>,
+    index: NodeIndex,
+    listen: String,
 }
 
 impl Cluster {
@@ -48,88 +61,120 @@ impl Cluster {
     pub fn start_with(workers: usize, worker_options: &[&str]) -> Result<Cluster> {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
-        Cluster::assemble(directory, Some(temporary), None, 1, workers, worker_options)
+        let mut cluster = Cluster::empty(directory, Some(temporary), worker_options);
+        cluster.start_all(1, workers)?;
+        Ok(cluster)
     }
 
     /// With a group of so many coordinators, which their options alone make one.
     pub fn start_group(coordinators: usize, workers: usize) -> Result<Cluster> {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
-        Cluster::assemble(directory, Some(temporary), None, coordinators, workers, &[])
+        let mut cluster = Cluster::empty(directory, Some(temporary), &[]);
+        cluster.start_all(coordinators, workers)?;
+        Ok(cluster)
     }
 
     /// Coordinators only, each started with a list of its own of who its peers are.
     pub fn start_group_with(peers: &[&[usize]]) -> Result<Cluster> {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
-        let mut cluster = Cluster::empty(directory, Some(temporary), None, &[]);
+        let mut cluster = Cluster::empty(directory, Some(temporary), &[]);
         cluster.start_coordinators(peers)?;
         Ok(cluster)
     }
 
-    /// In a directory that stays, with a log file per process in `logs/`.
-    pub fn start_in(directory: &Path, coordinators: usize, workers: usize) -> Result<Cluster> {
+    /// In a directory that stays, with a log file per process in `logs/`, behind a network: coordinators are its
+    /// first nodes, workers the ones after.
+    pub fn start_in(
+        directory: &Path,
+        coordinators: usize,
+        workers: usize,
+        network: &Arc<Network>,
+    ) -> Result<Cluster> {
         let logs = directory.join("logs");
         std::fs::create_dir_all(&logs)
             .with_context(|| format!("cannot create {}", logs.display()))?;
-        Cluster::assemble(
-            directory.to_owned(),
-            None,
-            Some(logs),
-            coordinators,
-            workers,
-            &[],
-        )
+        let mut cluster = Cluster::empty(directory.to_owned(), None, &[]);
+        cluster.logs = Some(logs);
+        cluster.network = Some(Arc::clone(network));
+        cluster.start_all(coordinators, workers)?;
+        Ok(cluster)
     }
 
-    fn empty(
-        directory: PathBuf,
-        temporary: Option<TempDir>,
-        logs: Option<PathBuf>,
-        worker_options: &[&str],
-    ) -> Cluster {
+    fn empty(directory: PathBuf, temporary: Option<TempDir>, worker_options: &[&str]) -> Cluster {
         Cluster {
             directory,
             _temporary: temporary,
             coordinators: Vec::new(),
             workers: Vec::new(),
             worker_options: worker_options.iter().map(|o| (*o).to_owned()).collect(),
-            logs,
+            logs: None,
+            network: None,
         }
     }
 
-    fn assemble(
-        directory: PathBuf,
-        temporary: Option<TempDir>,
-        logs: Option<PathBuf>,
-        coordinators: usize,
-        workers: usize,
-        worker_options: &[&str],
-    ) -> Result<Cluster> {
-        let mut cluster = Cluster::empty(directory, temporary, logs, worker_options);
+    fn start_all(&mut self, coordinators: usize, workers: usize) -> Result<()> {
         if coordinators == 1 {
-            cluster.start_coordinator(None, &[])?;
+            let place = self.place()?;
+            self.start_coordinator(place, &[])?;
         } else {
             let all: Vec<usize> = (0..coordinators).collect();
-            cluster.start_coordinators(&vec![&all[..]; coordinators])?;
+            self.start_coordinators(&vec![&all[..]; coordinators])?;
         }
         for _ in 0..workers {
-            cluster.add_worker()?;
-        }
-        Ok(cluster)
-    }
-
-    /// One coordinator for each list of those that it takes for its peers.
-    fn start_coordinators(&mut self, peers: &[&[usize]]) -> Result<()> {
-        let addresses = free_addresses(peers.len())?;
-        for (address, peers) in addresses.iter().zip(peers) {
-            let peers: Vec<String> = peers.iter().map(|peer| addresses[*peer].clone()).collect();
-            self.start_coordinator(Some(address), &peers)?;
+            self.add_worker()?;
         }
         Ok(())
     }
 
-    fn start_coordinator(&mut self, address: Option<&str>, peers: &[String]) -> Result<()> {
+    /// Where a node is to be: at any free port, which it finds itself where it can.
+    fn place(&self) -> Result<Place> {
+        match &self.network {
+            None => Ok(Place {
+                address: "http://127.0.0.1:0".to_owned(),
+                behind: None,
+            }),
+            Some(_) => Ok(self.places(1)?.remove(0)),
+        }
+    }
+
+    /// Where nodes are to be that are known to each other before they start.
+    fn places(&self, count: usize) -> Result<Vec<Place>> {
+        let free = free_addresses(count)?;
+        let places = free.into_iter().map(|listen| match &self.network {
+            None => Ok(Place {
+                address: format!("http://{listen}"),
+                behind: None,
+            }),
+            Some(network) => {
+                let (index, address) = network.add(listen)?;
+                let behind = Behind {
+                    network: Arc::clone(network),
+                    index,
+                    listen: listen.to_string(),
+                };
+                Ok(Place {
+                    address,
+                    behind: Some(behind),
+                })
+            }
+        });
+        places.collect()
+    }
+
+    /// One coordinator for each list of those that it takes for its peers.
+    fn start_coordinators(&mut self, peers: &[&[usize]]) -> Result<()> {
+        let places = self.places(peers.len())?;
+        let addresses: Vec<String> = places.iter().map(|place| place.address.clone()).collect();
+        for (place, peers) in places.into_iter().zip(peers) {
+            let peers: Vec<String> = peers.iter().map(|peer| addresses[*peer].clone()).collect();
+            self.start_coordinator(place, &peers)?;
+        }
+        Ok(())
+    }
+
+    fn start_coordinator(&mut self, place: Place, peers: &[String]) -> Result<()> {
         let name = match self.coordinators.len() {
             0 => "coordinator".to_owned(),
             others => format!("coordinator{}", others + 1),
@@ -139,7 +184,7 @@ impl Cluster {
         if !peers.is_empty() {
             args.extend(["--peers".into(), peers.join(",")]);
         }
-        let node = Node::start(&name, args, address, self.logs.as_deref())?;
+        let node = Node::start(&name, args, place, self.logs.as_deref())?;
         self.coordinators.push(node);
         Ok(())
     }
@@ -152,7 +197,8 @@ impl Cluster {
 
     /// The same, by way of this member of the group.
     pub fn add_coordinator_with(&mut self, peer: &str) -> Result<()> {
-        self.start_coordinator(None, &[peer.to_owned()])
+        let place = self.place()?;
+        self.start_coordinator(place, &[peer.to_owned()])
     }
 
     pub fn add_worker(&mut self) -> Result<()> {
@@ -165,8 +211,9 @@ impl Cluster {
             data,
         ];
         args.extend(self.worker_options.iter().cloned());
-        self.workers
-            .push(Node::start(&name, args, None, self.logs.as_deref())?);
+        let place = self.place()?;
+        let node = Node::start(&name, args, place, self.logs.as_deref())?;
+        self.workers.push(node);
         Ok(())
     }
 
@@ -217,13 +264,12 @@ impl Cluster {
     /// Takes such a limit off a worker while it runs: its disk has room again.
     pub fn make_room_for_worker(&mut self, index: usize) -> Result<()> {
         self.limit_files_of_worker(index, None);
-        let pid = self.worker_process(index)?.id().to_string();
-        let status = Command::new("prlimit")
-            .args(["--pid", &pid, "--fsize=unlimited"])
-            .status()
-            .context("cannot start prlimit")?;
-        ensure!(status.success(), "prlimit ended with {status}");
-        Ok(())
+        self.workers[index].limit_files_now("unlimited")
+    }
+
+    /// From now on a worker that was started behind a network can write nothing, until room is made for it.
+    pub fn fill_disk_of_worker(&mut self, index: usize) -> Result<()> {
+        self.workers[index].limit_files_now("0")
     }
 
     /// As for a worker.
@@ -247,8 +293,8 @@ impl Cluster {
         self.coordinators[index].restart()
     }
 
-    pub fn coordinator_process(&mut self) -> Result<&mut Process> {
-        self.coordinators[0]
+    pub fn coordinator_process(&mut self, index: usize) -> Result<&mut Process> {
+        self.coordinators[index]
             .process
             .as_mut()
             .context("the coordinator is not running")
@@ -281,23 +327,26 @@ impl Cluster {
 }
 
 impl Node {
-    /// `address`: `None` takes any free one.
     fn start(
         program: &str,
         mut args: Vec<String>,
-        address: Option<&str>,
+        place: Place,
         logs: Option<&Path>,
     ) -> Result<Node> {
         let name = program.to_owned();
         // Nodes are told apart by a number.
         let program = binary(program.trim_end_matches(|c: char| c.is_ascii_digit()))?;
+        if place.behind.is_some() {
+            args.extend(["--advertise".to_owned(), place.address.clone()]);
+        }
         args.push("--listen".to_owned());
         let mut node = Node {
             log: logs.map(|logs| logs.join(format!("{name}.log"))),
             name,
             program,
             args,
-            address: address.unwrap_or("http://127.0.0.1:0").to_owned(),
+            address: place.address,
+            behind: place.behind,
             file_bytes_max: None,
             process: None,
             beginning: false,
@@ -312,20 +361,27 @@ impl Node {
     }
 
     fn begin(&mut self) -> Result<()> {
-        let listen = self.address.trim_start_matches("http://").to_owned();
+        let listen = match &self.behind {
+            None => self.address.trim_start_matches("http://").to_owned(),
+            Some(behind) => behind.listen.clone(),
+        };
         let mut program = self.program.clone();
         let mut args = [&self.args[..], &[listen]].concat();
-        if let Some(bytes) = self.file_bytes_max {
+        if self.file_bytes_max.is_some() || self.behind.is_some() {
+            let blocks = self.file_bytes_max.map(|bytes| (bytes / 512).to_string());
             // The signal is ignored, so that what goes beyond is an error of the write.
             let limited = format!(
                 "trap '' XFSZ; ulimit -S -f {}; exec \"$0\" \"$@\"",
-                bytes / 512
+                blocks.as_deref().unwrap_or("unlimited")
             );
             let program = std::mem::replace(&mut program, "/bin/sh".into());
             args.splice(0..0, ["-c".into(), limited, program.display().to_string()]);
         }
         let log = self.log.as_deref();
         let process = Process::start_logging(&self.name, &program, &args, log)?;
+        if let Some(Behind { network, index, .. }) = &self.behind {
+            network.up(*index, process.id())?;
+        }
         self.process = Some(process);
         self.beginning = true;
         Ok(())
@@ -339,22 +395,40 @@ impl Node {
         Ok(())
     }
 
+    fn limit_files_now(&self, limit: &str) -> Result<()> {
+        let process = self.process.as_ref().context("the node is not running")?;
+        let status = Command::new("prlimit")
+            .args(["--pid", &process.id().to_string()])
+            .arg(format!("--fsize={limit}:"))
+            .status()
+            .context("cannot start prlimit")?;
+        ensure!(status.success(), "prlimit ended with {status}");
+        Ok(())
+    }
+
     fn kill(&mut self) -> Result<()> {
-        self.process
-            .take()
-            .context("the node is not running")?
-            .kill()
+        let mut process = self.process.take().context("the node is not running")?;
+        process.kill()?;
+        match &self.behind {
+            Some(Behind { network, index, .. }) => network.down(*index),
+            None => Ok(()),
+        }
     }
 }
 
+/// Where a node is.
+#[derive(Clone, Debug)]
+struct Place {
+    /// Where others find it.
+    address: String,
+    behind: Option<Behind>,
+}
+
 /// Addresses nobody listens at. They have to be known before the processes that listen there are started.
-fn free_addresses(count: usize) -> Result<Vec<String>> {
+fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let listeners: Vec<TcpListener> = (0..count)
         .map(|_| TcpListener::bind(("127.0.0.1", 0)))
         .collect::<Result<_, _>>()?;
-    let addresses = listeners.iter().map(|listener| {
-        let address = listener.local_addr()?;
-        Ok(format!("http://{address}"))
-    });
+    let addresses = listeners.iter().map(|listener| Ok(listener.local_addr()?));
     addresses.collect()
 }

@@ -1,28 +1,33 @@
 //! Kills processes with SIGKILL at random moments and starts them again with the same directories.
 //!
-//! Now and then a worker is stopped for a while instead, long enough to be given up, and goes on as if
-//! nothing had happened; and now and then one loses its disk with its life. Whose turn it is comes from a shuffled deck, so that each has its share. Mostly the next kill waits
-//! until the cluster has got on since the last one; sometimes it does not, and hits a recovery.
+//! Now and then something else befalls the cluster instead (`troubles.rs`); and now and then a worker loses its disk with its life. Whose turn it is comes from a shuffled deck, so that
+//! each has its share. Mostly the next kill waits until the cluster has got on since the last one; sometimes it
+//! does not, and hits a recovery.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use common::random::{Random, below, seeded};
+use common::random::{Random, below, seeded, shuffle};
 use common::time::{Clock, Span, SystemClock, Tick};
 
 use super::losses;
 use super::nodes::Nodes;
 use super::progress::Progress;
+use super::troubles::{Trouble, Troubles};
 use crate::cluster::Cluster;
+use crate::network::Network;
 
 const LOOK: Duration = Duration::from_millis(10);
 /// A cluster that does not get on within this after a kill, with everything running, is broken.
 const STUCK_AFTER: Span = Span::from_secs(90);
 /// How long a killed process stays away at most.
 const LONGEST_ABSENCE_MS: u64 = 1_500;
-/// How long a worker is stopped at most: longer than its session lasts.
-const LONGEST_PAUSE_MS: u64 = 6_000;
+/// How long a trouble lasts at most: longer than a worker's session.
+const LONGEST_TROUBLE_MS: u64 = 6_000;
+/// One strike in so many is a trouble.
+const TROUBLE_EVERY: u64 = 3;
 /// A moment with events under way is waited for this long: there is nearly always one.
 const IN_FLIGHT_WITHIN: Span = Span::from_secs(1);
 /// Each process is killed at least so often while events are in flight.
@@ -51,14 +56,17 @@ pub struct Killer {
     clock: Arc<dyn Clock>,
     progress: Arc<Progress>,
     nodes: Nodes,
+    network: Arc<Network>,
     interval: Span,
+    troubles: Troubles,
     deck: Vec<Victim>,
     coordinators: usize,
     workers: usize,
     /// What had been acknowledged and had come out at the last kill.
     last: (u64, u64),
     pub kills: Vec<Kill>,
-    pub pauses: usize,
+    /// How often each trouble came while events were under way.
+    pub troubled: BTreeMap<Trouble, usize>,
     /// Workers that lost their disks.
     pub losses: usize,
     strikes: usize,
@@ -72,32 +80,36 @@ impl Killer {
         interval: Span,
         progress: Arc<Progress>,
         nodes: Nodes,
+        network: Arc<Network>,
     ) -> Killer {
         Killer {
             random: seeded(seed, 4_000),
             clock: SystemClock::shared(),
             progress,
             nodes,
+            network,
             interval,
+            troubles: Troubles::new(processes.0, processes.1),
             deck: Vec::new(),
             coordinators: processes.0,
             workers: processes.1,
             last: (0, 0),
             kills: Vec::new(),
-            pauses: 0,
+            troubled: BTreeMap::new(),
             losses: 0,
             strikes: 0,
         }
     }
 
-    /// Each process was killed often enough with events in flight, and a disk was lost.
+    /// Each process was killed often enough with events in flight, each trouble came, and a disk was lost.
     pub fn has_struck_everyone(&self) -> bool {
         let struck = |victim: Victim| {
             let kills = self.kills.iter();
             let kills = kills.filter(|kill| kill.victim == victim && kill.in_flight);
             kills.count() >= KILLS_OF_EACH
         };
-        self.losses > 0 && everyone(self.coordinators, self.workers).all(struck)
+        let troubled = self.troubled.len() == Trouble::ALL.len();
+        troubled && self.losses > 0 && everyone(self.coordinators, self.workers).all(struck)
     }
 
     pub fn now(&self) -> Tick {
@@ -122,10 +134,18 @@ impl Killer {
         {
             return self.lose_disk(cluster, watch).await;
         }
-        if below(&mut self.random, 6) == 0 {
-            return self.pause(cluster, watch).await;
+        if below(&mut self.random, TROUBLE_EVERY) == 0 {
+            return self.trouble(cluster, watch).await;
         }
-        let victims = self.victims();
+        self.kill_some(cluster, watch).await
+    }
+
+    async fn kill_some(
+        &mut self,
+        cluster: &mut Cluster,
+        watch: &mut impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut victims = self.victims();
         let got_on = self.got_on();
         let under_way = got_on && self.wait_for_events_under_way().await;
         let (_, acknowledged, came_out) = self.progress.read();
@@ -142,7 +162,8 @@ impl Killer {
         self.last = (acknowledged, came_out);
         let absence = below(&mut self.random, LONGEST_ABSENCE_MS);
         self.wait(Span(absence), watch).await?;
-        for victim in self.shuffled(victims) {
+        shuffle(&mut self.random, &mut victims);
+        for victim in victims {
             match victim {
                 Victim::Coordinator(index) => cluster.begin_coordinator(index)?,
                 Victim::Worker(index) => cluster.begin_worker(index)?,
@@ -176,21 +197,21 @@ impl Killer {
         losses::replace_replicas(&self.nodes, &mut self.random).await
     }
 
-    /// A worker that others give up while it believes that it is still who it was.
-    async fn pause(
+    async fn trouble(
         &mut self,
         cluster: &mut Cluster,
         watch: &mut impl FnMut() -> Result<()>,
     ) -> Result<()> {
-        let chosen = below(&mut self.random, self.workers as u64);
-        let process = cluster.worker_process(usize::try_from(chosen)?)?;
-        process.signal("STOP")?;
-        let pause = below(&mut self.random, LONGEST_PAUSE_MS);
-        let watched = self.wait(Span(pause), watch).await;
-        process.signal("CONT")?;
+        let (trouble, occurrence) = self.troubles.next(&mut self.random);
+        if self.got_on() && self.wait_for_events_under_way().await {
+            *self.troubled.entry(trouble).or_default() += 1;
+        }
+        occurrence.begin(cluster, &self.network)?;
+        let lasts = below(&mut self.random, LONGEST_TROUBLE_MS);
+        let watched = self.wait(Span(lasts), watch).await;
+        occurrence.end(cluster, &self.network)?;
         let (_, acknowledged, came_out) = self.progress.read();
         self.last = (acknowledged, came_out);
-        self.pauses += 1;
         watched
     }
 
@@ -204,22 +225,11 @@ impl Killer {
         let mut victims = Vec::new();
         while victims.len() < count {
             if self.deck.is_empty() {
-                let all = everyone(self.coordinators, self.workers);
-                self.deck = self.shuffled(all.collect());
+                self.deck = everyone(self.coordinators, self.workers).collect();
+                shuffle(&mut self.random, &mut self.deck);
             }
             let next = self.deck.pop().filter(|next| !victims.contains(next));
             victims.extend(next);
-        }
-        victims
-    }
-
-    fn shuffled(&mut self, mut victims: Vec<Victim>) -> Vec<Victim> {
-        for last in (1..victims.len()).rev() {
-            let other = below(&mut self.random, last as u64 + 1);
-            victims.swap(
-                last,
-                usize::try_from(other).expect("there are few processes"),
-            );
         }
         victims
     }
@@ -286,6 +296,7 @@ mod tests {
                 Span(1),
                 Arc::default(),
                 Nodes::new(&[]).unwrap(),
+                Network::start().unwrap(),
             );
             let mut counts = [0; 6];
             for _ in 0..24 {

@@ -1,9 +1,10 @@
-//! Real processes under SIGKILL: what comes out is what an oracle says, or the run fails.
+//! Real processes under SIGKILL and other troubles: what comes out is what an oracle says, or the run fails.
 //!
 //! Three coordinators, or one, and some workers run two jobs on a stream that producers send all the while. Processes
-//! are killed and started again, some of them without their disks; state is read at completed epochs; committed output is followed. At the
-//! end the stream stops, the jobs drain, and input, output and state are compared with a computation
-//! of their own. A run in which too little happened fails as well.
+//! are killed and started again, some of them without their disks; others are stopped for a while, cut off, slowed,
+//! or can write nothing. State is read at completed epochs; committed output is followed. At the end the stream
+//! stops, the jobs drain, and input, output and state are compared with a computation of their own. A run in which
+//! too little happened fails as well.
 
 pub mod stream;
 pub mod jobs;
@@ -12,6 +13,7 @@ pub mod nodes;
 pub mod producers;
 pub mod killer;
 mod losses;
+pub mod troubles;
 pub mod reader;
 pub mod follower;
 pub mod oracle;
@@ -33,6 +35,7 @@ use self::nodes::Nodes;
 use self::progress::Progress;
 use self::summary::Summary;
 use crate::cluster::Cluster;
+use crate::network::Network;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -60,11 +63,17 @@ pub fn seed() -> Result<u64> {
 
 /// Runs to the end. What it answers has been verified, but may still have been too quiet.
 pub fn run(options: &Options) -> Result<Summary> {
-    let mut cluster = Cluster::start_in(&options.directory, options.coordinators, options.workers)?;
+    let network = Network::start()?;
+    let mut cluster = Cluster::start_in(
+        &options.directory,
+        options.coordinators,
+        options.workers,
+        &network,
+    )?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(run_on(options, &mut cluster));
+    let outcome = runtime.block_on(run_on(options, &mut cluster, &network));
     outcome.with_context(|| {
         format!(
             "seed {}; logs and data are in {}",
@@ -74,7 +83,11 @@ pub fn run(options: &Options) -> Result<Summary> {
     })
 }
 
-async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
+async fn run_on(
+    options: &Options,
+    cluster: &mut Cluster,
+    network: &Arc<Network>,
+) -> Result<Summary> {
     let seed = options.seed;
     let mut addresses = cluster.coordinator_addresses();
     addresses.extend((0..options.workers).map(|worker| cluster.worker(worker).to_owned()));
@@ -101,6 +114,7 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
         options.interval,
         Arc::clone(&progress),
         Nodes::new(&addresses)?,
+        Arc::clone(network),
     );
     let outcome = async {
         let begin = killer.now();
@@ -133,7 +147,7 @@ async fn run_on(options: &Options, cluster: &mut Cluster) -> Result<Summary> {
         coordinators: options.coordinators,
         workers: options.workers,
         kills: killer.kills,
-        pauses: killer.pauses,
+        troubled: killer.troubled,
         losses: killer.losses,
         checked,
         sent,

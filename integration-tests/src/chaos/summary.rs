@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use super::killer::{KILLS_OF_EACH, Kill, Victim, everyone};
 use super::producers::Sent;
 use super::state_check::Checked;
+use super::troubles::Trouble;
 use super::verify::Verified;
 
 /// Epochs that are completed, over both jobs those of the one that has fewer.
@@ -21,7 +22,7 @@ pub struct Summary {
     pub coordinators: usize,
     pub workers: usize,
     pub kills: Vec<Kill>,
-    pub pauses: usize,
+    pub troubled: BTreeMap<Trouble, usize>,
     pub losses: usize,
     pub checked: Checked,
     pub sent: Sent,
@@ -38,6 +39,13 @@ impl Summary {
             );
         }
         ensure!(self.losses > 0, "too quiet: no worker lost its disk");
+        for trouble in Trouble::ALL {
+            ensure!(
+                self.troubled.contains_key(&trouble),
+                "too quiet: it never was that {} with events in flight",
+                trouble.name()
+            );
+        }
         for (job, epochs) in &self.checked.epochs {
             let completed = epochs.completed.len();
             ensure!(
@@ -89,11 +97,13 @@ impl fmt::Display for Summary {
                 "  {victim}: killed {kills} times, {in_flight} with events in flight"
             )?;
         }
-        writeln!(
-            f,
-            "  workers were stopped for a while {} times",
-            self.pauses
-        )?;
+        for (trouble, times) in &self.troubled {
+            writeln!(
+                f,
+                "  {} {times} times, with events in flight",
+                trouble.name()
+            )?;
+        }
         writeln!(f, "  workers lost their disks {} times", self.losses)?;
         for (job, epochs) in &self.checked.epochs {
             writeln!(
