@@ -122,18 +122,20 @@ impl Network {
         Ok(())
     }
 
-    /// Its process is gone: connecting to it is refused, and what was connected is closed.
+    /// Its process is gone: connecting to it is refused, and what was connected is closed. Blocks for a moment.
     pub fn down(&self, node: NodeIndex) -> Result<()> {
         lock(&self.processes).remove(&node);
         let carrying = lock(&self.nodes)[node].carrying.take();
         if let Some(carrying) = carrying {
             carrying.abort();
+            let (ended, wait) = std::sync::mpsc::sync_channel(1);
+            self.runtime.spawn(async move {
+                // It ends with being cancelled; whoever waits is there until then.
+                drop(carrying.await);
+                ended.send(()).unwrap_or_default();
+            });
             // The port is free when the task has ended.
-            let ended = self.runtime.block_on(carrying);
-            ended.or_else(|error| match error.is_cancelled() {
-                true => Ok(()),
-                false => Err(error),
-            })?;
+            wait.recv().context("the network has ended")?;
         }
         Ok(())
     }

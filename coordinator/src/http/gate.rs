@@ -1,7 +1,8 @@
 //! The way into a coordinator that leads or does not: what only the leader can answer goes on to it.
 //!
 //! Every coordinator takes every request. Who does not lead passes it on as it came; who is passed one and
-//! does not lead either says so, so that no request runs in a circle.
+//! does not lead either says so, so that no request runs in a circle. The leader answers people only after the
+//! group has confirmed that it leads.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ use crate::raft::leadership::Leadership;
 
 /// Says that a request was passed on once.
 const FORWARDED: HeaderName = HeaderName::from_static("millstream-forwarded");
+/// Where what people ask for begins.
+const FOR_PEOPLE: &str = "/v1/";
 /// For the head of the leader's answer: longer than it makes a long poll wait.
 const DEADLINE: Span = Span(MAX_WAIT.0 + 10_000);
 
@@ -144,6 +147,11 @@ pub(super) async fn to_the_leader(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let gate = gate_of(request.request()).clone();
     if gate.reign.borrow().is_some() {
+        // Nodes find out by themselves what is of the past; people cannot.
+        if request.path().starts_with(FOR_PEOPLE) && gate.group.confirm().await.is_err() {
+            let answer = actix_web::ResponseError::error_response(&gate.nobody_leads());
+            return Ok(request.into_response(answer).map_into_boxed_body());
+        }
         let answered = next.call(request).await?;
         return Ok(answered.map_into_boxed_body());
     }

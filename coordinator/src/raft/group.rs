@@ -20,6 +20,7 @@ use common::seglog::Position;
 use common::time::{Clock, SystemClock, Tick};
 use common::transport::client::Transport;
 
+use super::confirmations::{self, NotConfirmed, confirm};
 use super::election::watch_the_leader;
 use super::leadership::{Leadership, watch_leadership};
 use super::log_store::LogStore;
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     /// `None`: it belongs to no group yet.
     pub(super) raft: watch::Sender<Option<Raft>>,
     pub(super) leadership: watch::Sender<Leadership>,
+    /// Questions whether this member still leads.
+    questions: mpsc::Sender<confirmations::Waiting>,
     /// When something came of a leader last.
     pub(super) heard: Mutex<Tick>,
     /// Held while a vote is given or asked for, so that nobody asks for votes who has just given its own: with
@@ -83,6 +86,7 @@ pub(super) struct Life {
     group: Group,
     proposals: Proposals,
     waiting: mpsc::Receiver<Proposal>,
+    questions: mpsc::Receiver<confirmations::Waiting>,
     failed: mpsc::Receiver<()>,
     on_failure: Box<dyn FnOnce() + Send>,
 }
@@ -90,6 +94,7 @@ pub(super) struct Life {
 pub(super) fn group(parts: Parts) -> (Group, Life) {
     let clock = SystemClock::shared();
     let (failures, failed) = mpsc::channel(1);
+    let (ask, questions) = mpsc::channel(confirmations::MAX_WAITING);
     let group = Group {
         shared: Arc::new(Shared {
             log: parts.log,
@@ -98,6 +103,7 @@ pub(super) fn group(parts: Parts) -> (Group, Life) {
             runtime: parts.runtime,
             raft: watch::Sender::new(None),
             leadership: watch::Sender::new(Leadership::Follows { leader: None }),
+            questions: ask,
             heard: Mutex::new(clock.tick()),
             voting: tokio::sync::Mutex::default(),
             data_dir: parts.data_dir,
@@ -118,6 +124,7 @@ pub(super) fn group(parts: Parts) -> (Group, Life) {
         group: group.clone(),
         proposals,
         waiting: parts.waiting,
+        questions,
         failed,
         on_failure: parts.on_failure,
     };
@@ -128,6 +135,8 @@ impl Life {
     pub(super) async fn run(mut self, stopped: oneshot::Receiver<()>) {
         let (stop, stop_proposals) = oneshot::channel();
         let proposing = tokio::spawn(self.proposals.run(self.waiting, stop_proposals));
+        let raft = self.group.shared.raft.subscribe();
+        let confirming = tokio::spawn(confirm(raft, self.questions));
         let mut on_failure = Some(self.on_failure);
         let mut stopped = stopped;
         loop {
@@ -142,6 +151,7 @@ impl Life {
             }
         }
         drop(stop);
+        confirming.abort();
         self.group.shared.log.stop();
         if proposing.await.is_err() {
             error!("the proposals panicked");
@@ -253,6 +263,15 @@ impl Group {
             Ok(Leadership::Leads { .. }) => Ok(()),
             Ok(Leadership::Ended | Leadership::Follows { .. }) | Err(_) => Err(ended()),
         }
+    }
+
+    /// Returns once the group has said, since this was asked, that this member leads, and everything that was
+    /// committed by then is in the view.
+    pub async fn confirm(&self) -> Result<(), NotConfirmed> {
+        let (answer, confirmed) = oneshot::channel();
+        let asked = self.shared.questions.send(answer).await;
+        asked.map_err(|_| NotConfirmed)?;
+        confirmed.await.unwrap_or(Err(NotConfirmed))
     }
 
     /// Asks for votes at once, without waiting for the leader to be missed.

@@ -18,6 +18,7 @@ mod election;
 pub mod formation;
 pub mod membership;
 mod proposals;
+pub mod confirmations;
 pub mod group;
 #[cfg(test)]
 mod log_store_tests;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
 use integration_tests::measure::Stopwatch;
+use integration_tests::network::{Fault, Faults, Network, links_of};
 use integration_tests::process::{Process, binary};
 use serde_json::{Value, json};
 
@@ -63,6 +64,7 @@ async fn leader(cluster: &Cluster, asked: usize) -> usize {
 async fn create(address: &str, topic: &str) -> Duration {
     let client = Client::connect(address).unwrap();
     let begun = Stopwatch::start();
+    let mut last = None;
     let creating = async {
         loop {
             let body = json!({"name": topic, "partitions": 1});
@@ -70,12 +72,13 @@ async fn create(address: &str, topic: &str) -> Duration {
                 Ok(_) => return begun.elapsed(),
                 // It was created by a request whose answer was lost.
                 Err(error) if code(&error) == "ALREADY_EXISTS" => return begun.elapsed(),
-                Err(_) => tokio::time::sleep(LOOK).await,
+                Err(error) => last = Some(error),
             }
+            tokio::time::sleep(LOOK).await;
         }
     };
     let created = tokio::time::timeout(PATIENCE, creating).await;
-    created.unwrap_or_else(|_| panic!("topic {topic} cannot be created at {address}"))
+    created.unwrap_or_else(|_| panic!("topic {topic} cannot be created at {address}: {last:?}"))
 }
 
 fn code(error: &common::client::ClientError) -> String {
@@ -361,4 +364,37 @@ fn coordinators_with_different_peers_form_no_group() {
         tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     });
     cluster.kill_coordinator().unwrap();
+}
+
+/// The others go on without it, and it does not know.
+#[test]
+fn a_leader_that_is_cut_off_does_not_answer_what_it_cannot_know() {
+    let network = Network::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start_in(directory.path(), 3, 1, &network).unwrap();
+    talk(async {
+        let addresses = cluster.coordinator_addresses();
+        let old = leader(&cluster, 0).await;
+        let cut_off = Client::connect(&addresses[old]).unwrap();
+        create(&addresses[old], "before").await;
+        network.set(links_of(old, 3, Fault::Cut));
+        create(&addresses[(old + 1) % 3], "meanwhile").await;
+        let refused = cut_off.get::<Value>("/v1/topics").await.unwrap_err();
+        assert_eq!(code(&refused), "COORDINATOR_UNAVAILABLE", "{refused}");
+        network.set(Faults::new());
+        let answering = async {
+            loop {
+                if let Ok(answer) = cut_off.get::<Value>("/v1/topics").await {
+                    return answer;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let answered = tokio::time::timeout(PATIENCE, answering).await;
+        let answer = answered.expect("it goes on refusing");
+        // The first thing that it says again is how things are now.
+        let topics = answer["topics"].as_array().unwrap();
+        let names: BTreeSet<&str> = topics.iter().filter_map(|t| t["name"].as_str()).collect();
+        assert_eq!(names, ["before", "meanwhile"].into());
+    });
 }

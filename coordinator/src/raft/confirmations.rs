@@ -1,0 +1,50 @@
+//! Before the leader answers what it knows, the group confirms that it still leads.
+//!
+//! A leader that was cut off, or stopped for a while, does not know that others have gone on without it. What it
+//! answers is therefore read after most members have said, since the question came, that they follow it, and
+//! after everything that was committed by then is applied here (ReadIndex: Ongaro, "Consensus: Bridging Theory and
+//! Practice", §6.4). One such round serves every question that came before it began.
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use common::time::Span;
+
+use super::Raft;
+
+/// Questions that wait for a round; more have to wait before they wait.
+pub(super) const MAX_WAITING: usize = 1_024;
+/// Members that do not answer are not waited for any longer: whoever asked can ask another coordinator.
+const PATIENCE: Span = Span::from_secs(2);
+
+/// The group has not said that this member leads: another one does, or too few of them answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotConfirmed;
+
+pub(super) type Waiting = oneshot::Sender<Result<(), NotConfirmed>>;
+
+/// Runs until nobody can ask any more.
+pub(super) async fn confirm(
+    raft: watch::Receiver<Option<Raft>>,
+    mut waiting: mpsc::Receiver<Waiting>,
+) {
+    let mut round = Vec::new();
+    while waiting.recv_many(&mut round, MAX_WAITING).await > 0 {
+        let raft = raft.borrow().clone();
+        let confirmed = match raft {
+            Some(raft) => ask(&raft).await,
+            None => Err(NotConfirmed),
+        };
+        for waiting in round.drain(..) {
+            // Who has gone meanwhile does not want to know.
+            waiting.send(confirmed).ok();
+        }
+    }
+}
+
+async fn ask(raft: &Raft) -> Result<(), NotConfirmed> {
+    let asking = raft.ensure_linearizable();
+    match tokio::time::timeout(PATIENCE.as_duration(), asking).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(NotConfirmed),
+    }
+}
