@@ -275,6 +275,7 @@ async fn run(
         image: image.clone(),
         transport: parts.transport.clone(),
         coordinators: parts.coordinators.clone(),
+        session: session.clone(),
         clock: clock.clone(),
         reports: reports.clone(),
         load: load.clone(),
@@ -294,6 +295,7 @@ async fn run(
         image: image_sender,
         reports,
         load,
+        clock: clock.clone(),
         ready,
         urgent: urgent.clone(),
     };

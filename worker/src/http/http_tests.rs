@@ -236,8 +236,10 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             heartbeat_interval: HEARTBEAT_INTERVAL,
             session_timeout: Span::from_secs(3),
         };
+        let session = Session::of(&registered);
+        session.hears(clock.tick(), image.borrow().version);
         let services = Services {
-            session: Session::of(&registered),
+            session: session.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),
             transport: transport.clone(),
             image: image.clone(),
@@ -263,6 +265,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             image,
             transport: transport.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),
+            session,
             clock,
             reports: Arc::default(),
             load: Arc::default(),

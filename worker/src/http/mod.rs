@@ -43,6 +43,7 @@ use tokio::sync::watch;
 
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
+use crate::link::Session;
 use crate::link::coordinators::Coordinators;
 use crate::link::reports::TaskReports;
 use crate::load::SharedLoad;
@@ -68,6 +69,7 @@ pub struct Routes {
     pub image: ImageWatch,
     pub transport: Transport,
     pub coordinators: Coordinators,
+    pub session: Arc<Session>,
     pub clock: Arc<dyn Clock>,
     pub reports: Arc<TaskReports>,
     pub load: SharedLoad,
@@ -151,13 +153,20 @@ pub fn parts(composed: &Composed) -> Result<Routes, Problem> {
 impl Routes {
     async fn topic(&self, name: &str) -> Result<Arc<TopicImage>, Problem> {
         let name = TopicName::new(name)?;
-        self.log.known_topic(&name).await.ok_or_else(|| {
-            Problem::new(
-                ErrorCode::UnknownTopic,
-                format!("there is no topic \"{name}\""),
-            )
-            .hint("Create it with POST /v1/topics, or look at GET /v1/topics.")
-        })
+        if let Some(topic) = self.log.known_topic(&name).await {
+            return Ok(topic);
+        }
+        let version = self.log.image().borrow().version;
+        if !self.session.is_up_to_date(version, self.clock.tick()) {
+            let detail = format!(
+                "this worker does not hear a coordinator, and cannot say whether there is a topic \"{name}\""
+            );
+            return Err(Problem::new(ErrorCode::MetadataStale, detail)
+                .hint("Ask another node, or again in a moment."));
+        }
+        let detail = format!("there is no topic \"{name}\"");
+        Err(Problem::new(ErrorCode::UnknownTopic, detail)
+            .hint("Create it with POST /v1/topics, or look at GET /v1/topics."))
     }
 }
 

@@ -14,7 +14,7 @@ use common::ids::{ClusterId, MetadataVersion, NodeId, WorkerEpoch};
 use common::limits::MAX_WAIT;
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::node::{Heartbeat, RegisterWorker, Registered};
-use common::time::Span;
+use common::time::{Clock, Span, Tick};
 use common::transport::client::{CallError, Transport};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
@@ -30,11 +30,30 @@ pub struct Session {
     pub cluster: ClusterId,
     pub worker: NodeId,
     epoch: AtomicU64,
+    session_timeout: Span,
+    /// When the last heartbeat that was answered had been sent, and what its answer said there was to know.
+    heard: AtomicU64,
+    latest: AtomicU64,
 }
 
 impl Session {
     pub fn epoch(&self) -> WorkerEpoch {
         WorkerEpoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// A heartbeat that was sent then is answered: there are facts up to this version.
+    pub fn hears(&self, sent: Tick, latest: MetadataVersion) {
+        self.latest.fetch_max(latest.0, Ordering::AcqRel);
+        self.heard.fetch_max(sent.0, Ordering::AcqRel);
+    }
+
+    /// Whether facts of this version are all there are, or were a moment ago: of what is not among them it can be
+    /// said that it is not there. A worker that hears no coordinator cannot say that.
+    pub fn is_up_to_date(&self, version: MetadataVersion, now: Tick) -> bool {
+        let silence = now.since(Tick(self.heard.load(Ordering::Acquire)));
+        // Others may have given it up a little later.
+        let is_heard = silence.0 * 5 < self.session_timeout.0 * 4;
+        is_heard && version.0 > 0 && version.0 >= self.latest.load(Ordering::Acquire)
     }
 }
 
@@ -46,6 +65,7 @@ pub struct Link {
     pub image: watch::Sender<Arc<MetadataImage>>,
     pub reports: Arc<TaskReports>,
     pub load: SharedLoad,
+    pub clock: Arc<dyn Clock>,
     /// The logs it leads are open: it may be given work.
     pub ready: watch::Receiver<bool>,
     /// Something changed that the coordinator should hear before the next heartbeat is due.
@@ -85,6 +105,9 @@ impl Session {
             cluster: registered.cluster,
             worker: registered.worker,
             epoch: AtomicU64::new(registered.epoch.0),
+            session_timeout: registered.session_timeout,
+            heard: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         })
     }
 }
@@ -131,12 +154,13 @@ impl Link {
                 tasks: self.reports.all(),
                 load: *self.load.lock().unwrap_or_else(PoisonError::into_inner),
             };
+            let sent = self.clock.tick();
             match self
                 .coordinators
                 .call(&self.transport, &heartbeat, CALL_DEADLINE)
                 .await
             {
-                Ok(_) => {}
+                Ok(reply) => session.hears(sent, reply.metadata_version),
                 Err(error) if error.code() == Some(ErrorCode::FencedWorkerEpoch) => {
                     // Fenced while it was silent. What ran under the old epoch is the past already; a
                     // new epoch is a new beginning for this process, with its disk as it is.
@@ -221,5 +245,37 @@ impl Drop for LinkGuard {
         {
             tracing::error!("the link's thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::ControlEpoch;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// It answered that a topic did not exist which it had only not heard of yet.
+    #[test]
+    fn a_worker_that_hears_nothing_does_not_know_what_there_is_not() {
+        let version = MetadataVersion;
+        let session = Session::of(&Registered {
+            cluster: ClusterId(Uuid::from_u128(1)),
+            worker: NodeId(1),
+            epoch: WorkerEpoch(1),
+            control_epoch: ControlEpoch(1),
+            heartbeat_interval: Span::from_millis(500),
+            session_timeout: Span::from_secs(3),
+        });
+        assert!(!session.is_up_to_date(version(0), Tick(10_000)));
+        session.hears(Tick(10_000), version(7));
+        assert!(!session.is_up_to_date(version(0), Tick(10_001)));
+        assert!(!session.is_up_to_date(version(6), Tick(10_001)));
+        assert!(session.is_up_to_date(version(7), Tick(12_399)));
+        assert!(!session.is_up_to_date(version(7), Tick(12_400)));
+        // An answer that comes late says nothing new.
+        session.hears(Tick(9_000), version(5));
+        assert!(session.is_up_to_date(version(7), Tick(12_399)));
+        assert!(!session.is_up_to_date(version(6), Tick(12_399)));
     }
 }
