@@ -1,8 +1,9 @@
 //! The way into a coordinator that leads or does not: what only the leader can answer goes on to it.
 //!
 //! Every coordinator takes every request. Who does not lead passes it on as it came; who is passed one and
-//! does not lead either says so, so that no request runs in a circle. The leader answers people only after the
-//! group has confirmed that it leads.
+//! does not lead either says so, so that no request runs in a circle. The leader answers people and
+//! heartbeats only after the group has confirmed that it leads: a worker that goes on being answered by one that
+//! was replaced would never be heard by the one that replaced it.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use common::error::{ErrorCode, Problem};
 use common::limits::{MAX_REQUEST_BYTES, MAX_WAIT};
 use common::protocol::Call;
 use common::protocol::metadata::FetchMetadata;
+use common::protocol::node::Heartbeat;
 use common::time::Span;
 use common::transport::client::Transport;
 use common::transport::server::{Onward, forward, read_body};
@@ -147,8 +149,9 @@ pub(super) async fn to_the_leader(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let gate = gate_of(request.request()).clone();
     if gate.reign.borrow().is_some() {
-        // Nodes find out by themselves what is of the past; people cannot.
-        if request.path().starts_with(FOR_PEOPLE) && gate.group.confirm().await.is_err() {
+        let path = request.path();
+        let confirmed = path.starts_with(FOR_PEOPLE) || path == Heartbeat::PATH;
+        if confirmed && gate.group.confirm().await.is_err() {
             let answer = actix_web::ResponseError::error_response(&gate.nobody_leads());
             return Ok(request.into_response(answer).map_into_boxed_body());
         }

@@ -14,7 +14,7 @@ use super::Raft;
 /// Questions that wait for a round; more have to wait before they wait.
 pub(super) const MAX_WAITING: usize = 1_024;
 /// Members that do not answer are not waited for any longer: whoever asked can ask another coordinator.
-const PATIENCE: Span = Span::from_secs(2);
+const PATIENCE: Span = Span::from_secs(1);
 
 /// The group has not said that this member leads: another one does, or too few of them answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
