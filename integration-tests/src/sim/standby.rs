@@ -16,7 +16,7 @@ use worker::job::assembly::Left;
 use worker::job::assignment::stood_by;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
-use worker::standby::copies::{Copies, lock};
+use worker::standby::copies::{Copies, Found, lock};
 use worker::standby::machine::{Effect, Event, StandbyMachine};
 use worker::task::memory::StateMemory;
 
@@ -113,7 +113,11 @@ impl Keeping {
     /// Does it, if it was not done yet.
     pub fn run(&mut self) -> Result<(), StateError> {
         match self.pieces.take() {
-            Some(pieces) => self.copies.keep(pieces),
+            Some(pieces) => {
+                let cold = self.copies.keep(pieces)?;
+                cold.into_iter().for_each(|task| self.copies.warm_up(task));
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -157,7 +161,9 @@ impl Standby {
         let Some(copies) = self.finding.take() else {
             return;
         };
-        let followed = copies.find(stood_by(&self.deployment, self.me.0), self.take_left());
+        let Found { followed, cold } =
+            copies.find(stood_by(&self.deployment, self.me.0), self.take_left());
+        cold.into_iter().for_each(|task| copies.warm_up(task));
         self.happen(env, who, image, Event::Follow(followed));
         while self.finding.is_none()
             && let Some(mail) = self.waiting.pop_front()

@@ -21,8 +21,9 @@ pub struct HotTables {
     /// The checkpoint they are at, and the last one that was completed of those.
     at: Option<CheckpointId>,
     completed: Option<CheckpointId>,
-    /// What has come of the next chunk.
+    /// What has come of the next chunk, and how many of its records that is.
     begun: BTreeMap<TableId, Overlay>,
+    records: u32,
     /// Operators whose tables need not be in memory once they run here.
     spilling: BTreeSet<String>,
     /// Answers what they let go of when the task ran here.
@@ -61,24 +62,33 @@ impl HotTables {
             at,
             completed: at,
             begun: BTreeMap::new(),
+            records: 0,
             spilling,
             limit,
         }
     }
 
-    /// Takes a framed record of the chunk that comes next; nothing else.
+    /// Takes a framed record of the chunk that comes next, in their order; one of a chunk that is there already
+    /// changes nothing; nothing else is taken.
     pub fn apply(&mut self, record: &Bytes) -> Result<(), NotAChunk> {
         let (header, body) = chunk::decode(&record.slice(FRAME_HEADER_BYTES..))?;
-        if header.previous != self.at {
-            return Err(NotAChunk);
+        if Some(header.checkpoint) <= self.at {
+            return Ok(());
         }
+        // The first one may come again.
         if header.part == 0 {
             self.begun.clear();
+            self.records = 0;
+        }
+        if header.previous != self.at || header.part != self.records {
+            return Err(NotAChunk);
         }
         header.apply(&body, &mut self.begun)?;
+        self.records += 1;
         if !header.last {
             return Ok(());
         }
+        self.records = 0;
         for (id, changes) in std::mem::take(&mut self.begun) {
             let spills = self.spilling.contains(&id.operator);
             let table = self.tables.entry(id).or_insert_with(|| {

@@ -1,7 +1,7 @@
 //! The shell of what stands by here for one generation of a job: asks other workers, keeps what they answer,
 //! tells the coordinator what is held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use actix::{
@@ -15,7 +15,7 @@ use common::protocol::task::Deployment;
 use common::time::Span;
 use tracing::{debug, error, info, warn};
 
-use super::copies::{Copies, lock};
+use super::copies::{Copies, Found, lock};
 use super::machine::{Effect, Event, StandbyMachine};
 use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
@@ -39,6 +39,9 @@ pub(crate) struct StandbyActor {
     /// What the generation before has left.
     left: Left,
     machine: StandbyMachine,
+    /// Tasks whose tables are to be brought into memory, one after the other, and whether one is.
+    cold: BTreeSet<TaskId>,
+    warming_up: bool,
     /// What the coordinator has not been told yet.
     untold: BTreeMap<TaskId, CheckpointId>,
     telling: bool,
@@ -75,6 +78,8 @@ impl StandbyActor {
             hot: Arc::default(),
             left,
             machine: StandbyMachine::default(),
+            cold: BTreeSet::new(),
+            warming_up: false,
             untold: BTreeMap::new(),
             telling: false,
             timer: false,
@@ -92,11 +97,32 @@ impl StandbyActor {
         let left = std::mem::take(&mut self.left);
         let finding = tokio::task::spawn_blocking(move || copies.find(tasks, left));
         let found = finding.into_actor(self).map(|found, actor, context| {
-            let followed = found.expect("looking for copies does not panic");
+            let Found { followed, cold } = found.expect("looking for copies does not panic");
             actor.happen(Event::Follow(followed), context);
+            actor.cold = cold.into_iter().collect();
+            actor.warm_up(context);
         });
         // What comes meanwhile would be about the tasks of before.
         context.wait(found);
+    }
+
+    /// Others are kept, and a new generation may begin, while a large one is read.
+    fn warm_up(&mut self, context: &mut Context<Self>) {
+        if self.warming_up {
+            return;
+        }
+        let Some(task) = self.cold.pop_first() else {
+            return;
+        };
+        self.warming_up = true;
+        let copies = self.copies();
+        let warming = tokio::task::spawn_blocking(move || copies.warm_up(task));
+        let warm = warming.into_actor(self).map(|warmed, actor, context| {
+            warmed.expect("reading a copy does not panic");
+            actor.warming_up = false;
+            actor.warm_up(context);
+        });
+        context.spawn(warm);
     }
 
     fn copies(&self) -> Copies {
@@ -168,7 +194,11 @@ impl StandbyActor {
             .into_actor(self)
             .map(move |outcome, actor, context| {
                 let event = match outcome.expect("keeping a copy does not panic") {
-                    Ok(()) => Event::Kept { of },
+                    Ok(cold) => {
+                        actor.cold.extend(cold);
+                        actor.warm_up(context);
+                        Event::Kept { of }
+                    }
                     Err(error) if error.is_fatal() => {
                         // As when a checkpoint cannot be written: nothing here can be relied upon any more.
                         error!(%error, "a standby's copy cannot be written; the worker ends");

@@ -13,7 +13,7 @@ use tracing::debug;
 use super::machine::Followed;
 use crate::checkpoint::hot_tables::{HotTables, Limit};
 use crate::checkpoint::state_error::StateError;
-use crate::checkpoint::state_store::{JobStateStore, LeftTask, RestoredTask};
+use crate::checkpoint::state_store::{JobStateStore, RestoredTask};
 use crate::job::assembly::{self, Left};
 use crate::operator::custom::CustomOperators;
 use crate::task::memory::StateMemory;
@@ -29,33 +29,47 @@ pub struct Copies {
     pub memory: Arc<StateMemory>,
 }
 
+/// What is here of the tasks that are stood by for.
+#[derive(Debug)]
+pub struct Found {
+    pub followed: Vec<Followed>,
+    /// Those of which nothing is in memory.
+    pub cold: Vec<TaskId>,
+}
+
 impl Copies {
-    /// How far each of these tasks is here. Brings those into memory that fit; `left`: what the generation
-    /// before had there.
-    pub fn find(&self, tasks: BTreeSet<TaskId>, mut left: Left) -> Vec<Followed> {
+    /// How far each of these tasks is here. `left`: what the generation before had of them in memory.
+    pub fn find(&self, tasks: BTreeSet<TaskId>, mut left: Left) -> Found {
         lock(&self.hot).retain(|task, _| tasks.contains(task));
-        let mut followed = Vec::new();
+        let (mut followed, mut cold) = (Vec::new(), Vec::new());
         for task in tasks {
             let generation = self.deployment.generation;
             let held = self.store.held(task, generation, &self.history());
-            if !lock(&self.hot).contains_key(&task) {
-                let completed = self.facts.as_ref().and_then(|facts| facts.completed);
-                // A base file is of a completed checkpoint, also of one that is not known here yet.
-                let counts = held.min(completed).max(self.store.base_at(task));
-                self.warm_up(task, counts, left.remove(&task));
-            }
             followed.push(Followed {
                 task,
                 runs_on: self.deployment.worker_of(task),
                 held,
             });
+            if lock(&self.hot).contains_key(&task) {
+                continue;
+            }
+            let at = self.completed_of(task);
+            let begins = match at {
+                None => Some(RestoredTask::default()),
+                Some(at) => left.remove(&task).and_then(|left| left.back_at(at)),
+            };
+            match begins.filter(RestoredTask::is_whole) {
+                Some(begins) => self.heat(task, at, begins),
+                None => cold.push(task),
+            }
         }
-        followed
+        Found { followed, cold }
     }
 
-    /// Makes pieces durable, in their order; records that come one after the other with one sync.
-    pub fn keep(&self, pieces: Vec<(StatePiece, Bytes)>) -> Result<(), StateError> {
-        let mut records = Vec::new();
+    /// Makes pieces durable, in their order; records that come one after the other with one sync. Answers the
+    /// tasks of which nothing is in memory any more, and something may be again.
+    pub fn keep(&self, pieces: Vec<(StatePiece, Bytes)>) -> Result<BTreeSet<TaskId>, StateError> {
+        let (mut records, mut cold) = (Vec::new(), BTreeSet::new());
         for (piece, bytes) in &pieces {
             match piece.of {
                 PieceOf::Chunk { .. } => records.push(bytes.clone()),
@@ -64,7 +78,7 @@ impl Copies {
                     // It goes on from there, not from what was in memory.
                     lock(&self.hot).remove(&piece.task);
                     if at.offset + u64::from(piece.bytes) == length {
-                        self.warm_up(piece.task, Some(at.checkpoint), None);
+                        cold.insert(piece.task);
                     }
                 }
             }
@@ -72,77 +86,120 @@ impl Copies {
         if !records.is_empty() {
             self.store.keep_records(&records)?;
         }
+        let mut hot = lock(&self.hot);
         for (piece, bytes) in &pieces {
-            if let PieceOf::Chunk { .. } = piece.of {
-                self.apply(piece.task, bytes);
+            if let PieceOf::Chunk { .. } = piece.of
+                && let Applied::DoesNotFollow = self.apply(&mut hot, piece.task, bytes)
+            {
+                cold.insert(piece.task);
             }
         }
-        Ok(())
+        Ok(cold)
     }
 
-    /// Brings a task's tables into memory, if there is room for them: at a checkpoint that counts, and then what
-    /// came after it. Without them everything is as safe, and only takes longer.
-    fn warm_up(&self, task: TaskId, at: Option<CheckpointId>, left: Option<LeftTask>) {
+    /// Brings a task's tables into memory, if there is room for them. Without them everything is as safe, and only
+    /// takes longer. Of a large task it takes its time, and others are kept meanwhile.
+    pub fn warm_up(&self, task: TaskId) {
+        let Some(at) = self.completed_of(task) else {
+            return;
+        };
+        let (spilling, limit) = self.limit_of(task);
+        let history = self.history();
+        let copy = self
+            .store
+            .copy_at(task, at, &history, &spilling, limit.bytes());
+        match copy {
+            Ok(Some(tables)) => {
+                let reader = None;
+                self.heat(task, Some(at), RestoredTask { tables, reader });
+            }
+            Ok(None) => {}
+            Err(error) => debug!(%task, %error, "a standby's tables are not brought into memory"),
+        }
+    }
+
+    /// These are a task's tables at a checkpoint that counts. They are brought to where its chunks are, which wait
+    /// for that: what is kept meanwhile is either read here or applied afterwards.
+    fn heat(&self, task: TaskId, at: Option<CheckpointId>, begins: RestoredTask) {
+        let (spilling, limit) = self.limit_of(task);
+        let mut hot = lock(&self.hot);
+        hot.insert(task, HotTables::new(at, begins, spilling, limit));
+        let generation = self.deployment.generation;
+        let since = self
+            .store
+            .records_after(task, at, generation, &self.history());
+        match since {
+            Ok(records) => {
+                for record in &records {
+                    self.apply(&mut hot, task, record);
+                }
+            }
+            Err(error) => {
+                debug!(%task, %error, "a standby's tables are not brought into memory");
+                hot.remove(&task);
+            }
+        }
+    }
+
+    /// What does not fit into memory any more, or does not follow, is on the disk only from now on.
+    fn apply(
+        &self,
+        hot: &mut BTreeMap<TaskId, HotTables>,
+        task: TaskId,
+        record: &Bytes,
+    ) -> Applied {
+        let Some(copy) = hot.get_mut(&task) else {
+            return Applied::Cold;
+        };
+        let applied = copy.apply(record);
+        if let Some(completed) = self.facts.as_ref().and_then(|facts| facts.completed) {
+            copy.complete(completed);
+        }
+        match applied {
+            Err(_) => {
+                hot.remove(&task);
+                Applied::DoesNotFollow
+            }
+            Ok(()) if !copy.fit() => {
+                hot.remove(&task);
+                Applied::Cold
+            }
+            Ok(()) => Applied::Hot,
+        }
+    }
+
+    /// The last completed checkpoint of which all of a task is here.
+    fn completed_of(&self, task: TaskId) -> Option<CheckpointId> {
+        let held = self
+            .store
+            .held(task, self.deployment.generation, &self.history());
+        let completed = self.facts.as_ref().and_then(|facts| facts.completed);
+        // A base file is of a completed checkpoint, also of one that is not known here yet.
+        held.min(completed).max(self.store.base_at(task))
+    }
+
+    fn limit_of(&self, task: TaskId) -> (BTreeSet<String>, Limit) {
         let stage = self.deployment.graph.stage(task.stage);
         let spilling = assembly::spilling(stage, &self.custom);
         let limit = match spilling.is_empty() {
             true => Limit::Bytes(self.memory.bytes_for(1)),
             false => Limit::Share(self.memory.share()),
         };
-        let left = at.zip(left).and_then(|(at, left)| left.back_at(at));
-        let begins = match (at, left.filter(RestoredTask::is_whole)) {
-            (_, Some(left)) => left,
-            (None, None) => RestoredTask::default(),
-            (Some(at), None) => {
-                let history = self.history();
-                let copy = self
-                    .store
-                    .copy_at(task, at, &history, &spilling, limit.bytes());
-                match copy {
-                    Ok(Some(tables)) => RestoredTask {
-                        tables,
-                        reader: None,
-                    },
-                    Ok(None) => return,
-                    Err(error) => {
-                        debug!(%task, %error, "a standby's tables are not brought into memory");
-                        return;
-                    }
-                }
-            }
-        };
-        lock(&self.hot).insert(task, HotTables::new(at, begins, spilling, limit));
-        let generation = self.deployment.generation;
-        let since = self
-            .store
-            .records_after(task, at, generation, &self.history());
-        match since {
-            Ok(records) => records.iter().for_each(|record| self.apply(task, record)),
-            Err(error) => {
-                debug!(%task, %error, "a standby's tables are not brought into memory");
-                lock(&self.hot).remove(&task);
-            }
-        }
-    }
-
-    /// What does not fit into memory any more, or does not follow, is on the disk only from now on.
-    fn apply(&self, task: TaskId, record: &Bytes) {
-        let mut hot = lock(&self.hot);
-        let Some(copy) = hot.get_mut(&task) else {
-            return;
-        };
-        let applied = copy.apply(record);
-        if let Some(completed) = self.facts.as_ref().and_then(|facts| facts.completed) {
-            copy.complete(completed);
-        }
-        if applied.is_err() || !copy.fit() {
-            hot.remove(&task);
-        }
+        (spilling, limit)
     }
 
     fn history(&self) -> impl Fn(Generation, CheckpointId) -> Option<bool> + '_ {
         |generation, checkpoint| self.facts.as_ref()?.counts(generation, checkpoint)
     }
+}
+
+/// What became of a record in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Applied {
+    Hot,
+    /// Nothing of its task is there, or it does not fit any more.
+    Cold,
+    DoesNotFollow,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

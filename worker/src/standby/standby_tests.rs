@@ -12,11 +12,11 @@ use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::metadata::JobImage;
 use common::protocol::standby::{BasePosition, PieceOf, StandbyPosition, StatePiece};
 use common::protocol::task::{Deployment, TaskAssignment};
-use common::random::{Random, below, seeded};
+use common::random::{Random, below, coin, seeded};
 use common::time::{Span, Tick};
 use proptest::prelude::*;
 
-use super::copies::{Copies, lock};
+use super::copies::{Copies, Found, lock};
 use super::machine::{Effect, Event, Followed, StandbyMachine};
 use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
@@ -34,6 +34,8 @@ struct Pair {
     copy: Option<Arc<JobStateStore>>,
     hot: Arc<Mutex<BTreeMap<TaskId, HotTables>>>,
     memory: Arc<StateMemory>,
+    /// Not in memory, and may be brought there.
+    cold: BTreeSet<TaskId>,
     machine: StandbyMachine,
     now: Tick,
     effects: VecDeque<Effect>,
@@ -51,6 +53,7 @@ impl Pair {
             disk,
             hot: Arc::default(),
             memory: StateMemory::new(memory),
+            cold: BTreeSet::new(),
             machine: StandbyMachine::default(),
             now: Tick(0),
             effects: VecDeque::new(),
@@ -67,7 +70,8 @@ impl Pair {
         self.acknowledged.clear();
         lock(&self.hot).clear();
         let tasks = (0..TASKS).map(|index| task(u32::try_from(index).unwrap()));
-        let followed = self.copies().find(tasks.collect(), left);
+        let Found { followed, cold } = self.copies().find(tasks.collect(), left);
+        self.cold = cold.into_iter().collect();
         self.happen(Event::Follow(followed));
     }
 
@@ -137,8 +141,13 @@ impl Pair {
         }
     }
 
-    /// One message, or one write; sometimes it goes wrong.
+    /// One message, or one write; sometimes it goes wrong. Now and then a copy is brought into memory.
     fn go_on(&mut self, random: &mut Random, trouble: bool) {
+        if coin(random)
+            && let Some(task) = self.cold.pop_first()
+        {
+            self.copies().warm_up(task);
+        }
         let goes_wrong = trouble && below(random, 4) == 0;
         let event = match self.effects.pop_front() {
             None => {
@@ -158,7 +167,7 @@ impl Pair {
                 };
                 if enough > 0 {
                     let kept = self.copies().keep(pieces[..enough].to_vec());
-                    kept.unwrap();
+                    self.cold.extend(kept.unwrap());
                 }
                 match enough == pieces.len() {
                     true => Event::Kept { of: OWNER },
