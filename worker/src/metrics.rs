@@ -47,6 +47,7 @@ pub struct Metrics {
     produced_records: Family<TopicLabels, Counter>,
     produced_bytes: Family<TopicLabels, Counter>,
     produce_seconds: Histogram,
+    produce_refused: Counter,
     fetched_bytes: Family<TopicLabels, Counter>,
     asked: Mutex<Asked>,
 }
@@ -157,6 +158,12 @@ impl Metrics {
             Unit::Seconds,
             produce_seconds.clone(),
         );
+        let produce_refused = Counter::default();
+        registry.register(
+            "produce_refused",
+            "Requests of clients that were told to come again because too much was under way",
+            produce_refused.clone(),
+        );
         registry.register_with_unit(
             "fetched",
             "Bytes of records that clients read here",
@@ -169,6 +176,7 @@ impl Metrics {
             produced_records,
             produced_bytes,
             produce_seconds,
+            produce_refused,
             fetched_bytes,
             asked: Mutex::new(asked),
         }
@@ -181,6 +189,10 @@ impl Metrics {
         self.produced_records.get_or_create(&labels).inc_by(records);
         self.produced_bytes.get_or_create(&labels).inc_by(bytes);
         self.produce_seconds.observe(seconds);
+    }
+
+    pub fn produce_refused(&self) {
+        self.produce_refused.inc();
     }
 
     pub fn fetched(&self, topic: &str, bytes: u64) {

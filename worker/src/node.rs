@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::exchange::Exchange;
+use crate::http::intake::Intake;
 use crate::http::{self, Routes};
 use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
@@ -270,6 +271,7 @@ async fn run(
         log,
         replication: Sessions::new(clock.clone(), partitions.clone()),
         turn: Arc::default(),
+        intake: Intake::new(memory.intake_bytes),
         jobs: jobs.clone(),
         exchange,
         image: image.clone(),

@@ -15,7 +15,7 @@ use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{self, ServerHandle};
 use actix_web::error::{InternalError, PathError};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use actix_web::web::{self, Payload, ServiceConfig};
 use actix_web::{App, FromRequest, HttpRequest, HttpResponse, Resource, ResponseError};
 use bytes::Bytes;
@@ -42,6 +42,8 @@ pub struct HttpServer {
 
 /// Longer than clients keep idle connections, so that they, who know what is under way, close them.
 const KEEP_ALIVE_SECONDS: u64 = 75;
+/// What may succeed later is worth another attempt after so long.
+const RETRY_AFTER_SECONDS: &str = "1";
 /// What a connection is given of a reply at once. With less, sender and receiver wake each other for every
 /// few kilobytes: at 32 KiB and 128 KiB half as much gets through. With more, its buffer is larger than caches.
 const PIECE_BYTES: usize = 1 << 20;
@@ -336,9 +338,11 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let body = serde_json::to_string(self).expect("a problem is plain text and numbers");
-        HttpResponse::build(self.status_code())
-            .content_type(PROBLEM_JSON)
-            .body(body)
+        let mut answer = HttpResponse::build(self.status_code());
+        if self.code.is_retriable() {
+            answer.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS));
+        }
+        answer.content_type(PROBLEM_JSON).body(body)
     }
 }
 

@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+use super::intake::Intake;
 use super::{Composed, Routes, routes};
 use crate::exchange::Exchange;
 use crate::job::jobs_actor::Jobs;
@@ -260,6 +261,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             log: log.clone().with_local(ME, partitions.clone()),
             replication: Sessions::new(clock.clone(), partitions.clone()),
             turn: Arc::default(),
+            intake: Intake::new(256 << 20),
             jobs: Jobs::start(services, BTreeSet::new()),
             exchange,
             image,

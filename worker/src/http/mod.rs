@@ -7,6 +7,7 @@ pub mod json_text;
 pub mod msgpack_text;
 pub mod request_records;
 mod answer_records;
+pub mod intake;
 pub mod produce;
 pub mod fetch;
 pub mod stream;
@@ -42,6 +43,7 @@ use common::transport::server::{register, resource};
 use tokio::sync::watch;
 
 use crate::exchange::Exchange;
+use crate::http::intake::Intake;
 use crate::job::jobs_actor::Jobs;
 use crate::link::Session;
 use crate::link::coordinators::Coordinators;
@@ -64,6 +66,8 @@ pub struct Routes {
     pub replication: Sessions,
     /// Where the next request's records without a key go.
     pub turn: Arc<AtomicU32>,
+    /// For the bodies of clients.
+    pub intake: Intake,
     pub jobs: Jobs,
     pub exchange: Exchange,
     pub image: ImageWatch,

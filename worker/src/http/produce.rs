@@ -14,14 +14,14 @@ use bytes::Bytes;
 use common::error::{ErrorCode, Problem};
 use common::ids::{PartitionId, TopicPartition};
 use common::key_group::hash_key;
-use common::limits::{MAX_REQUEST_BYTES, TARGET_BATCH_BYTES};
+use common::limits::TARGET_BATCH_BYTES;
 use common::log_batch::{HEADER_BYTES, LogBatch, LogBatchBuilder};
 use common::partitioner::{StickyPartitioner, murmur2, partition_of_key};
 use common::protocol::metadata::TopicImage;
 use common::protocol::produce::{Acks, AppendedBatch};
 use common::record::Header;
 use common::time::Timestamp;
-use common::transport::server::{Query, read_body};
+use common::transport::server::Query;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,14 @@ pub async fn produce(
     let acks = parse_acks(query.acks.as_deref())?;
     let format = body_format(&request)?;
     let pointer = parse_pointer(query.key.as_deref(), format)?;
-    let body = read_body(payload, MAX_REQUEST_BYTES).await?;
+    // The room is given back with the answer.
+    let admitted = routes.intake.read(&request, payload).await;
+    let admitted = admitted.inspect_err(|problem| {
+        if problem.code == ErrorCode::Overloaded {
+            routes.metrics.produce_refused();
+        }
+    })?;
+    let body = admitted.body.clone();
     let (sent, began) = (body.len() as u64, routes.clock.tick());
     let topic = routes.topic(&topic).await?;
     let idempotency = idempotency_key(&request, &body)?;

@@ -10,6 +10,8 @@ pub struct MemoryPlan {
     pub state_bytes: u64,
     /// For the pages of the view of one job's state.
     pub view_cache_bytes: u64,
+    /// For what clients send and was not answered yet.
+    pub intake_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -17,6 +19,7 @@ impl MemoryPlan {
         MemoryPlan {
             state_bytes: memory_bytes / 4,
             view_cache_bytes: (memory_bytes / 8).min(64 << 20),
+            intake_bytes: memory_bytes / 8,
         }
     }
 }
