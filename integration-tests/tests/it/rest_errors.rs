@@ -1,5 +1,8 @@
 //! Every mistake a user of the REST interface can make, and what is said about it: by both kinds of node alike.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use common::client::Client;
 use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
@@ -757,5 +760,58 @@ fn a_full_disk_of_the_coordinator_refuses_jobs_and_loses_none() {
         assert!(lost.is_empty() && kept.len() <= taken.len() + 1, "{kept:?}");
         deploy(100).await.unwrap();
         assert_eq!(names().await.len(), kept.len() + 1);
+    });
+}
+
+/// A request whose body is on its way takes the room that another one would need. Nothing of either is lost.
+#[test]
+fn what_is_more_than_there_is_memory_for_is_to_come_again() {
+    // An eighth of it is for requests, which take three times their bodies.
+    let cluster = Cluster::start_with(1, &["--memory", "64MiB"]).unwrap();
+    let client = cluster.client().unwrap();
+    let at = format!("{}/v1/topics/orders/records", cluster.worker(0));
+    let lines = |count: usize| format!("{{\"note\": \"{}\"}}\n", "x".repeat(985)).repeat(count);
+    let (slow, other) = (lines(2_000), lines(1_000));
+    talk(async {
+        client.create_topic("orders", 1).await.unwrap();
+        let host = cluster.worker(0).trim_start_matches("http://");
+        let mut connection = TcpStream::connect(host).unwrap();
+        write!(
+            connection,
+            "POST /v1/topics/orders/records HTTP/1.1\r\nhost: {host}\r\ncontent-type: {NDJSON}\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{}",
+            slow.len(),
+            &slow[..1_000]
+        )
+        .unwrap();
+        let http = reqwest::Client::new();
+        let send = || {
+            let request = http.post(&at).header("content-type", NDJSON);
+            request.body(other.clone()).send()
+        };
+        let refusing = async {
+            loop {
+                // Until the worker has read the head of the other one.
+                let answer = send().await.unwrap();
+                if answer.status() != 200 {
+                    return answer;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let refused = tokio::time::timeout(PATIENCE, refusing).await.unwrap();
+        assert_eq!(refused.status(), 429);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+        assert_eq!(problem["code"], "OVERLOADED");
+
+        let before = all_values(&client, "orders").await.len();
+        connection.write_all(&slow.as_bytes()[1_000..]).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(send().await.unwrap().status(), 200);
+        let after = all_values(&client, "orders").await.len();
+        assert_eq!(after - before, 3_000);
     });
 }
