@@ -4,6 +4,7 @@ pub mod process;
 pub mod network;
 pub mod cluster;
 pub mod topics;
+pub mod replica_logs;
 pub mod data;
 pub mod golden;
 pub mod measure;

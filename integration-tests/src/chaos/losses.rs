@@ -47,7 +47,7 @@ pub(super) async fn replace_replicas(nodes: &Nodes, random: &mut Random) -> Resu
 }
 
 /// All there are: those that jobs have made for themselves, too.
-async fn topics(client: &Client) -> Result<Vec<String>, ClientError> {
+pub(super) async fn topics(client: &Client) -> Result<Vec<String>, ClientError> {
     let list: Value = client.get("/v1/topics?limit=1000").await?;
     let topics = list["topics"].as_array().into_iter().flatten();
     let names = topics.filter_map(|topic| topic["name"].as_str());

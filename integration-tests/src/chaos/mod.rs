@@ -3,7 +3,8 @@
 //! Three coordinators, or one, and some workers run two jobs on a stream that producers send all the while. Processes
 //! are killed and started again, some of them without their disks; others are stopped for a while, cut off, slowed,
 //! or can write nothing. State is read at completed epochs; committed output is followed. At the end the stream
-//! stops, the jobs drain, and input, output and state are compared with a computation of their own. A run in which
+//! stops, the jobs drain, input, output and state are compared with a computation of their own, and replicas with each
+//! other. A run in which
 //! too little happened fails as well.
 
 pub mod stream;
@@ -19,6 +20,7 @@ pub mod follower;
 pub mod oracle;
 pub mod state_check;
 pub mod verify;
+mod replicas;
 pub mod summary;
 
 use std::path::PathBuf;
@@ -142,6 +144,7 @@ async fn run_on(
     let (sent, followed, checked) = (sent?, followed?, checked?);
     outcome?;
     let verified = verify::verify(seed, &addresses, &sent, &followed).await?;
+    let replicas = replicas::compare(seed, &addresses, cluster).await?;
     Ok(Summary {
         seed,
         coordinators: options.coordinators,
@@ -152,6 +155,7 @@ async fn run_on(
         checked,
         sent,
         verified,
+        replicas,
     })
 }
 

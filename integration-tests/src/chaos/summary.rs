@@ -27,6 +27,8 @@ pub struct Summary {
     pub checked: Checked,
     pub sent: Sent,
     pub verified: Verified,
+    /// Replicas of partitions that were compared with each other.
+    pub replicas: usize,
 }
 
 impl Summary {
@@ -122,6 +124,11 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "  state compared: {totals} times totals, {windows} times windows; {missed} readings had no answer"
+        )?;
+        writeln!(
+            f,
+            "  {} replicas have the same bytes as their leaders",
+            self.replicas
         )?;
         write!(
             f,

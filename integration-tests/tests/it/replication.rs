@@ -1,12 +1,11 @@
 //! Topics with several replicas: workers are killed, lose their disks, come back, and go different ways.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use common::client::Client;
 use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
+use integration_tests::replica_logs::log_of;
 use serde_json::{Value, json};
 
 use crate::steps::{LOOK, PATIENCE, all_values, index_of, talk};
@@ -96,30 +95,6 @@ async fn found(client: &Client, topic: &str) -> Vec<i64> {
     let mut numbers: Vec<i64> = values.iter().map(|v| v["n"].as_i64().unwrap()).collect();
     numbers.sort_unstable();
     numbers
-}
-
-/// The logs of a topic on a worker's disk, by partition: all of their bytes.
-fn logs(cluster: &Cluster, worker: usize, topic_id: &str) -> BTreeMap<String, Vec<u8>> {
-    let directory = cluster.worker_directory(worker).join("partitions");
-    let mut logs = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if !name.starts_with(topic_id) {
-            continue;
-        }
-        let files = std::fs::read_dir(entry.path()).unwrap();
-        let paths = files.map(|file| file.unwrap().path());
-        let mut segments: Vec<PathBuf> = paths
-            .filter(|path| path.extension().is_some_and(|end| end == "log"))
-            .collect();
-        segments.sort();
-        let bytes = segments
-            .iter()
-            .flat_map(|path| std::fs::read(path).unwrap());
-        logs.insert(name, bytes.collect());
-    }
-    logs
 }
 
 #[test]
@@ -347,7 +322,8 @@ fn a_log_that_went_another_way_is_cut_back_to_where_they_agree() {
         send(&client, "events", 400..500).await;
         let same = async {
             loop {
-                let now: Vec<_> = (0..3).map(|worker| logs(&cluster, worker, id)).collect();
+                let log = |worker| log_of(&cluster.worker_directory(worker), id, 0).unwrap();
+                let now: Vec<_> = (0..3).map(log).collect();
                 if now[0] == now[1] && now[1] == now[2] {
                     return;
                 }
