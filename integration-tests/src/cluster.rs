@@ -202,6 +202,11 @@ impl Cluster {
     }
 
     pub fn add_worker(&mut self) -> Result<()> {
+        self.add_worker_with(&[])
+    }
+
+    /// `options`: further flags for this one.
+    pub fn add_worker_with(&mut self, options: &[&str]) -> Result<()> {
         let name = format!("worker{}", self.workers.len() + 1);
         let data = self.directory.join(&name).display().to_string();
         let mut args = vec![
@@ -211,6 +216,7 @@ impl Cluster {
             data,
         ];
         args.extend(self.worker_options.iter().cloned());
+        args.extend(options.iter().map(|option| (*option).to_owned()));
         let place = self.place()?;
         let node = Node::start(&name, args, place, self.logs.as_deref())?;
         self.workers.push(node);

@@ -131,6 +131,7 @@ impl Node {
             cores: config.data_threads,
             slots: config.slots,
             memory_bytes: config.memory_bytes,
+            rack: config.rack.clone(),
             operators: custom.names().map(str::to_owned).collect(),
         };
         let coordinators = Coordinators::new(config.coordinators.clone());

@@ -13,6 +13,7 @@ use crate::time::Span;
 
 /// A worker's buffers and segments need this much before it has any state.
 const LEAST_MEMORY_BYTES: u64 = 64 << 20;
+const MAX_RACK_BYTES: usize = 255;
 const MOST_MEMORY_BYTES: u64 = 16 << 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub struct WorkerConfig {
     pub listen: SocketAddr,
     pub advertise: Option<String>,
     pub data_dir: PathBuf,
+    pub rack: Option<String>,
     pub slots: u32,
     pub memory_bytes: u64,
     pub data_threads: u32,
@@ -54,6 +56,7 @@ impl WorkerConfig {
         let advertise = options.get("advertise", optional(url));
         let kafka_listen = options.get("kafka-listen", no_kafka_yet);
         let data_dir = options.get("data-dir", directory);
+        let rack = options.get("rack", optional(label));
         let slots = options.get("slots", count(MAX_SLOTS, || cores() * SLOTS_PER_CORE));
         let memory_bytes = options.get("memory", bytes(LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES));
         let data_threads = options.get("data-threads", count(MAX_DATA_THREADS, cores));
@@ -71,6 +74,7 @@ impl WorkerConfig {
                 listen: listen?,
                 advertise: advertise?,
                 data_dir: data_dir?,
+                rack: rack?,
                 slots: slots?,
                 memory_bytes: memory_bytes?,
                 data_threads: data_threads?,
@@ -82,6 +86,13 @@ impl WorkerConfig {
         })();
         options.finish(config)
     }
+}
+
+fn label(text: &str) -> Result<String, String> {
+    let fits = text.len() <= MAX_RACK_BYTES && !text.contains(char::is_control);
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        format!("it has more than {MAX_RACK_BYTES} bytes, or characters that are no text")
+    })
 }
 
 /// Refused rather than ignored: who asks for it has clients that would find nobody.

@@ -28,6 +28,9 @@ pub struct RegisterWorker {
     pub memory_bytes: u64,
     /// The names of the custom operators it was built with.
     pub operators: Vec<String>,
+    /// What it is in that fails as a whole.
+    #[serde(default)]
+    pub rack: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -236,6 +236,7 @@ fn registration(request: RegisterWorker) -> Registration {
         slots: request.slots,
         memory_bytes: request.memory_bytes,
         operators: request.operators,
+        rack: request.rack,
     }
 }
 

@@ -109,6 +109,7 @@ mod tests {
                     slots: 1,
                     memory_bytes: 1,
                     operators: Vec::new(),
+                    rack: None,
                 }),
             );
             let Outcome::Registered { worker, epoch } = registered else {

@@ -14,6 +14,7 @@ use common::protocol::topic::{CleanupPolicy, CreateTopic, Durability, TopicConfi
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
 use crate::metadata::topics::TopicRow;
+use crate::placement::racks::Racks;
 use crate::placement::replicas::{Held, fill, place};
 
 /// `PATCH /v1/topics/{topic}`.
@@ -186,7 +187,7 @@ pub(super) fn chosen(
         // While it moves it has more replicas than it is to have.
         let previous = row.moving.get(&number).unwrap_or(&partition.replicas);
         let factor = factor.unwrap_or(u32::try_from(previous.len()).unwrap_or(u32::MAX));
-        let target = fill(previous, factor, &mut workers);
+        let target = fill(previous, factor, &mut workers, &racks(metadata));
         targets.push(target.ok_or_else(|| too_few_workers(factor, count))?);
     }
     Ok(targets)
@@ -235,7 +236,7 @@ fn placed(
     replication_factor: u32,
 ) -> Result<Vec<Vec<NodeId>>, Problem> {
     let workers = held(metadata)?;
-    place(partitions, replication_factor, &workers)
+    place(partitions, replication_factor, &workers, &racks(metadata))
         .ok_or_else(|| too_few_workers(replication_factor, workers.len()))
 }
 
@@ -244,6 +245,11 @@ fn too_few_workers(replication_factor: u32, workers: usize) -> Problem {
         "{replication_factor} replicas need as many workers that may be given work, there are {workers}"
     );
     Problem::new(ErrorCode::NotEnoughReplicas, detail).hint("Start more workers.")
+}
+
+fn racks(metadata: &ClusterMetadata) -> Racks {
+    let workers = metadata.workers();
+    Racks::of(workers.map(|row| (row.id, row.rack.as_deref())))
 }
 
 /// What each worker has that may be given more.

@@ -256,6 +256,7 @@ async fn live(shared: Arc<Shared>, address: String, storage: u128, slots: u32) {
         slots,
         memory_bytes: 1 << 30,
         operators: Vec::new(),
+        rack: None,
     };
     let calling = shared
         .transport

@@ -185,6 +185,7 @@ fn introduction(storage: u128, address: &str) -> RegisterWorker {
         slots: 32,
         memory_bytes: 1 << 30,
         operators: Vec::new(),
+        rack: None,
     }
 }
 

@@ -40,6 +40,9 @@ pub struct WorkerDescription {
     pub standbys: usize,
     /// Another one for every life of its process.
     pub epoch: u64,
+    /// What it was started with as `--rack`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
     pub version: String,
     pub cores: u32,
     pub slots: u32,
@@ -122,6 +125,7 @@ fn describe(
         cores: row.cores,
         slots: row.slots,
         memory_bytes: row.memory_bytes,
+        rack: row.rack.clone(),
         registered_at: row.registered_at.to_string(),
         silent_ms: last.map(|last| last.ago.0),
         load: last.map(|last| LoadDescription {

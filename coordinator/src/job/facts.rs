@@ -43,6 +43,7 @@ pub struct WorkerRoom {
     pub epoch: WorkerEpoch,
     /// It is to be emptied.
     pub draining: bool,
+    pub rack: Option<String>,
     /// Slots that no other job uses.
     pub free_slots: u32,
     /// The custom operators it carries.
@@ -180,6 +181,7 @@ pub fn workers_for(
             let room = WorkerRoom {
                 epoch: row.epoch,
                 draining: row.draining,
+                rack: row.rack.clone(),
                 free_slots: row.slots.saturating_sub(used_by_others(row.id)),
                 operators: row.operators.iter().cloned().collect(),
             };

@@ -22,6 +22,7 @@ use common::time::{Span, Tick};
 use super::facts::{Facts, Proposal, RunningTasks, Workers};
 use crate::checkpoint::machine::Team;
 use crate::metadata::jobs::Desired;
+use crate::placement::racks::Racks;
 use crate::placement::standbys;
 use crate::placement::tasks::{JobShape, Problem, place};
 
@@ -498,10 +499,16 @@ impl JobMachine {
             free_slots: &self.free_slots(Draining::Avoided),
             draining: &self.draining(),
             carried: &self.carried(),
+            racks: &self.racks(),
             previous,
             excused: &excused,
             holders: &self.facts.holders,
         })
+    }
+
+    fn racks(&self) -> Racks {
+        let workers = self.workers.iter();
+        Racks::of(workers.map(|(worker, room)| (*worker, room.rack.as_deref())))
     }
 
     fn draining(&self) -> BTreeSet<NodeId> {

@@ -52,6 +52,7 @@ fn room(epoch: u64, free_slots: u32) -> WorkerRoom {
         draining: false,
         free_slots,
         operators: BTreeSet::new(),
+        rack: None,
     }
 }
 

@@ -41,6 +41,7 @@ fn cluster_with_one_worker(slots: u32) -> ClusterMetadata {
             slots,
             memory_bytes: 0,
             operators: Vec::new(),
+            rack: None,
         }),
     );
     let Ok(Outcome::Registered { worker, epoch }) = registered else {

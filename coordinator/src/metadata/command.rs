@@ -169,6 +169,8 @@ pub struct Registration {
     pub slots: u32,
     pub memory_bytes: u64,
     pub operators: Vec<String>,
+    #[serde(default)]
+    pub rack: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -132,6 +132,7 @@ fn registration(storage: u128) -> Registration {
         slots: 32,
         memory_bytes: 1 << 30,
         operators: Vec::new(),
+        rack: None,
     }
 }
 

@@ -34,6 +34,9 @@ pub struct WorkerRow {
     pub slots: u32,
     pub memory_bytes: u64,
     pub operators: Vec<String>,
+    /// What it is in that fails as a whole.
+    #[serde(default)]
+    pub rack: Option<String>,
     pub registered_at: Timestamp,
 }
 
@@ -131,6 +134,7 @@ impl ClusterMetadata {
                 slots: request.slots,
                 memory_bytes: request.memory_bytes,
                 operators: request.operators.clone(),
+                rack: request.rack.clone(),
                 registered_at: at,
             }),
         );

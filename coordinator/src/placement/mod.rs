@@ -1,5 +1,6 @@
 //! What goes where: a problem in, an assignment out.
 
+pub mod racks;
 pub mod replicas;
 pub mod standbys;
 pub mod tasks;

@@ -7,8 +7,9 @@
 //!    by at least.
 //! 3. Who holds the state already, as a worker that ran the task before does: also if it is gone just now, since it
 //!    is back with all of it long before another one has fetched it.
-//! 4. Tasks of one instance have the same standby, so that they run side by side after a promotion, too.
-//! 5. The fewest tasks stood by for, then the most free slots, then the next after its own worker, so that
+//! 4. In another rack than the task's worker and its other standbys.
+//! 5. Tasks of one instance have the same standby, so that they run side by side after a promotion, too.
+//! 6. The fewest tasks stood by for, then the most free slots, then the next after its own worker, so that
 //!    they go round.
 //!
 //! The same problem always has the same solution.
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{NodeId, TaskId};
 use common::protocol::task::Standbys;
 
+use super::racks::Racks;
 use super::tasks::{JobShape, carries};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +34,7 @@ pub struct Problem<'a> {
     pub draining: &'a BTreeSet<NodeId>,
     /// The custom operators that workers carry; one that is not named carries none.
     pub carried: &'a BTreeMap<NodeId, BTreeSet<String>>,
+    pub racks: &'a Racks,
     /// Who stands by now.
     pub previous: &'a Standbys,
     /// Workers that have gone just now and may come back at once, with what they have.
@@ -76,12 +79,14 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
                     && !of_task.contains(worker)
                     && carries(problem.carried, **worker, custom)
             });
+            let team: Vec<NodeId> = own.into_iter().chain(&of_task).copied().collect();
             let best = candidates.min_by_key(|(worker, free)| {
+                let shared = problem.racks.shared(**worker, &team);
                 let load = load.get(worker).copied().unwrap_or(0);
                 let together = beside.1.contains(worker);
                 let most_free = std::cmp::Reverse(**free);
                 let distance = worker.0.wrapping_sub(own.map_or(0, |own| own.0));
-                (!holds(worker), !together, load, most_free, distance)
+                (!holds(worker), shared, !together, load, most_free, distance)
             });
             let Some((worker, _)) = best else { break };
             *load.entry(*worker).or_default() += 1;
@@ -155,6 +160,7 @@ mod tests {
         worker_of: BTreeMap<TaskId, NodeId>,
         free_slots: BTreeMap<NodeId, u32>,
         draining: BTreeSet<NodeId>,
+        racks: Racks,
         previous: Standbys,
         excused: BTreeSet<NodeId>,
         holders: BTreeMap<TaskId, Vec<NodeId>>,
@@ -171,6 +177,7 @@ mod tests {
                 count: 1,
                 free_slots: (1..=workers).map(|worker| (NodeId(worker), 4)).collect(),
                 draining: BTreeSet::new(),
+                racks: Racks::default(),
                 previous: Standbys::new(),
                 excused: BTreeSet::new(),
                 holders: BTreeMap::new(),
@@ -185,11 +192,25 @@ mod tests {
                 free_slots: &self.free_slots,
                 draining: &self.draining,
                 carried: &BTreeMap::new(),
+                racks: &self.racks,
                 previous: &self.previous,
                 excused: &self.excused,
                 holders: &self.holders,
             })
         }
+    }
+
+    #[test]
+    fn a_standby_is_in_another_rack_if_there_is_one() {
+        let mut given = Given::new(1, 4);
+        let label = |worker: u32, rack| (NodeId(worker), Some(rack));
+        let labels = [label(1, "a"), label(2, "a"), label(3, "a"), label(4, "b")];
+        given.racks = Racks::of(labels.into_iter());
+        given.count = 2;
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(4), NodeId(2)]);
+        // Who has the state already is not given up for it.
+        given.holders = [(task(1, 0), vec![NodeId(1), NodeId(3)])].into();
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(3), NodeId(4)]);
     }
 
     #[test]

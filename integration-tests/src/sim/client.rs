@@ -20,6 +20,7 @@ use common::protocol::topic::{Durability, TopicConfig};
 use common::time::Span;
 use coordinator::metadata::command::Command;
 use coordinator::metadata::jobs::Desired;
+use coordinator::placement::racks::Racks;
 use coordinator::placement::replicas::{Held, place};
 use worker::metadata_image::MetadataImage;
 
@@ -236,7 +237,7 @@ impl Client {
         };
         let held = active.iter().map(|worker| (*worker, Held::default()));
         let names = self.plan.shape();
-        let replicas = place(partitions, replicas, &held.collect())?;
+        let replicas = place(partitions, replicas, &held.collect(), &Racks::default())?;
         Some(Command::CreateTopic {
             id,
             name: match id == CLICKS {

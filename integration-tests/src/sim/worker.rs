@@ -230,6 +230,7 @@ impl Worker {
             slots: self.slots,
             memory_bytes: 1 << 30,
             operators: custom.names().map(str::to_owned).collect(),
+            rack: None,
         };
         env.trace(|| format!("worker {} starts its life {}", self.index, self.life));
         let mut life = Life {

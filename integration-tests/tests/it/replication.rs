@@ -337,3 +337,26 @@ fn a_log_that_went_another_way_is_cut_back_to_where_they_agree() {
         assert_eq!(after, expected);
     });
 }
+
+#[test]
+fn replicas_are_in_different_racks() {
+    let mut cluster = Cluster::start(0).unwrap();
+    for rack in ["a", "a", "a", "b"] {
+        cluster.add_worker_with(&["--rack", rack]).unwrap();
+    }
+    let client = cluster.client().unwrap();
+    talk(async {
+        let workers: Value = client.get("/v1/workers").await.unwrap();
+        let workers = workers["workers"].as_array().unwrap();
+        let in_b = workers.iter().filter(|worker| worker["rack"] == "b");
+        let in_b: Vec<&Value> = in_b.map(|worker| &worker["id"]).collect();
+        assert_eq!((workers.len(), in_b.len()), (4, 1));
+        create(&client, "events", 6, 2, 1).await;
+        let partitions = partitions_when(&client, "events", "it is not there", |_| true).await;
+        for partition in partitions {
+            let replicas = partition["replicas"].as_array().unwrap();
+            assert_eq!(replicas.len(), 2);
+            assert!(replicas.contains(in_b[0]), "{partition}");
+        }
+    });
+}
