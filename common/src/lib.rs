@@ -20,6 +20,8 @@ pub mod partitioner;
 pub mod schema;
 pub mod key_group;
 
+pub mod objects;
+
 pub mod plan;
 pub mod protocol;
 

@@ -127,6 +127,16 @@ pub const CHECKPOINT_HISTORY: usize = 100;
 pub const POSITIONS_HISTORY: usize = 10;
 /// What may wait for one of the coordinator's actors of a job; whoever sends more waits itself.
 pub const JOB_MAILBOX: usize = 64;
+/// What one object of a savepoint aims at; one record of a delta log may come beyond.
+pub const SAVED_OBJECT_BYTES: usize = 16 << 20;
+/// One part for S3, and what a worker must be ready to hold.
+pub const MAX_SAVED_OBJECT_BYTES: u64 = 64 << 20;
+/// A manifest has about 150 bytes per object: this is one of 6 TB of state.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// Savepoints that a job's list shows.
+pub const SAVEPOINT_HISTORY: usize = 20;
+/// A job that is restored from a savepoint may take so long to begin: its state comes from far.
+pub const RESTORE_TIMEOUT: Span = Span::from_secs(3_600);
 pub const DEPLOY_TIMEOUT: Span = Span::from_secs(30);
 /// A job that fails more often within `RESTART_WINDOW` without completing a checkpoint is FAILED.
 pub const RESTART_BUDGET: usize = 10;
@@ -140,5 +150,6 @@ const _: () = assert!(MAX_BATCH_BYTES <= MAX_CALL_BYTES);
 const _: () = assert!(MAX_ROWS_BYTES <= CHANNEL_BYTES);
 const _: () = assert!(MAX_ROWS_BYTES < MAX_BUNDLE_BYTES);
 const _: () = assert!(MIN_CHECKPOINT_INTERVAL.0 < CHECKPOINT_TIMEOUT.0);
+const _: () = assert!((SAVED_OBJECT_BYTES as u64) * 4 <= MAX_SAVED_OBJECT_BYTES);
 const _: () = assert!(POSITIONS_HISTORY <= CHECKPOINT_HISTORY);
 const _: () = assert!(HEARTBEAT_INTERVAL.0 * 3 <= DEFAULT_SESSION_TIMEOUT.0);

@@ -193,6 +193,12 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Makes a file that is complete durable, in the place where it is.
+pub fn make_durable(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
 /// A file that someone else writes, to be made durable.
 #[derive(Debug)]
 pub struct DataFile {

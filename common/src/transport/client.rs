@@ -199,6 +199,18 @@ impl Transport {
         })
     }
 
+    /// Runs what holds connections of its own on the transport thread. `None`: the node is stopping.
+    #[cfg(feature = "objects")]
+    pub(crate) async fn apart<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let mut running = JoinSet::new();
+        running.spawn_on(work, &self.shared.runtime);
+        // The set gives the work up when this future is dropped.
+        running.join_next().await?.ok()
+    }
+
     /// Runs an exchange on the transport thread, at most `MAX_CALLS_IN_FLIGHT` of them at a time.
     async fn run<T: Send + 'static>(
         &self,

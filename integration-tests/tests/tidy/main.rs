@@ -34,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "examples/",
         ],
     ),
+    ("object_store::", &["common/src/objects/store.rs"]),
     ("openraft::", &["coordinator/src/raft/"]),
     (
         "datafusion::",
