@@ -23,6 +23,7 @@ pub mod key_group;
 pub mod objects;
 
 pub mod plan;
+pub mod savepoint;
 pub mod protocol;
 
 pub mod transport;
