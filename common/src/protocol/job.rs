@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ids::JobName;
+use crate::objects::location::Location;
 use crate::plan::JobGraph;
 use crate::time::Span;
 
@@ -25,6 +26,17 @@ pub struct CreateJob {
     pub checkpoint_interval_ms: Option<u64>,
     #[serde(default)]
     pub config: JobConfig,
+    /// Begin with the state of a savepoint of the same job: the same operators, the same parallelism.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The savepoint's location, as `GET /v1/jobs/{job}/savepoints` has it.
+    #[schema(value_type = String)]
+    pub from: Location,
 }
 
 /// A job's further settings.

@@ -16,6 +16,7 @@ pub mod job;
 pub mod task;
 pub mod checkpoint;
 pub mod standby;
+pub mod savepoint;
 pub mod exchange;
 pub mod state;
 

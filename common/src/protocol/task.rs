@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::TaskCounts;
+use super::savepoint::RestoredFrom;
 use crate::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
 use crate::plan::task_graph::TaskGraph;
 use crate::time::{Span, Timestamp};
@@ -22,6 +23,9 @@ pub struct Deployment {
     pub version: MetadataVersion,
     /// The checkpoint every task starts from; `None`: from nothing.
     pub restore: Option<CheckpointId>,
+    /// No worker has that checkpoint yet: each fetches what it runs from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub savepoint: Option<RestoredFrom>,
     pub graph: TaskGraph,
     /// In the order of `graph.tasks()`: the position is the task's ordinal.
     pub tasks: Vec<TaskAssignment>,

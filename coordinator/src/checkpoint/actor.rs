@@ -46,6 +46,8 @@ pub(crate) enum TakeCheckpoints {
         team: Team,
         /// A last one, after which sources read nothing, or periodic ones.
         kind: CheckpointKind,
+        /// The last completed one.
+        completed: Option<CheckpointId>,
     },
 }
 
@@ -59,6 +61,14 @@ pub(crate) struct WantCheckpoint(pub(crate) Generation);
 
 impl Message for WantCheckpoint {
     type Result = ();
+}
+
+/// A checkpoint of this generation is to begin soon. Answered with the last one that was given a number before.
+#[derive(Debug)]
+pub(crate) struct HurryCheckpoint(pub(crate) Generation);
+
+impl Message for HurryCheckpoint {
+    type Result = CheckpointId;
 }
 
 #[derive(Debug)]
@@ -314,10 +324,12 @@ impl Handler<TakeCheckpoints> for CheckpointActor {
                 generation,
                 team,
                 kind,
+                completed,
             } => Event::Run {
                 generation,
                 team,
                 kind,
+                completed,
             },
         };
         self.happen(event, ctx);
@@ -330,6 +342,20 @@ impl Handler<WantCheckpoint> for CheckpointActor {
     fn handle(&mut self, wanted: WantCheckpoint, ctx: &mut Context<CheckpointActor>) {
         let WantCheckpoint(generation) = wanted;
         self.happen(Event::Wanted { generation }, ctx);
+    }
+}
+
+impl Handler<HurryCheckpoint> for CheckpointActor {
+    type Result = MessageResult<HurryCheckpoint>;
+
+    fn handle(
+        &mut self,
+        HurryCheckpoint(generation): HurryCheckpoint,
+        ctx: &mut Context<CheckpointActor>,
+    ) -> MessageResult<HurryCheckpoint> {
+        let last = self.machine.last_given();
+        self.happen(Event::Wanted { generation }, ctx);
+        MessageResult(last)
     }
 }
 

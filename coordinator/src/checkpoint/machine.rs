@@ -52,10 +52,12 @@ pub struct Team {
 pub enum Event {
     /// Every task of this generation runs; checkpoints of this kind are wanted, a last one until it completes.
     /// Told again when the kind or the standbys change.
+    /// `completed`: the last completed checkpoint, which may be a state that was restored meanwhile.
     Run {
         generation: Generation,
         team: Team,
         kind: CheckpointKind,
+        completed: Option<CheckpointId>,
     },
     /// No generation runs.
     Halt,
@@ -222,7 +224,11 @@ impl CheckpointMachine {
                 generation,
                 team,
                 kind,
-            } => self.start(now, generation, team, kind, &mut effects),
+                completed,
+            } => {
+                self.adopt(completed);
+                self.start(now, generation, team, kind, &mut effects);
+            }
             Event::Halt => self.halt(now, &mut effects),
             Event::Wanted { generation } => self.hurry(now, generation),
             Event::Reserved { first, last } => self.own(first, last),
@@ -314,6 +320,11 @@ impl CheckpointMachine {
         self.completed
     }
 
+    /// Every checkpoint above it has yet to begin.
+    pub fn last_given(&self) -> CheckpointId {
+        self.last
+    }
+
     pub fn history(&self) -> &History {
         &self.history
     }
@@ -351,6 +362,16 @@ impl CheckpointMachine {
             due: now.plus(self.settings.interval),
             not_before: now,
         });
+    }
+
+    /// A restored state has a number above all that were ever reserved, and no worker has it yet.
+    fn adopt(&mut self, completed: Option<CheckpointId>) {
+        if let Some(restored) = completed.filter(|completed| *completed > self.reserved) {
+            self.completed = Some(restored);
+            self.last = restored;
+            self.reserved = restored;
+            self.holders = Holders::default();
+        }
     }
 
     fn hurry(&mut self, now: Tick, generation: Generation) {
@@ -578,6 +599,10 @@ impl CheckpointMachine {
 
     fn own(&mut self, first: CheckpointId, last: CheckpointId) {
         self.reserving = false;
+        // A restored state has a number above it.
+        if last < self.reserved {
+            return;
+        }
         assert!(
             self.reserved < first && first <= last,
             "a block of numbers is reserved once: {first} to {last} after {}",

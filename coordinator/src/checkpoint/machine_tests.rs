@@ -134,6 +134,7 @@ impl World {
                 true => CheckpointKind::Stop,
                 false => CheckpointKind::Periodic,
             },
+            completed: self.machine.completed(),
         });
     }
 
@@ -232,6 +233,41 @@ fn a_checkpoint_is_injected_acknowledged_proposed_and_completed() {
     world.settle(true);
     assert_eq!(world.completed, [(first, PERIODIC)]);
     assert_eq!(world.machine.completed(), Some(first));
+}
+
+#[test]
+fn after_a_restore_numbers_go_on_above_the_restored_state_whatever_was_reserved_before() {
+    let mut world = World::running();
+    world.pass(INTERVAL);
+    world.tell(Event::Halt);
+    world.injects.clear();
+    let restored = CheckpointId(world.reserved + 1);
+    world.generation = world.generation.next();
+    world.tell(Event::Run {
+        generation: world.generation,
+        team: team(),
+        kind: PERIODIC,
+        completed: Some(restored),
+    });
+    assert_eq!(world.machine.completed(), Some(restored));
+    world.pass(INTERVAL);
+    assert!(world.injects.is_empty(), "no number is left");
+    // An answer that was under way when the job was at rest is of no use any more.
+    world.tell(Event::Reserved {
+        first: CheckpointId(2),
+        last: CheckpointId(world.reserved),
+    });
+    world.pass(INTERVAL);
+    assert!(world.injects.is_empty(), "these numbers are below it");
+    world.reserved += 1;
+    world.reservations = 1;
+    world.reserve();
+    let next = restored.next();
+    assert_eq!(world.injects[0], (NodeId(1), next, PERIODIC));
+    world.confirm(next.0);
+    world.acknowledge_all(next.0);
+    world.settle(true);
+    assert_eq!(world.machine.completed(), Some(next));
 }
 
 /// Two standbys of task 1.0: one keeps up, the other is lost, replaced, and late.

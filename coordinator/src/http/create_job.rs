@@ -114,7 +114,7 @@ pub(crate) async fn create_job(
     let command = state
         .controller
         .view()
-        .read(|metadata| creation::command(metadata, spec, planned, &missing, ids))?;
+        .read(|metadata| creation::command(metadata, spec, planned, &missing, ids, None))?;
     state.controller.propose(command).await?;
     let row = find(&state, name.as_str())?;
     Ok(HttpResponse::Created()

@@ -150,23 +150,17 @@ impl JobActor {
     }
 
     fn take_checkpoints(&mut self, checkpointing: Checkpointing, ctx: &mut Context<JobActor>) {
+        let of = |generation, kind| TakeCheckpoints::Of {
+            generation,
+            team: self.machine.team(),
+            kind,
+            completed: self.machine.facts().completed,
+        };
         let order = match checkpointing {
             Checkpointing::Off => TakeCheckpoints::Off,
-            Checkpointing::Periodic { generation } => TakeCheckpoints::Of {
-                generation,
-                team: self.machine.team(),
-                kind: CheckpointKind::Periodic,
-            },
-            Checkpointing::Final { generation } => TakeCheckpoints::Of {
-                generation,
-                team: self.machine.team(),
-                kind: CheckpointKind::Stop,
-            },
-            Checkpointing::Drain { generation } => TakeCheckpoints::Of {
-                generation,
-                team: self.machine.team(),
-                kind: CheckpointKind::Drain,
-            },
+            Checkpointing::Periodic { generation } => of(generation, CheckpointKind::Periodic),
+            Checkpointing::Final { generation } => of(generation, CheckpointKind::Stop),
+            Checkpointing::Drain { generation } => of(generation, CheckpointKind::Drain),
         };
         // Waits, so that a later order never overtakes this one.
         let told = self.checkpoints.send(order).into_actor(self);
@@ -283,7 +277,7 @@ impl Handler<Observe> for JobActor {
 }
 
 /// The values of a watch, as they change; ends with its sender.
-fn changes(facts: watch::Receiver<JobFacts>) -> Pin<Box<dyn Stream<Item = JobFacts>>> {
+pub(crate) fn changes(facts: watch::Receiver<JobFacts>) -> Pin<Box<dyn Stream<Item = JobFacts>>> {
     Box::pin(futures_util::stream::unfold(facts, |mut facts| async {
         facts.changed().await.ok()?;
         let changed = facts.borrow_and_update().clone();

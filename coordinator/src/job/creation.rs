@@ -15,6 +15,7 @@ use common::time::Span;
 use crate::controller::topics;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
+use crate::metadata::savepoints::Restored;
 use crate::planner::{PlanContext, PlannedJob, plan_graph, plan_sql};
 
 /// What of the cluster a plan depends on.
@@ -78,6 +79,7 @@ pub fn command(
     planned: PlannedJob,
     missing: &BTreeMap<TopicName, u32>,
     ids: impl IntoIterator<Item = TopicId>,
+    restored: Option<Restored>,
 ) -> Result<Command, Problem> {
     let mut commands = Vec::new();
     let replication_factor = replication_factor(metadata, &planned);
@@ -103,6 +105,7 @@ pub fn command(
         job_graph: Arc::new(planned.graph),
         graph: Arc::new(planned.tasks),
         checkpoint_interval: interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL),
+        restored: restored.map(Arc::new),
     });
     Ok(Command::Batch(commands))
 }

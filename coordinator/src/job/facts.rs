@@ -27,6 +27,8 @@ pub struct Facts {
     pub completed: Option<CheckpointId>,
     /// Who has the state of `completed`, where it ran first.
     pub holders: BTreeMap<TaskId, Vec<NodeId>>,
+    /// The state of `completed` is in a savepoint, and workers fetch it from there.
+    pub restoring: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +103,7 @@ impl Facts {
             halting: row.halting,
             completed: row.completed,
             holders: row.holders.clone(),
+            restoring: row.restored.is_some(),
         }
     }
 }

@@ -14,7 +14,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use common::ids::{Generation, NodeId, TaskId, WorkerEpoch};
-use common::limits::{DEFAULT_STANDBYS, DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW};
+use common::limits::{
+    DEFAULT_STANDBYS, DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW, RESTORE_TIMEOUT,
+};
 use common::protocol::job::JobState;
 use common::protocol::task::{Standbys, TaskAssignment, TaskState};
 use common::time::{Span, Tick};
@@ -660,7 +662,7 @@ impl JobMachine {
         (!late.is_empty()).then(|| Failure {
             reason: format!(
                 "not running after {}: task {}",
-                self.settings.deploy_timeout,
+                self.patience(),
                 late.join(", ")
             ),
             fatal: false,
@@ -702,7 +704,16 @@ impl JobMachine {
     }
 
     fn deadline(&self) -> Tick {
-        self.since.plus(self.settings.deploy_timeout)
+        self.since.plus(self.patience())
+    }
+
+    /// What comes from a savepoint takes as long as it takes; a worker that is gone is missed all the same.
+    fn patience(&self) -> Span {
+        let timeout = self.settings.deploy_timeout;
+        match self.facts.restoring && self.facts.state != JobState::Running {
+            true => timeout.max(RESTORE_TIMEOUT),
+            false => timeout,
+        }
     }
 
     fn all_live(&self) -> bool {

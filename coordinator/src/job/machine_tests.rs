@@ -71,6 +71,7 @@ impl World {
             halting: false,
             completed: None,
             holders: BTreeMap::new(),
+            restoring: false,
         };
         let machine = JobMachine::new(
             Tick(0),

@@ -73,10 +73,12 @@ fn create(metadata: &mut ClusterMetadata, name: &str) -> JobId {
                 parallelism: None,
                 checkpoint_interval_ms: None,
                 config: JobConfig::default(),
+                restore: None,
             }),
             job_graph: Arc::default(),
             graph: Arc::new(graph),
             checkpoint_interval: Span::from_secs(1),
+            restored: None,
         },
     );
     match created {

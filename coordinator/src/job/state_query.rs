@@ -204,6 +204,7 @@ pub fn at_rest(row: &JobRow, is_active: impl Fn(NodeId) -> bool) -> Deployment {
         generation: row.generation,
         version: MetadataVersion(0),
         restore: row.completed,
+        savepoint: None,
         graph: TaskGraph::clone(&row.graph),
         tasks: tasks.collect(),
         standbys: Standbys::new(),

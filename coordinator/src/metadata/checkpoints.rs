@@ -89,12 +89,14 @@ impl ClusterMetadata {
             });
             row.counts = counts.collect();
             row.holders.clone_from(&completed.holders);
+            // Workers have it now.
+            row.restored = None;
             let held = row.holds.as_ref().map(|holds| holds.at);
             if held.is_none_or(|held| held.plus(HOLD_EVERY) <= at) || completed.kind.is_last() {
                 row.holds = Some(Arc::new(holds(row, at, &completed.positions)));
                 holds_changed = true;
             }
-            row.checkpoints.push_back(CompletedCheckpoint {
+            row.note_completed(CompletedCheckpoint {
                 checkpoint,
                 generation: completed.generation,
                 kind: completed.kind,
@@ -104,13 +106,6 @@ impl ClusterMetadata {
                 state_bytes: completed.state_bytes,
                 positions: Some(Arc::new(completed.positions.clone())),
             });
-            let mut latest_first = row.checkpoints.iter_mut().rev();
-            if let Some(past) = latest_first.nth(POSITIONS_HISTORY) {
-                past.positions = None;
-            }
-            if row.checkpoints.len() > CHECKPOINT_HISTORY {
-                row.checkpoints.pop_front();
-            }
             Ok(Outcome::Done)
         })?;
         if holds_changed {
@@ -120,8 +115,21 @@ impl ClusterMetadata {
     }
 }
 
+impl JobRow {
+    pub(super) fn note_completed(&mut self, completed: CompletedCheckpoint) {
+        self.checkpoints.push_back(completed);
+        let mut latest_first = self.checkpoints.iter_mut().rev();
+        if let Some(past) = latest_first.nth(POSITIONS_HISTORY) {
+            past.positions = None;
+        }
+        if self.checkpoints.len() > CHECKPOINT_HISTORY {
+            self.checkpoints.pop_front();
+        }
+    }
+}
+
 /// What a job may read again of its topics, from the positions of a completed checkpoint.
-fn holds(row: &JobRow, at: Timestamp, positions: &Positions) -> TopicHolds {
+pub(super) fn holds(row: &JobRow, at: Timestamp, positions: &Positions) -> TopicHolds {
     let mut holds = no_holds(row.id, at);
     for (task, splits) in positions {
         let source = row.graph.stage(task.stage).source.as_ref();

@@ -14,6 +14,7 @@ use common::ids::{
     CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, ProducerId,
     StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
 };
+use common::objects::location::Location;
 use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
@@ -24,6 +25,7 @@ use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
 
 use super::jobs::Desired;
+use super::savepoints::{Restored, SavepointOutcome};
 
 /// One entry of the command log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,6 +101,9 @@ pub enum Command {
         job_graph: Arc<JobGraph>,
         graph: Arc<TaskGraph>,
         checkpoint_interval: Span,
+        /// The state it begins with; `None`: with nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        restored: Option<Arc<Restored>>,
     },
     SetDesired {
         job: JobId,
@@ -144,6 +149,23 @@ pub enum Command {
     },
     /// The one point at which a checkpoint counts.
     EpochCompleted(EpochCompleted),
+    /// A savepoint is to be made, below this location.
+    BeginSavepoint {
+        job: JobId,
+        id: Uuid,
+        location: Location,
+    },
+    EndSavepoint {
+        job: JobId,
+        id: Uuid,
+        outcome: SavepointOutcome,
+    },
+    /// A job of which nothing runs goes on with the state of a savepoint, whatever it had since.
+    RestoreJob {
+        job: JobId,
+        generation: Generation,
+        restored: Arc<Restored>,
+    },
     DeleteJob {
         job: JobId,
     },
@@ -265,6 +287,12 @@ pub enum Rejection {
     JobOver { job: JobName, state: JobState },
     #[error("job \"{job}\" is {state}: only a job of which nothing runs can be deleted")]
     JobAlive { job: JobName, state: JobState },
+    #[error("a savepoint of job \"{job}\" is being made below \"{location}\"")]
+    SavepointUnderWay { job: JobName, location: Location },
+    #[error("no savepoint {id} of job {job} is being made")]
+    NoSavepoint { job: JobId, id: Uuid },
+    #[error("job \"{job}\" is {state}: its state cannot be replaced now")]
+    NotAtRest { job: JobName, state: JobState },
     #[error("job {job} has used up its generations")]
     GenerationsExhausted { job: JobId },
     #[error("the last completed checkpoint of job {job} is {completed:?}, not {restore:?}")]
@@ -308,6 +336,9 @@ impl Rejection {
             | Rejection::NotRunning { .. }
             | Rejection::JobOver { .. }
             | Rejection::JobAlive { .. }
+            | Rejection::SavepointUnderWay { .. }
+            | Rejection::NoSavepoint { .. }
+            | Rejection::NotAtRest { .. }
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }
@@ -334,6 +365,12 @@ impl From<Rejection> for Problem {
             Rejection::TopicChanged(_) => problem.hint("Read the topic again and repeat."),
             Rejection::JobOver { .. } => problem.hint("Deploy it again under another name."),
             Rejection::JobAlive { .. } => problem.hint("Stop or cancel it first."),
+            Rejection::SavepointUnderWay { .. } => problem.hint(
+                "GET /v1/jobs/{job}/savepoints shows when it is done; then ask again.",
+            ),
+            Rejection::NotAtRest { .. } => problem.hint(
+                "A job is restored when it is WAITING, PAUSED, STOPPED or FAILED: stop it first. One that is over is deployed anew, with \"restore\".",
+            ),
             Rejection::StaleControlEpoch { .. }
             | Rejection::FencedWorkerEpoch { .. }
             | Rejection::UnknownTopic(_)
@@ -342,6 +379,7 @@ impl From<Rejection> for Problem {
             | Rejection::FencedGeneration { .. }
             | Rejection::IllegalTransition { .. }
             | Rejection::NotRunning { .. }
+            | Rejection::NoSavepoint { .. }
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }

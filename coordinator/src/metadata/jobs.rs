@@ -16,6 +16,7 @@ use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::TaskCounts;
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::metadata::{JobImage, TopicHolds};
+use common::protocol::savepoint::RestoredFrom;
 use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::time::{Span, Timestamp};
 
@@ -23,6 +24,7 @@ use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::checkpoints::{CompletedCheckpoint, no_holds};
 use super::command::{Outcome, Rejection};
+use super::savepoints::{Restored, SavepointRow};
 use crate::placement::tasks::slots_used;
 
 /// What the user wants of a job. The last one who said so wins.
@@ -63,6 +65,9 @@ pub struct JobRow {
     /// ran it first.
     pub completed: Option<CheckpointId>,
     pub holders: BTreeMap<TaskId, Vec<NodeId>>,
+    /// The state of `completed` is in this savepoint, and no worker is known to have it.
+    #[serde(default)]
+    pub restored: Option<RestoredFrom>,
     /// No checkpoint id up to this one is given out again.
     pub reserved: CheckpointId,
     /// For every generation that has ended: the last checkpoint completed up to then.
@@ -72,6 +77,9 @@ pub struct JobRow {
     pub holds: Option<Arc<TopicHolds>>,
     /// The latest completed checkpoints, the last one last.
     pub checkpoints: VecDeque<CompletedCheckpoint>,
+    /// The latest savepoints that were asked for, the last one last.
+    #[serde(default)]
+    pub savepoints: VecDeque<SavepointRow>,
     /// What each task had done up to the last completed checkpoint, since the job began, and up to the one
     /// that this generation began with.
     #[serde(default)]
@@ -129,7 +137,7 @@ impl JobRow {
         self.halting = false;
     }
 
-    fn become_state(&mut self, state: JobState, reason: &str) -> Result<(), Rejection> {
+    pub(super) fn become_state(&mut self, state: JobState, reason: &str) -> Result<(), Rejection> {
         if !may_follow(self.state, state) {
             return Err(Rejection::IllegalTransition {
                 job: self.id,
@@ -188,6 +196,10 @@ impl ClusterMetadata {
         self.job_names.values().map(|id| &self.jobs[id])
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are the fields of one command"
+    )]
     pub(super) fn create_job(
         &mut self,
         index: MetadataVersion,
@@ -196,6 +208,7 @@ impl ClusterMetadata {
         job_graph: &Arc<JobGraph>,
         graph: &Arc<TaskGraph>,
         checkpoint_interval: Span,
+        restored: Option<&Restored>,
     ) -> Result<Outcome, Rejection> {
         if self.job_names.contains_key(&spec.name) {
             return Err(Rejection::JobExists(spec.name.clone()));
@@ -203,35 +216,39 @@ impl ClusterMetadata {
         let id = JobId(self.next_job);
         self.next_job += 1;
         self.job_names.insert(spec.name.clone(), id);
-        self.jobs.insert(
+        let mut row = JobRow {
             id,
-            Arc::new(JobRow {
-                id,
-                name: spec.name.clone(),
-                spec: Arc::clone(spec),
-                job_graph: Arc::clone(job_graph),
-                graph: Arc::clone(graph),
-                checkpoint_interval,
-                desired: Desired::Running,
-                state: JobState::Created,
-                reason: String::new(),
-                generation: Generation(0),
-                deployment: None,
-                halting: false,
-                completed: None,
-                holders: BTreeMap::new(),
-                reserved: CheckpointId(0),
-                finals: BTreeMap::new(),
-                holds: None,
-                checkpoints: VecDeque::new(),
-                counts: BTreeMap::new(),
-                counts_before: BTreeMap::new(),
-                failures: VecDeque::new(),
-                deleted: false,
-                created_at: at,
-                updated_at: at,
-            }),
-        );
+            name: spec.name.clone(),
+            spec: Arc::clone(spec),
+            job_graph: Arc::clone(job_graph),
+            graph: Arc::clone(graph),
+            checkpoint_interval,
+            desired: Desired::Running,
+            state: JobState::Created,
+            reason: String::new(),
+            generation: Generation(0),
+            deployment: None,
+            halting: false,
+            completed: None,
+            holders: BTreeMap::new(),
+            restored: None,
+            reserved: CheckpointId(0),
+            finals: BTreeMap::new(),
+            holds: None,
+            checkpoints: VecDeque::new(),
+            savepoints: VecDeque::new(),
+            counts: BTreeMap::new(),
+            counts_before: BTreeMap::new(),
+            failures: VecDeque::new(),
+            deleted: false,
+            created_at: at,
+            updated_at: at,
+        };
+        if let Some(restored) = restored {
+            row.begin_with(at, restored, restored.from.checkpoint);
+            self.changes.touch(index, RowKey::Holds(id));
+        }
+        self.jobs.insert(id, Arc::new(row));
         self.changes.touch(index, RowKey::Job(id));
         Ok(Outcome::JobCreated(id))
     }
@@ -299,6 +316,7 @@ impl ClusterMetadata {
                 generation: row.generation,
                 version: index,
                 restore,
+                savepoint: row.restored.clone(),
                 graph: TaskGraph::clone(&row.graph),
                 tasks: tasks.to_vec(),
                 standbys: standbys.clone(),
@@ -429,7 +447,9 @@ impl ClusterMetadata {
                 ..CreateJob::clone(&row.spec)
             });
             row.holders.clear();
+            row.restored = None;
             row.checkpoints.clear();
+            row.savepoints.clear();
             row.failures.clear();
             Ok(Outcome::Done)
         })?;

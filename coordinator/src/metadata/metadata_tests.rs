@@ -6,17 +6,20 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use common::error::ErrorCode;
 use common::ids::{
     CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, LeaderEpoch,
     MetadataVersion, NodeId, PartitionEpoch, PartitionId, StageId, StorageId, TaskId, TopicId,
     TopicName, TopicPartition, WorkerEpoch,
 };
-use common::limits::POSITIONS_HISTORY;
+use common::limits::{POSITIONS_HISTORY, SAVEPOINT_HISTORY};
+use common::objects::location::Location;
 use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
 use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
 use common::protocol::replicate::{IsrChange, IsrVerdict};
+use common::protocol::savepoint::RestoredFrom;
 use common::protocol::task::{Deployment, Standbys, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
@@ -25,6 +28,7 @@ use super::ClusterMetadata;
 use super::command::{Command, Entry, EpochCompleted, Outcome, Registration, Rejection};
 use super::jobs::Desired;
 use super::nodes::WorkerStatus;
+use super::savepoints::{Restored, SavepointOutcome};
 
 /// Metadata, and the commands that made it.
 #[derive(Clone, Default)]
@@ -162,6 +166,7 @@ fn create_job(name: &str) -> Command {
             parallelism: None,
             checkpoint_interval_ms: None,
             config: JobConfig::default(),
+            restore: None,
         }),
         job_graph: Arc::default(),
         graph: Arc::new(TaskGraph {
@@ -176,6 +181,7 @@ fn create_job(name: &str) -> Command {
             key_groups: 256,
         }),
         checkpoint_interval: Span::from_secs(1),
+        restored: None,
     }
 }
 
@@ -897,6 +903,7 @@ fn what_a_job_has_yet_to_read_is_told_once_a_minute_until_it_is_over() {
         job_graph,
         graph,
         checkpoint_interval,
+        restored,
     } = create_job("reader")
     else {
         unreachable!("it creates a job");
@@ -913,6 +920,7 @@ fn what_a_job_has_yet_to_read_is_told_once_a_minute_until_it_is_over() {
         job_graph,
         graph: Arc::new(graph),
         checkpoint_interval,
+        restored,
     });
     let Ok(Outcome::JobCreated(job)) = created else {
         panic!("it was refused: {created:?}");
@@ -1058,6 +1066,169 @@ impl Image {
     }
 }
 
+const SAVED_AT: u64 = 7;
+
+fn location() -> Location {
+    "file:///savepoints".parse().unwrap()
+}
+
+fn restored() -> Arc<Restored> {
+    Arc::new(Restored {
+        from: RestoredFrom {
+            place: location().join("one"),
+            checkpoint: CheckpointId(SAVED_AT),
+            manifest_crc32c: 1,
+        },
+        positions: BTreeMap::new(),
+        counts: [0, 1]
+            .map(|index| (task(index), counts(50, u64::from(index))))
+            .into(),
+        bytes: 100,
+    })
+}
+
+fn restore(history: &mut History, job: JobId) -> Result<Outcome, Rejection> {
+    let generation = history.metadata.job(job).unwrap().generation;
+    history.command(Command::RestoreJob {
+        job,
+        generation,
+        restored: restored(),
+    })
+}
+
+#[test]
+fn a_job_begins_with_the_state_of_a_savepoint_until_workers_have_it() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let Command::CreateJob {
+        spec,
+        job_graph,
+        graph,
+        checkpoint_interval,
+        restored: _,
+    } = create_job("copy")
+    else {
+        unreachable!("it creates a job");
+    };
+    let created = history.command(Command::CreateJob {
+        spec,
+        job_graph,
+        graph,
+        checkpoint_interval,
+        restored: Some(restored()),
+    });
+    let Ok(Outcome::JobCreated(job)) = created else {
+        panic!("it was refused: {created:?}");
+    };
+    // Also the second time: whoever began may have been lost before anything was complete.
+    for _ in 0..2 {
+        history.start(job, worker);
+        let row = history.metadata.job(job).unwrap();
+        let deployment = row.deployment.as_ref().unwrap();
+        assert_eq!(deployment.restore, Some(CheckpointId(SAVED_AT)));
+        assert_eq!(deployment.savepoint, Some(restored().from.clone()));
+        assert!(row.holders.is_empty());
+    }
+    let generation = history.metadata.job(job).unwrap().generation;
+    let reserved = history.command(Command::ReserveEpochs { job, generation });
+    let Ok(Outcome::EpochsReserved { first, .. }) = reserved else {
+        panic!("it was refused: {reserved:?}");
+    };
+    assert_eq!(first, CheckpointId(SAVED_AT + 1), "numbers grow strictly");
+    history
+        .command(complete(job, generation, first.0, worker))
+        .unwrap();
+    let row = history.metadata.job(job).unwrap();
+    assert_eq!((row.restored.as_ref(), row.holders.len()), (None, 2));
+    assert_eq!(row.counts[&task(1)], counts(50, 1).plus(counts(first.0, 1)));
+    history.start(job, worker);
+    let row = history.metadata.job(job).unwrap();
+    assert_eq!(row.deployment.as_ref().unwrap().savepoint, None);
+}
+
+#[test]
+fn a_restored_job_counts_the_savepoint_above_every_number_it_ever_used() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let job = history.job("counts");
+    let first = history.start(job, worker);
+    let generation = first;
+    history
+        .command(Command::ReserveEpochs { job, generation })
+        .unwrap();
+    history
+        .command(complete(job, generation, 20, worker))
+        .unwrap();
+    let refused = restore(&mut history, job);
+    assert!(
+        matches!(refused, Err(Rejection::NotAtRest { .. })),
+        "it runs"
+    );
+    history
+        .command(end(job, generation, JobState::Failed, Some("lost")))
+        .unwrap();
+    let stale = history.command(Command::RestoreJob {
+        job,
+        generation,
+        restored: restored(),
+    });
+    assert!(matches!(stale, Err(Rejection::FencedGeneration { .. })));
+    let before = history.metadata.job(job).unwrap().clone();
+    restore(&mut history, job).unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    let at = before.reserved.next();
+    assert_eq!((row.completed, row.reserved), (Some(at), at));
+    assert_eq!((row.desired, row.holders.len()), (Desired::Running, 0));
+    assert_eq!(row.state, JobState::Waiting);
+    assert!(
+        row.reason.contains("file:///savepoints/one"),
+        "{}",
+        row.reason
+    );
+    // What was committed stays, what was not is undone, and nothing of it is taken for what was restored.
+    let image = row.image();
+    assert_eq!(image.counts(first, CheckpointId(20)), Some(true));
+    assert_eq!(image.counts(first, CheckpointId(21)), Some(false));
+    assert_eq!(image.counts(first, at), Some(false));
+    let next = history.start(job, worker);
+    let row = history.metadata.job(job).unwrap();
+    assert_eq!(row.deployment.as_ref().unwrap().restore, Some(at));
+    assert_eq!(row.image().counts(first, at), Some(false));
+    assert_eq!(row.image().counts(next, at), Some(true));
+}
+
+#[test]
+fn one_savepoint_of_a_job_is_made_at_a_time_and_the_list_is_bounded() {
+    let mut history = History::announced();
+    let job = history.job("counts");
+    let begin = |id: u128| Command::BeginSavepoint {
+        job,
+        id: Uuid::from_u128(id),
+        location: location(),
+    };
+    let fail = |id: u128| Command::EndSavepoint {
+        job,
+        id: Uuid::from_u128(id),
+        outcome: SavepointOutcome::Failed {
+            code: ErrorCode::Timeout,
+            reason: "late".to_owned(),
+        },
+    };
+    let last = SAVEPOINT_HISTORY as u128 + 5;
+    for id in 0..last {
+        history.command(begin(id)).unwrap();
+        let other = history.command(begin(1_000 + id));
+        assert!(matches!(other, Err(Rejection::SavepointUnderWay { .. })));
+        history.command(fail(id)).unwrap();
+        let again = history.command(fail(id));
+        assert!(matches!(again, Err(Rejection::NoSavepoint { .. })));
+    }
+    let row = history.metadata.job(job).unwrap();
+    assert_eq!(row.savepoints.len(), SAVEPOINT_HISTORY);
+    assert_eq!(row.savepoints.back().unwrap().id, Uuid::from_u128(last - 1));
+    assert!(row.savepoint_under_way().is_none());
+}
+
 /// What somebody may ask for, before it is known whether the facts allow it.
 #[derive(Clone, Debug)]
 enum Intent {
@@ -1130,6 +1301,15 @@ enum Intent {
     DeleteJob {
         job: u32,
     },
+    Restore {
+        job: u32,
+    },
+    BeginSavepoint {
+        job: u32,
+    },
+    EndSavepoint {
+        job: u32,
+    },
     Producers {
         count: u8,
     },
@@ -1173,6 +1353,9 @@ fn intent() -> impl Strategy<Value = Intent> {
         2 => job.clone().prop_map(|job| Intent::Reserve { job }),
         4 => (job.clone(), 0..3_u8, worker).prop_map(|(job, ahead, worker)| Intent::Complete { job, ahead, worker }),
         1 => (job.clone(), ended, any::<bool>()).prop_map(|(job, state, failure)| Intent::End { job, state, failure }),
+        1 => job.clone().prop_map(|job| Intent::Restore { job }),
+        1 => job.clone().prop_map(|job| Intent::BeginSavepoint { job }),
+        1 => job.clone().prop_map(|job| Intent::EndSavepoint { job }),
         1 => job.prop_map(|job| Intent::DeleteJob { job }),
         1 => (0..9_u8).prop_map(|count| Intent::Producers { count }),
     ]
@@ -1307,6 +1490,30 @@ impl Intent {
                 state,
                 failure.then_some("failed"),
             ),
+            Intent::Restore { job } => Command::RestoreJob {
+                job: JobId(job),
+                generation: generation(job, false),
+                restored: restored(),
+            },
+            Intent::BeginSavepoint { job } => Command::BeginSavepoint {
+                job: JobId(job),
+                id: Uuid::from_u128(metadata.version().0.into()),
+                location: location(),
+            },
+            Intent::EndSavepoint { job } => {
+                let row = metadata.job(JobId(job));
+                let under_way = row.and_then(|row| row.savepoint_under_way());
+                Command::EndSavepoint {
+                    job: JobId(job),
+                    id: under_way.map_or(Uuid::nil(), |savepoint| savepoint.id),
+                    outcome: SavepointOutcome::Complete {
+                        place: location(),
+                        generation: generation(job, false),
+                        checkpoint: completed(job).unwrap_or_default(),
+                        bytes: 3,
+                    },
+                }
+            }
             Intent::DeleteJob { job } => Command::DeleteJob { job: JobId(job) },
             Intent::Producers { count } => Command::AllocProducerIds {
                 count: count.into(),

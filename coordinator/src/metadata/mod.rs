@@ -9,6 +9,7 @@ pub mod topics;
 pub mod nodes;
 pub mod jobs;
 pub mod checkpoints;
+pub mod savepoints;
 pub mod changes;
 pub mod snapshot;
 #[cfg(test)]
@@ -275,7 +276,16 @@ impl ClusterMetadata {
                 job_graph,
                 graph,
                 checkpoint_interval,
-            } => self.create_job(index, at, spec, job_graph, graph, *checkpoint_interval),
+                restored,
+            } => self.create_job(
+                index,
+                at,
+                spec,
+                job_graph,
+                graph,
+                *checkpoint_interval,
+                restored.as_deref(),
+            ),
             Command::SetDesired { job, desired } => self.set_desired(index, at, *job, *desired),
             Command::AssignStandbys {
                 job,
@@ -324,6 +334,17 @@ impl ClusterMetadata {
                 self.reserve_epochs(index, at, *job, *generation)
             }
             Command::EpochCompleted(completed) => self.epoch_completed(index, at, completed),
+            Command::BeginSavepoint { job, id, location } => {
+                self.begin_savepoint(index, at, *job, *id, location)
+            }
+            Command::EndSavepoint { job, id, outcome } => {
+                self.end_savepoint(index, at, *job, *id, outcome)
+            }
+            Command::RestoreJob {
+                job,
+                generation,
+                restored,
+            } => self.restore_job(index, at, *job, *generation, restored),
             Command::DeleteJob { job } => self.delete_job(index, at, *job),
             Command::AllocProducerIds { count } => Ok(self.alloc_producer_ids(*count)),
         }

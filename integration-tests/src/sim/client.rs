@@ -305,12 +305,14 @@ impl Client {
                 restart_budget: 1_000,
                 standbys: self.plan.standbys.count,
             },
+            restore: None,
         };
         Command::CreateJob {
             spec: Arc::new(spec),
             job_graph: Arc::new(tally::job_graph()),
             graph: Arc::new(tally::task_graph(&shape)),
             checkpoint_interval: self.plan.checkpoint_interval,
+            restored: None,
         }
     }
 

@@ -109,6 +109,7 @@ mod tests {
             generation: Generation(generation),
             version: MetadataVersion(version),
             restore: None,
+            savepoint: None,
             graph: TaskGraph::default(),
             tasks: vec![TaskAssignment {
                 task,

@@ -108,6 +108,7 @@ mod tests {
             generation: Generation(1),
             version: MetadataVersion(1),
             restore: None,
+            savepoint: None,
             graph,
             tasks,
             standbys: std::collections::BTreeMap::new(),

@@ -186,6 +186,7 @@ mod tests {
             generation: Generation(1),
             version: MetadataVersion(1),
             restore: None,
+            savepoint: None,
             graph: common::plan::task_graph::TaskGraph::default(),
             tasks: Vec::new(),
             standbys: BTreeMap::new(),

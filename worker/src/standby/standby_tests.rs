@@ -98,6 +98,7 @@ impl Pair {
             generation: self.job.generation,
             version: MetadataVersion(1),
             restore: self.job.finals[&Generation(self.job.generation.0 - 1)],
+            savepoint: None,
             tasks: assignments.collect(),
             graph,
             standbys: BTreeMap::new(),

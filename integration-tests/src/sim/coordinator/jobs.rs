@@ -101,10 +101,12 @@ impl Reign {
                 }
                 Effect::Checkpoint(checkpointing) => {
                     let team = self.jobs[&id].machine.team();
+                    let completed = self.jobs[&id].machine.facts().completed;
                     let run = |generation, kind| CheckpointEvent::Run {
                         generation,
                         team,
                         kind,
+                        completed,
                     };
                     let event = match checkpointing {
                         Checkpointing::Off => CheckpointEvent::Halt,
