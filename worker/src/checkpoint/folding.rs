@@ -192,7 +192,7 @@ impl Folding {
     }
 }
 
-fn since<'a>(
+pub(super) fn since<'a>(
     changes: &Changes<'_>,
     read: &'a ReadStretch<'a, StateError>,
 ) -> Since<'a, StateError> {

@@ -21,11 +21,12 @@ const PIECE_BYTES: usize = 4 << 20;
 /// A base file of which nothing has been fetched for so long is not being fetched.
 const LENT_FOR: Span = Span::from_secs(30);
 
-/// A base file that is being fetched, and when a piece of it last was.
+/// A base file that is being fetched, and when a piece of it or of what follows it last was.
 #[derive(Clone, Debug)]
 pub(super) struct Loan {
-    base: Arc<BaseFile>,
-    at: Tick,
+    /// `None`: what follows nothing is being fetched.
+    pub(super) base: Option<Arc<BaseFile>>,
+    pub(super) at: Tick,
 }
 
 impl JobStateStore {
@@ -57,7 +58,7 @@ impl JobStateStore {
         match in_base {
             Some(base) => {
                 let loan = Loan {
-                    base: Arc::clone(&base),
+                    base: Some(Arc::clone(&base)),
                     at: now,
                 };
                 lock(&self.lent).insert((task, base.checkpoint()), loan);
@@ -118,7 +119,7 @@ impl JobStateStore {
         let mut lent = lock(&self.lent);
         let loan = lent.get_mut(&(task, checkpoint))?;
         loan.at = now;
-        Some(Arc::clone(&loan.base))
+        loan.base.clone()
     }
 
     /// The records of chunks that follow each other, without the first few.

@@ -15,6 +15,9 @@ mod folding;
 mod lending;
 pub mod hot_tables;
 mod receiving;
+mod saving;
+pub(crate) mod upload;
+pub(crate) mod download;
 pub mod state_store;
 
 #[cfg(test)]
@@ -23,5 +26,7 @@ mod format_tests;
 mod participant_tests;
 #[cfg(test)]
 pub(crate) mod state_store_tests;
+#[cfg(test)]
+mod savepoint_tests;
 #[cfg(test)]
 mod spill_tests;

@@ -579,7 +579,7 @@ fn lock_directory(directory: &Path) -> Result<DirectoryLock, StateError> {
     })
 }
 
-fn failed(directory: &Path) -> impl FnOnce(io::Error) -> StateError + use<> {
+pub(super) fn failed(directory: &Path) -> impl FnOnce(io::Error) -> StateError + use<> {
     let directory = directory.to_owned();
     move |source| StateError::Directory { directory, source }
 }

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod fetch_state;
 pub mod query_state;
 pub mod replicate;
+pub mod save_state;
 
 #[cfg(test)]
 mod conformance_tests;
@@ -99,6 +100,7 @@ pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
     register(server, with(composed, exchange::exchange));
     register(server, with(composed, inject_barrier::inject_barrier));
     register(server, with(composed, fetch_state::fetch_state));
+    register(server, with(composed, save_state::save_state));
     register(server, with(composed, query_state::query_state));
     register(server, with(composed, query_state::query_state_at_rest));
     server.app_data(web::Data::new(composed.clone()));

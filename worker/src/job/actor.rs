@@ -10,24 +10,29 @@ use actix::{
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, TaskId};
+use common::objects::store::Objects;
 use common::plan::task_graph::Stage;
 use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, DeclineCheckpoint};
+use common::protocol::savepoint::StateSaved;
 use common::protocol::standby::StateFetched;
 use common::protocol::state::StateEntries;
 use common::protocol::task::{Deployment, TaskState as Standing};
 use common::time::{Span, Timestamp};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
 use super::assembly::{self, Left, Restored};
 use super::assignment::tasks_here;
 use super::handover::Handover;
-use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, StopJob};
+use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, Save, StopJob};
 use super::services::Services;
 use crate::checkpoint::chunk::TaskChunk;
+use crate::checkpoint::download::{self, DownloadError};
 use crate::checkpoint::participant::Participant;
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::{FoldedTask, JobStateStore, RestoredTask};
+use crate::checkpoint::upload;
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
 use crate::source::{self, SourceContext};
@@ -125,37 +130,41 @@ impl JobActor {
         let options = assembly::store_options(&deployment.graph, share, view_cache_bytes);
         let custom = self.services.custom.clone();
         let left = self.left.take();
-        let restoring = tokio::task::spawn_blocking(move || {
-            let (store, mut left) = match left {
-                Some(left) => (left.store, left.tasks),
-                None => {
-                    let store = JobStateStore::open(&directory, options)?;
-                    (Arc::new(store), Left::new())
-                }
-            };
-            store.go_on_with(options);
-            let facts = image.borrow().jobs.get(&deployment.job).cloned();
-            let history = |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-            let restored =
-                assembly::restore(&store, &deployment, &tasks, &mut left, &custom, &history)?;
-            Ok::<_, StateError>((store, restored, left))
-        });
+        let objects = Objects::new(self.services.transport.clone());
+        let restoring = async move {
+            let opening = tokio::task::spawn_blocking(move || {
+                let (store, left) = match left {
+                    Some(left) => (left.store, left.tasks),
+                    None => {
+                        let store = JobStateStore::open(&directory, options)?;
+                        (Arc::new(store), Left::new())
+                    }
+                };
+                store.go_on_with(options);
+                Ok::<_, StateError>((store, left))
+            });
+            let (store, mut left) = opening.await.map_err(Unrestored::Panicked)??;
+            fetch_savepoint(&store, &objects, &deployment, &tasks).await?;
+            let reading = tokio::task::spawn_blocking(move || {
+                let facts = image.borrow().jobs.get(&deployment.job).cloned();
+                let history =
+                    |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
+                let restored =
+                    assembly::restore(&store, &deployment, &tasks, &mut left, &custom, &history)?;
+                Ok::<_, StateError>((store, restored, left))
+            });
+            Ok::<_, Unrestored>(reading.await.map_err(Unrestored::Panicked)??)
+        };
         let restored =
             restoring
                 .into_actor(self)
                 .map(move |outcome, actor, context| match outcome {
-                    Ok(Ok((store, restored, left))) => {
+                    Ok((store, restored, left)) => {
                         actor.store = Some(store);
                         actor.start_tasks(restored, share, context);
                         actor.stand_by(left);
                     }
-                    Ok(Err(error)) => {
-                        let reason = format!("the state cannot be restored: {error}");
-                        actor.fail_all(reason, error.is_loss());
-                    }
-                    Err(error) => {
-                        actor.fail_all(format!("restoring the state panicked: {error}"), false);
-                    }
+                    Err(error) => actor.fail_all(error.to_string(), error.is_final()),
                 });
         context.spawn(restored);
     }
@@ -502,6 +511,54 @@ impl JobActor {
     }
 }
 
+/// Why the tasks of a generation have no state to begin with.
+#[derive(Debug, thiserror::Error)]
+enum Unrestored {
+    #[error("the state cannot be restored: {0}")]
+    State(#[from] StateError),
+    #[error("the state cannot be restored from the savepoint: {0}")]
+    Savepoint(#[from] DownloadError),
+    #[error("restoring the state panicked: {0}")]
+    Panicked(JoinError),
+}
+
+impl Unrestored {
+    /// Whether trying again gives the same.
+    fn is_final(&self) -> bool {
+        match self {
+            Unrestored::State(error) => error.is_loss(),
+            Unrestored::Savepoint(error) => error.is_final(),
+            Unrestored::Panicked(_) => false,
+        }
+    }
+}
+
+/// Brings here what a savepoint has of these tasks, unless it has come already.
+async fn fetch_savepoint(
+    store: &Arc<JobStateStore>,
+    objects: &Objects,
+    deployment: &Deployment,
+    tasks: &BTreeSet<TaskId>,
+) -> Result<(), DownloadError> {
+    let (Some(from), Some(at)) = (&deployment.savepoint, deployment.restore) else {
+        return Ok(());
+    };
+    let missing = tasks.iter().filter(|task| {
+        let has_state = deployment.graph.stage(task.stage).has_state();
+        has_state && !store.is_restored(**task, at)
+    });
+    let missing: Vec<TaskId> = missing.copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let manifest = download::manifest(objects, from).await?;
+    for task in missing {
+        download::fetch(store, objects, from, &manifest, task, at).await?;
+        info!(job = %deployment.name, %task, from = %from.place, "state fetched from a savepoint");
+    }
+    Ok(())
+}
+
 /// What is particular to one task.
 struct TaskParts {
     task: TaskId,
@@ -657,6 +714,23 @@ impl Handler<LendState> for JobActor {
             sealed.subscribe(),
             call,
         ))
+    }
+}
+
+impl Handler<Save> for JobActor {
+    type Result = ResponseFuture<Result<StateSaved, Problem>>;
+
+    fn handle(&mut self, Save(call): Save, _: &mut Context<Self>) -> Self::Result {
+        let same = call.generation == self.deployment.generation && !call.at_rest;
+        let services = self.services.clone();
+        match self.store.clone().filter(|_| same) {
+            Some(store) => Box::pin(upload::save(store, services, call)),
+            None => {
+                let detail = format!("generation {} does not run here", call.generation);
+                let problem = Problem::new(ErrorCode::StaleGeneration, detail);
+                Box::pin(std::future::ready(Err(problem)))
+            }
+        }
     }
 }
 

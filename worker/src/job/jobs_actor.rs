@@ -1,16 +1,19 @@
 //! The shell that keeps the jobs of this worker as the metadata says they should be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture,
-    StreamHandler, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseActFuture,
+    ResponseFuture, StreamHandler, WrapFuture,
 };
 use common::error::{ErrorCode, Problem};
 use common::ids::{Generation, JobId, WorkerEpoch};
 use common::protocol::checkpoint::InjectBarrier;
+use common::protocol::savepoint::{SaveState, StateSaved};
 use common::protocol::standby::{FetchState, StateFetched};
 use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
+use common::time::{Span, Tick};
 use tracing::warn;
 
 use super::actor::JobActor;
@@ -18,12 +21,16 @@ use super::assignment::changes;
 use super::at_rest;
 use super::handover::Handover;
 use super::messages::{
-    Barrier, Completed, Deployed, ImageChanged, LendState, ReadState, ReadStateAtRest, StopAll,
-    StopJob,
+    Barrier, Completed, Deployed, ImageChanged, LendState, ReadState, ReadStateAtRest, Save,
+    StopAll, StopJob,
 };
 use super::services::Services;
-use crate::checkpoint::state_store::JobStateStore;
+use crate::checkpoint::state_store::{JobStateStore, StoreOptions};
+use crate::checkpoint::upload;
 use crate::metadata_image::MetadataImage;
+
+/// How long the store of a job at rest stays open for the next object of a savepoint.
+const KEEP_OPEN: Span = Span::from_secs(2);
 
 /// The jobs of this worker, as everyone but their actor sees them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -48,6 +55,11 @@ impl Jobs {
     /// A standby elsewhere asks for what tasks here have sealed.
     pub async fn fetch_state(&self, call: FetchState) -> Result<StateFetched, Problem> {
         self.0.send(LendState(call)).await.map_err(|_| stopping())?
+    }
+
+    /// The next object of a task's state goes to a savepoint.
+    pub async fn save_state(&self, call: SaveState) -> Result<StateSaved, Problem> {
+        self.0.send(Save(call)).await.map_err(|_| stopping())?
     }
 
     pub async fn read_state(&self, query: QueryState) -> Result<StateEntries, Problem> {
@@ -87,6 +99,17 @@ struct JobsActor {
     /// job's files are open once.
     stopping: BTreeSet<JobId>,
     kept: BTreeSet<JobId>,
+    /// Open for savepoints of a job at rest, and when one was last asked for.
+    resting: Option<Resting>,
+}
+
+/// The store of a job of which nothing runs here: opening it reads all of its log, and a savepoint asks object
+/// by object.
+#[derive(Debug)]
+struct Resting {
+    job: JobId,
+    store: Arc<JobStateStore>,
+    at: Tick,
 }
 
 impl JobsActor {
@@ -96,6 +119,7 @@ impl JobsActor {
             running: BTreeMap::new(),
             stopping: BTreeSet::new(),
             kept,
+            resting: None,
         }
     }
 
@@ -122,6 +146,7 @@ impl JobsActor {
                 continue;
             }
             let (job, generation) = (deployment.job, deployment.generation);
+            self.resting.take_if(|resting| resting.job == job);
             let left = left.take_if(|(of, _)| *of == job);
             let left = left.map(|(_, left)| left.for_next(&deployment, image.jobs.get(&job)));
             let actor = JobActor::new(deployment, self.services.clone(), left);
@@ -140,6 +165,7 @@ impl JobsActor {
             }
         }
         for job in changes.forget {
+            self.resting.take_if(|resting| resting.job == job);
             if !self.stopping.contains(&job) {
                 self.forget(job, context);
             }
@@ -176,6 +202,20 @@ impl JobsActor {
                 Err(error) => warn!(%job, %error, "removing the state of a deleted job panicked"),
             });
         context.spawn(removed);
+    }
+
+    /// For the next object, which follows at once or not at all.
+    fn keep_open(&mut self, job: JobId, store: Arc<JobStateStore>, context: &mut Context<Self>) {
+        if self.running.contains_key(&job) {
+            return;
+        }
+        let at = self.services.clock.tick();
+        self.resting = Some(Resting { job, store, at });
+        context.run_later(KEEP_OPEN.as_duration(), |actor, _| {
+            let now = actor.services.clock.tick();
+            let idle = |resting: &mut Resting| now.since(resting.at) >= KEEP_OPEN;
+            actor.resting.take_if(idle);
+        });
     }
 
     fn job(&self, job: JobId) -> Result<Addr<JobActor>, Problem> {
@@ -229,6 +269,50 @@ impl Handler<LendState> for JobsActor {
     fn handle(&mut self, lend: LendState, _: &mut Context<Self>) -> Self::Result {
         let job = self.job(lend.0.job);
         Box::pin(async move { job?.send(lend).await.map_err(|_| gone())? })
+    }
+}
+
+impl Handler<Save> for JobsActor {
+    type Result = ResponseActFuture<Self, Result<StateSaved, Problem>>;
+
+    fn handle(&mut self, save: Save, _: &mut Context<Self>) -> Self::Result {
+        let Save(call) = save;
+        let job = call.job;
+        if !call.at_rest {
+            let running = self.job(job);
+            let saving = async move { running?.send(Save(call)).await.map_err(|_| gone())? };
+            return Box::pin(saving.into_actor(self));
+        }
+        if self.running.contains_key(&job) || self.stopping.contains(&job) {
+            return Box::pin(std::future::ready(Err(gone())).into_actor(self));
+        }
+        let services = self.services.clone();
+        let open = self.resting.take_if(|resting| resting.job == job);
+        let opening = async move {
+            if let Some(open) = open {
+                return Ok(open.store);
+            }
+            let directory = services.jobs_directory.join(job.to_string());
+            let options = StoreOptions::new(call.key_groups);
+            let opening =
+                tokio::task::spawn_blocking(move || JobStateStore::open(&directory, options));
+            let opened = opening.await.map_err(|error| error.to_string());
+            let opened = opened.and_then(|opened| opened.map_err(|error| error.to_string()));
+            opened.map(Arc::new).map_err(|error| {
+                let detail = format!("the state cannot be read: {error}");
+                Problem::new(ErrorCode::Internal, detail)
+            })
+        };
+        let saving = opening.into_actor(self).then(
+            move |opened: Result<Arc<JobStateStore>, Problem>, actor: &mut JobsActor, context| {
+                let saving = opened.map(|store| {
+                    actor.keep_open(job, store.clone(), context);
+                    upload::save(store, actor.services.clone(), call)
+                });
+                async move { saving?.await }.into_actor(actor)
+            },
+        );
+        Box::pin(saving)
     }
 }
 

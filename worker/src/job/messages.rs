@@ -6,6 +6,7 @@ use actix::Message;
 use common::error::Problem;
 use common::ids::CheckpointId;
 use common::protocol::checkpoint::InjectBarrier;
+use common::protocol::savepoint::{SaveState, StateSaved};
 use common::protocol::standby::{FetchState, StateFetched};
 use common::protocol::state::{QueryState, QueryStateAtRest, StateEntries};
 use common::protocol::task::Deployment;
@@ -67,6 +68,14 @@ pub struct LendState(pub FetchState);
 
 impl Message for LendState {
     type Result = Result<StateFetched, Problem>;
+}
+
+/// The next object of a task's state goes to a savepoint.
+#[derive(Clone, Debug)]
+pub struct Save(pub SaveState);
+
+impl Message for Save {
+    type Result = Result<StateSaved, Problem>;
 }
 
 /// The generation is over here. Answered when its tasks are gone, with what they leave; its files are closed
