@@ -11,6 +11,7 @@ pub mod liveness;
 pub mod planner;
 pub mod job;
 pub mod checkpoint;
+pub mod savepoint;
 
 pub mod http;
 pub mod metrics;

@@ -203,6 +203,7 @@ impl Node {
                 metrics,
                 address: address.clone(),
                 session_timeout: config.session_timeout,
+                savepoints: config.savepoints,
                 stopping: stopped,
             },
             reign_sender,

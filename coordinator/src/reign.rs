@@ -13,6 +13,8 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use common::ids::{ClusterId, ControlEpoch};
+use common::objects::location::Location;
+use common::objects::store::Objects;
 use common::time::{Clock, Span};
 use common::transport::client::Transport;
 
@@ -42,6 +44,8 @@ pub(crate) struct Throne {
     /// Its own.
     pub(crate) address: String,
     pub(crate) session_timeout: Span,
+    /// Where savepoints go that do not say where.
+    pub(crate) savepoints: Option<Location>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -223,6 +227,7 @@ fn begin(throne: Throne, epoch: ControlEpoch) -> State {
         metrics,
         address: _,
         session_timeout,
+        savepoints,
         stopping,
     } = throne;
     let seen = Seen::default();
@@ -252,6 +257,8 @@ fn begin(throne: Throne, epoch: ControlEpoch) -> State {
         liveness,
         jobs,
         group,
+        objects: Objects::new(transport.clone()),
+        savepoints,
         transport,
         seen,
         metrics,

@@ -9,6 +9,7 @@ use super::{
     log_format, optional, span, url,
 };
 use crate::limits::{HEARTBEAT_INTERVAL, MAX_HTTP_THREADS};
+use crate::objects::location::{Location, LocationError};
 use crate::time::Span;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct CoordinatorConfig {
     pub peers: Vec<String>,
     pub data_dir: PathBuf,
     pub session_timeout: Span,
+    /// Where savepoints go that do not say where.
+    pub savepoints: Option<Location>,
     pub http_threads: u32,
     pub shutdown_timeout: Span,
     pub log: String,
@@ -51,6 +54,7 @@ impl CoordinatorConfig {
             "session-timeout",
             span(Span(HEARTBEAT_INTERVAL.0 * 3), Span::from_secs(600)),
         );
+        let savepoints = options.get("savepoints", optional(location));
         let http_threads = options.get("http-threads", count(MAX_HTTP_THREADS, || cores().min(4)));
         let shutdown_timeout = options.get(
             "shutdown-timeout",
@@ -65,6 +69,7 @@ impl CoordinatorConfig {
                 peers: peers?,
                 data_dir: data_dir?,
                 session_timeout: session_timeout?,
+                savepoints: savepoints?,
                 http_threads: http_threads?,
                 shutdown_timeout: shutdown_timeout?,
                 log: log?,
@@ -73,4 +78,9 @@ impl CoordinatorConfig {
         })();
         options.finish(config)
     }
+}
+
+fn location(text: &str) -> Result<Location, String> {
+    text.parse()
+        .map_err(|error: LocationError| error.to_string())
 }

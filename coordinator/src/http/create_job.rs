@@ -14,7 +14,7 @@ use common::ids::{JobName, TopicId, TopicName};
 use common::limits::MAX_REQUEST_BYTES;
 use common::plan::JobGraph;
 use common::plan::form;
-use common::protocol::job::CreateJob;
+use common::protocol::job::{CreateJob, Restore};
 use common::transport::server::{Query, read_body, read_json};
 
 use super::gate::Reigning;
@@ -22,6 +22,7 @@ use super::jobs::{describe, find};
 use crate::job::creation::{self, point_into};
 use crate::job::describe::JobDescription;
 use crate::planner::{PlannedJob, explain};
+use crate::savepoint::reading;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -74,11 +75,11 @@ impl Plan {
         (status = 201, description = "The job is deployed", body = JobDescription),
         (status = 200, description = "What it would be (dry_run)", body = Plan),
         (status = 400, description = "The query, the graph or an option is wrong", body = Problem),
-        (status = 404, description = "A topic it reads does not exist", body = Problem),
+        (status = 404, description = "A topic it reads, or the savepoint, does not exist", body = Problem),
         (status = 409, description = "The name is taken", body = Problem),
         (status = 413, description = "The query is too long", body = Problem),
-        (status = 422, description = "It wants something that is not supported", body = Problem),
-        (status = 503, description = "It needs a topic, and no worker is active", body = Problem),
+        (status = 422, description = "It wants something that is not supported, or the savepoint is damaged or of another job", body = Problem),
+        (status = 503, description = "It needs a topic, and no worker is active; or the savepoint's store cannot be used", body = Problem),
         (status = 507, description = "The coordinator's disk is full", body = Problem),
     )
 )]
@@ -109,12 +110,20 @@ pub(crate) async fn create_job(
     if options.dry_run {
         return Ok(HttpResponse::Ok().json(Plan::of(planned, missing)));
     }
+    let restored = match &spec.restore {
+        Some(Restore { from }) => {
+            let found = reading::find(&state.objects, from).await;
+            let restored = found.and_then(|found| found.for_job(&planned.tasks));
+            Some(restored.map_err(|problem| problem.at("/restore/from"))?)
+        }
+        None => None,
+    };
     let name = spec.name.clone();
     let ids = std::iter::repeat_with(|| TopicId(Uuid::new_v4()));
     let command = state
         .controller
         .view()
-        .read(|metadata| creation::command(metadata, spec, planned, &missing, ids, None))?;
+        .read(|metadata| creation::command(metadata, spec, planned, &missing, ids, restored))?;
     state.controller.propose(command).await?;
     let row = find(&state, name.as_str())?;
     Ok(HttpResponse::Created()

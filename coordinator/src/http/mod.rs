@@ -24,6 +24,9 @@ pub mod describe_job;
 pub mod change_job;
 pub mod delete_job;
 pub mod list_checkpoints;
+pub mod create_savepoint;
+pub mod list_savepoints;
+pub mod restore_job;
 pub mod job_offsets;
 pub mod query_state;
 pub mod dead_letters;
@@ -57,6 +60,8 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 
 use common::error::Problem;
+use common::objects::location::Location;
+use common::objects::store::Objects;
 use common::transport::client::Transport;
 use common::transport::server::{register, resource};
 
@@ -76,6 +81,9 @@ pub struct State {
     pub jobs: Jobs,
     pub group: Group,
     pub transport: Transport,
+    pub objects: Objects,
+    /// Where savepoints go that do not say where.
+    pub savepoints: Option<Location>,
     pub seen: Seen,
     pub metrics: Arc<Metrics>,
     /// Becomes true when the node begins to stop: what is parked is then answered.
@@ -108,6 +116,9 @@ pub struct State {
         change_job::cancel,
         delete_job::delete_job,
         list_checkpoints::list_checkpoints,
+        create_savepoint::create_savepoint,
+        list_savepoints::list_savepoints,
+        restore_job::restore_job,
         job_offsets::job_offsets,
         query_state::query_state,
         dead_letters::dead_letters,
@@ -217,6 +228,12 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
             resource("/v1/jobs/{job}/checkpoints")
                 .route(get().to(list_checkpoints::list_checkpoints)),
         )
+        .service(
+            resource("/v1/jobs/{job}/savepoints")
+                .route(post().to(create_savepoint::create_savepoint))
+                .route(get().to(list_savepoints::list_savepoints)),
+        )
+        .service(resource("/v1/jobs/{job}/restore").route(post().to(restore_job::restore_job)))
         .service(resource("/v1/jobs/{job}/offsets").route(get().to(job_offsets::job_offsets)))
         .service(
             resource("/v1/jobs/{job}/operators/{operator}/state")

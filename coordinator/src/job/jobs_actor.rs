@@ -29,6 +29,7 @@ use crate::checkpoint::actor::{
 use crate::controller::Controller;
 use crate::metadata::jobs::JobRow;
 use crate::metadata::nodes::WorkerRow;
+use crate::savepoint::actor::SavepointActor;
 
 /// A handle on all jobs of the cluster.
 #[derive(Clone, Debug)]
@@ -205,6 +206,15 @@ impl JobsActor {
             self.session_timeout,
             row,
             context.address().recipient(),
+        )
+        .start();
+        // It lives as long as anybody tells it of the job.
+        SavepointActor::new(
+            self.controller.clone(),
+            self.transport.clone(),
+            Arc::clone(&self.clock),
+            checkpoints.clone(),
+            facts.clone(),
         )
         .start();
         let job = context.run(JobActor::new(
