@@ -20,6 +20,8 @@ pub struct Cluster {
     coordinators: Vec<Node>,
     workers: Vec<Node>,
     worker_options: Vec<String>,
+    /// What is added to the environment of every process.
+    environment: Vec<(String, String)>,
     /// Where each process writes what it says about itself, instead of where the test does.
     logs: Option<PathBuf>,
     /// What is between the processes, if not loopback alone.
@@ -32,6 +34,7 @@ struct Node {
     name: String,
     program: PathBuf,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     /// Chosen at the first start and kept, so that a node comes back where others look for it.
     address: String,
     /// Where it listens itself, if others find it elsewhere: behind this network.
@@ -62,6 +65,18 @@ impl Cluster {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
         let mut cluster = Cluster::empty(directory, Some(temporary), worker_options);
+        cluster.start_all(1, workers)?;
+        Ok(cluster)
+    }
+
+    /// With this added to the environment of every process.
+    pub fn start_in_environment(workers: usize, environment: &[(&str, &str)]) -> Result<Cluster> {
+        let temporary = TempDir::new()?;
+        let directory = temporary.path().to_owned();
+        let mut cluster = Cluster::empty(directory, Some(temporary), &[]);
+        let added = environment.iter();
+        let added = added.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        cluster.environment = added.collect();
         cluster.start_all(1, workers)?;
         Ok(cluster)
     }
@@ -109,6 +124,7 @@ impl Cluster {
             coordinators: Vec::new(),
             workers: Vec::new(),
             worker_options: worker_options.iter().map(|o| (*o).to_owned()).collect(),
+            environment: Vec::new(),
             logs: None,
             network: None,
         }
@@ -184,7 +200,8 @@ impl Cluster {
         if !peers.is_empty() {
             args.extend(["--peers".into(), peers.join(",")]);
         }
-        let node = Node::start(&name, args, place, self.logs.as_deref())?;
+        let environment = self.environment.clone();
+        let node = Node::start(&name, args, environment, place, self.logs.as_deref())?;
         self.coordinators.push(node);
         Ok(())
     }
@@ -218,7 +235,8 @@ impl Cluster {
         args.extend(self.worker_options.iter().cloned());
         args.extend(options.iter().map(|option| (*option).to_owned()));
         let place = self.place()?;
-        let node = Node::start(&name, args, place, self.logs.as_deref())?;
+        let environment = self.environment.clone();
+        let node = Node::start(&name, args, environment, place, self.logs.as_deref())?;
         self.workers.push(node);
         Ok(())
     }
@@ -336,6 +354,7 @@ impl Node {
     fn start(
         program: &str,
         mut args: Vec<String>,
+        environment: Vec<(String, String)>,
         place: Place,
         logs: Option<&Path>,
     ) -> Result<Node> {
@@ -351,6 +370,7 @@ impl Node {
             name,
             program,
             args,
+            environment,
             address: place.address,
             behind: place.behind,
             file_bytes_max: None,
@@ -384,7 +404,7 @@ impl Node {
             args.splice(0..0, ["-c".into(), limited, program.display().to_string()]);
         }
         let log = self.log.as_deref();
-        let process = Process::start_logging(&self.name, &program, &args, log)?;
+        let process = Process::start_logging(&self.name, &program, &args, &self.environment, log)?;
         if let Some(Behind { network, index, .. }) = &self.behind {
             network.up(*index, process.id())?;
         }

@@ -24,14 +24,15 @@ pub struct Process {
 
 impl Process {
     pub fn start(name: &str, program: &Path, args: &[String]) -> Result<Process> {
-        Process::start_logging(name, program, args, None)
+        Process::start_logging(name, program, args, &[], None)
     }
 
-    /// `log`: the file that what it says about itself is added to; else it goes where the test's own goes.
+    /// `environment`: what is added to the test's own. `log`: the file that what it says about itself is added to; else it goes where the test's own goes.
     pub fn start_logging(
         name: &str,
         program: &Path,
         args: &[String],
+        environment: &[(String, String)],
         log: Option<&Path>,
     ) -> Result<Process> {
         let errors = match log {
@@ -43,6 +44,7 @@ impl Process {
         };
         let mut child = Command::new(program)
             .args(args)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)

@@ -150,7 +150,8 @@ fn start(directory: &Path) -> Start {
     ]
     .map(str::to_owned);
     let program = binary("coordinator").unwrap();
-    let mut process = Process::start_logging("coordinator", &program, &args, Some(&said)).unwrap();
+    let mut process =
+        Process::start_logging("coordinator", &program, &args, &[], Some(&said)).unwrap();
     let Ok(address) = process.ready() else {
         return Start::Refused(std::fs::read_to_string(said).unwrap());
     };

@@ -332,7 +332,8 @@ fn what_belongs_elsewhere_is_refused() {
     ]
     .map(str::to_owned);
     let program = binary("coordinator").unwrap();
-    let mut process = Process::start_logging("coordinator", &program, &args, Some(&said)).unwrap();
+    let mut process =
+        Process::start_logging("coordinator", &program, &args, &[], Some(&said)).unwrap();
     process.ready().unwrap_err();
     let said = std::fs::read_to_string(said).unwrap();
     assert!(said.contains("that of coordinator 3"), "{said}");

@@ -19,6 +19,7 @@ mod produce_fetch;
 mod real_data;
 mod replication;
 mod rest_errors;
+mod savepoint;
 mod standby;
 mod startup;
 mod steps;
