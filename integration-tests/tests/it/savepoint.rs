@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use actix_web::http::Method;
 use actix_web::web::{self, Bytes};
@@ -439,43 +441,54 @@ async fn survives_damaged_state(client: &Client, savepoint: &Value) {
     wait_until_counted(client, "others", 2_000).await;
 }
 
-/// What S3 keeps: path → bytes.
-type Buckets = web::Data<Mutex<BTreeMap<String, Bytes>>>;
-
 /// As much of S3 as savepoints need.
-async fn s3(request: HttpRequest, body: Bytes, buckets: Buckets) -> HttpResponse {
+#[derive(Debug, Default)]
+struct S3 {
+    /// Path → bytes.
+    objects: Mutex<BTreeMap<String, Bytes>>,
+    /// Objects of state come after `SLOW`.
+    is_slow: AtomicBool,
+}
+
+const SLOW: Duration = Duration::from_secs(2);
+
+async fn answer(request: HttpRequest, body: Bytes, s3: web::Data<S3>) -> HttpResponse {
     let signed = request.headers().get("authorization");
     let signed = signed.and_then(|header| header.to_str().ok());
     if !signed.is_some_and(|header| header.contains("Credential=the-key/")) {
         return HttpResponse::Forbidden().body("<Error><Code>AccessDenied</Code></Error>");
     }
-    let mut buckets = buckets.lock().unwrap();
     let path = request.path().to_owned();
     if request.method() == Method::PUT {
-        buckets.insert(path, body);
+        s3.objects.lock().unwrap().insert(path, body);
         return HttpResponse::Ok().insert_header(("ETag", "\"1\"")).finish();
     }
-    match buckets.get(&path) {
+    let is_state = !path.ends_with("manifest.json");
+    if request.method() == Method::GET && is_state && s3.is_slow.load(Ordering::Relaxed) {
+        actix_web::rt::time::sleep(SLOW).await;
+    }
+    let object = s3.objects.lock().unwrap().get(&path).cloned();
+    match object {
         None => HttpResponse::NotFound().body("<Error><Code>NoSuchKey</Code></Error>"),
         // A HEAD is answered with the length of what a GET would give.
         Some(object) => HttpResponse::Ok()
             .insert_header(("ETag", "\"1\""))
             .insert_header(("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT"))
-            .body(object.clone()),
+            .body(object),
     }
 }
 
 /// Starts it on a thread of its own, which ends with the test; answers its address.
-fn start_s3() -> (String, Arc<Mutex<BTreeMap<String, Bytes>>>) {
-    let buckets = Arc::new(Mutex::new(BTreeMap::new()));
-    let data: Buckets = web::Data::from(buckets.clone());
+fn start_s3() -> (String, Arc<S3>) {
+    let s3 = Arc::new(S3::default());
+    let data = web::Data::from(s3.clone());
     let (sender, address) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let serving = async move {
             let server = HttpServer::new(move || {
                 let limit = web::PayloadConfig::new(128 << 20);
                 let app = App::new().app_data(data.clone()).app_data(limit);
-                app.default_service(web::to(s3))
+                app.default_service(web::to(answer))
             });
             let server = server.workers(1).disable_signals();
             let server = server.bind(("127.0.0.1", 0)).unwrap();
@@ -484,12 +497,12 @@ fn start_s3() -> (String, Arc<Mutex<BTreeMap<String, Bytes>>>) {
         };
         actix_web::rt::System::new().block_on(serving);
     });
-    (format!("http://{}", address.recv().unwrap()), buckets)
+    (format!("http://{}", address.recv().unwrap()), s3)
 }
 
 #[test]
-fn a_savepoint_goes_to_s3_and_comes_back() {
-    let (endpoint, buckets) = start_s3();
+fn a_savepoint_goes_to_s3_and_comes_back_to_a_worker_that_dies_meanwhile() {
+    let (endpoint, s3) = start_s3();
     let environment = [
         ("AWS_ACCESS_KEY_ID", "the-key"),
         ("AWS_SECRET_ACCESS_KEY", "the-secret"),
@@ -498,7 +511,7 @@ fn a_savepoint_goes_to_s3_and_comes_back() {
         ("AWS_ALLOW_HTTP", "true"),
         ("MILLSTREAM_SAVEPOINTS", "s3://saved/here"),
     ];
-    let cluster = Cluster::start_in_environment(1, &environment).unwrap();
+    let mut cluster = Cluster::start_in_environment(1, &environment).unwrap();
     let client = cluster.client().unwrap();
     talk(async {
         create_topics(&client, &["bids", "totals", "copies"], 1).await;
@@ -515,16 +528,23 @@ fn a_savepoint_goes_to_s3_and_comes_back() {
         assert_eq!(savepoint["state"], "complete", "{savepoint}");
         let place = savepoint["location"].as_str().unwrap();
         assert!(place.starts_with("s3://saved/here/totals/"), "{place}");
-        let stored: Vec<String> = buckets.lock().unwrap().keys().cloned().collect();
+        let stored: Vec<String> = s3.objects.lock().unwrap().keys().cloned().collect();
         let of_it = |path: &&String| path.starts_with("/saved/here/totals/");
         assert!(stored.iter().filter(of_it).count() > 2, "{stored:?}");
         let mut copy = job("copies", "copies");
         copy["restore"] = json!({"from": place});
+        s3.is_slow.store(true, Ordering::Relaxed);
         let _: Value = client.post("/v1/jobs", &copy).await.unwrap();
-        wait_for(&client, "copies", "RUNNING").await;
+        // In the middle of it the worker is killed; whatever it has, it gets the rest.
+        wait_for(&client, "copies", "DEPLOYING").await;
+        tokio::time::sleep(SLOW + SLOW / 2).await;
+        cluster.kill_worker(0).unwrap();
+        s3.is_slow.store(false, Ordering::Relaxed);
+        cluster.restart_worker(0).unwrap();
+        let job = wait_for(&client, "copies", "RUNNING").await;
+        assert_ne!(job["restarts"], json!([]), "it was killed too late");
         send(&client, 1_000..2_000).await;
         wait_until_counted(&client, "copies", 2_000).await;
-        // A bucket that does not answer.
         let missing = json!({"from": "s3://saved/here/none"});
         copy["name"] = json!("more");
         copy["restore"] = missing;
