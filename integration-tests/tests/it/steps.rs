@@ -41,9 +41,20 @@ pub(crate) async fn wait_for(cluster: &Client, job: &str, state: &str) -> Value 
     waited.unwrap_or_else(|_| panic!("job {job} is not {state}: {seen:#}"))
 }
 
-/// Every committed value of a topic, partition by partition.
+/// Every committed value of a topic, partition by partition. A partition may be without a leader for a moment.
 pub(crate) async fn all_values(cluster: &Client, topic: &str) -> Vec<Value> {
-    topics::all_values(cluster, topic).await.unwrap()
+    let mut error = None;
+    let reading = async {
+        loop {
+            match topics::all_values(cluster, topic).await {
+                Ok(values) => return values,
+                Err(failed) => error = Some(failed),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let read = tokio::time::timeout(PATIENCE, reading).await;
+    read.unwrap_or_else(|_| panic!("topic {topic} cannot be read: {error:?}"))
 }
 
 /// In which place, in the order they were started, a worker of this id was.
