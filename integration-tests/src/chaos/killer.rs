@@ -103,13 +103,20 @@ impl Killer {
 
     /// Each process was killed often enough with events in flight, each trouble came, and a disk was lost.
     pub fn has_struck_everyone(&self) -> bool {
+        self.has_killed_everyone() && self.has_troubled() && self.losses > 0
+    }
+
+    fn has_troubled(&self) -> bool {
+        self.troubled.len() == Trouble::ALL.len()
+    }
+
+    fn has_killed_everyone(&self) -> bool {
         let struck = |victim: Victim| {
             let kills = self.kills.iter();
             let kills = kills.filter(|kill| kill.victim == victim && kill.in_flight);
             kills.count() >= KILLS_OF_EACH
         };
-        let troubled = self.troubled.len() == Trouble::ALL.len();
-        troubled && self.losses > 0 && everyone(self.coordinators, self.workers).all(struck)
+        everyone(self.coordinators, self.workers).all(struck)
     }
 
     pub fn now(&self) -> Tick {
@@ -134,7 +141,8 @@ impl Killer {
         {
             return self.lose_disk(cluster, watch).await;
         }
-        if below(&mut self.random, TROUBLE_EVERY) == 0 {
+        let lacks_trouble = self.has_killed_everyone() && !self.has_troubled();
+        if below(&mut self.random, TROUBLE_EVERY) == 0 || lacks_trouble {
             return self.trouble(cluster, watch).await;
         }
         self.kill_some(cluster, watch).await
@@ -202,6 +210,7 @@ impl Killer {
         cluster: &mut Cluster,
         watch: &mut impl FnMut() -> Result<()>,
     ) -> Result<()> {
+        self.wait_until_it_got_on(watch).await?;
         let (trouble, occurrence) = self.troubles.next(&mut self.random);
         if self.got_on() && self.wait_for_events_under_way().await {
             *self.troubled.entry(trouble).or_default() += 1;
