@@ -263,6 +263,21 @@ impl DeltaLog {
         counted
     }
 
+    /// What is here of a chunk that follows a checkpoint and whose last record is not here yet.
+    pub(super) fn begun(
+        &self,
+        task: TaskId,
+        generation: Generation,
+        after: Option<CheckpointId>,
+    ) -> Option<ChunkRef> {
+        let inner = self.inner();
+        let first = (task, generation, CheckpointId(0));
+        let last = (task, generation, CheckpointId(u64::MAX));
+        let mut begun = inner.begun.range(first..=last).rev();
+        let (_, chunk) = begun.find(|(_, chunk)| chunk.previous == after)?;
+        Some(chunk.clone())
+    }
+
     /// Applies a chunk's changes to what came before.
     pub(super) fn apply(
         &self,

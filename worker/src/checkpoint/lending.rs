@@ -72,7 +72,7 @@ impl JobStateStore {
         }
     }
 
-    /// The framed records of the chunks that follow a checkpoint. Blocks.
+    /// The framed records of the chunks that follow a checkpoint, also those of one that has not come whole. Blocks.
     pub fn records_after(
         &self,
         task: TaskId,
@@ -80,7 +80,9 @@ impl JobStateStore {
         generation: Generation,
         history: History<'_>,
     ) -> Result<Vec<Bytes>, StateError> {
-        let chunks = self.following(task, after, generation, history);
+        let mut chunks = self.following(task, after, generation, history);
+        let last = chunks.last().map(|chunk| chunk.checkpoint).or(after);
+        chunks.extend(self.log.begun(task, generation, last));
         let pieces = self.read_chunks(&chunks, 0, usize::MAX)?;
         Ok(pieces.into_iter().map(|(_, record)| record).collect())
     }

@@ -756,14 +756,14 @@ impl Handler<ReadState> for JobActor {
 impl Handler<StopJob> for JobActor {
     type Result = ResponseActFuture<Self, Option<Handover>>;
 
-    fn handle(&mut self, _: StopJob, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, StopJob(next): StopJob, _: &mut Context<Self>) -> Self::Result {
         self.stopping = true;
         let tasks = std::mem::take(&mut self.tasks);
         let standby = self.standby.take();
         self.sealed = None;
         let ended = async move {
             let mut left = match standby {
-                Some(standby) => standby.send(StopStandby).await.unwrap_or_default(),
+                Some(standby) => standby.send(StopStandby(next)).await.unwrap_or_default(),
                 None => Left::new(),
             };
             for (id, task) in tasks {

@@ -8,7 +8,7 @@ use actix::{
     ResponseFuture, StreamHandler, WrapFuture,
 };
 use common::error::{ErrorCode, Problem};
-use common::ids::{Generation, JobId, WorkerEpoch};
+use common::ids::{Generation, JobId, TaskId, WorkerEpoch};
 use common::protocol::checkpoint::InjectBarrier;
 use common::protocol::savepoint::{SaveState, StateSaved};
 use common::protocol::standby::{FetchState, StateFetched};
@@ -17,7 +17,7 @@ use common::time::{Span, Tick};
 use tracing::warn;
 
 use super::actor::JobActor;
-use super::assignment::changes;
+use super::assignment::{changes, tasks_here};
 use super::at_rest;
 use super::handover::Handover;
 use super::messages::{
@@ -136,10 +136,12 @@ impl JobsActor {
             .map(|(job, (generation, epoch, _))| (*job, (*generation, *epoch)))
             .collect();
         let session = &self.services.session;
-        let epoch = session.epoch();
-        let changes = changes(image, session.worker, epoch, &running, &self.kept);
+        let (me, epoch) = (session.worker, session.epoch());
+        let changes = changes(image, me, epoch, &running, &self.kept);
         for (job, _) in changes.stop {
-            self.stop(job, context);
+            let next = image.deployments.get(&job);
+            let next = next.map(|next| tasks_here(next, me, epoch));
+            self.stop(job, next.unwrap_or_default(), context);
         }
         for deployment in changes.start {
             if self.stopping.contains(&deployment.job) {
@@ -172,21 +174,22 @@ impl JobsActor {
         }
     }
 
-    fn stop(&mut self, job: JobId, context: &mut Context<Self>) {
+    fn stop(&mut self, job: JobId, next: BTreeSet<TaskId>, context: &mut Context<Self>) {
         let Some((_, _, address)) = self.running.remove(&job) else {
             return;
         };
         self.stopping.insert(job);
-        let stopped = address
-            .send(StopJob)
-            .into_actor(self)
-            .map(move |left, actor, context| {
-                actor.stopping.remove(&job);
-                let image = actor.services.image.borrow().clone();
-                // One that is gone leaves nothing.
-                let left = left.unwrap_or_default().map(|left| (job, left));
-                actor.follow(&image, left, context);
-            });
+        let stopped =
+            address
+                .send(StopJob(next))
+                .into_actor(self)
+                .map(move |left, actor, context| {
+                    actor.stopping.remove(&job);
+                    let image = actor.services.image.borrow().clone();
+                    // One that is gone leaves nothing.
+                    let left = left.unwrap_or_default().map(|left| (job, left));
+                    actor.follow(&image, left, context);
+                });
         context.spawn(stopped);
     }
 
@@ -357,7 +360,7 @@ impl Handler<StopAll> for JobsActor {
         Box::pin(async move {
             for (_, (_, _, address)) in running {
                 // One that is gone already has stopped.
-                drop(address.send(StopJob).await);
+                drop(address.send(StopJob(BTreeSet::new())).await);
             }
         })
     }

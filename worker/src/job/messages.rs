@@ -1,10 +1,11 @@
 //! What is said to the jobs of this worker.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actix::Message;
 use common::error::Problem;
-use common::ids::CheckpointId;
+use common::ids::{CheckpointId, TaskId};
 use common::protocol::checkpoint::InjectBarrier;
 use common::protocol::savepoint::{SaveState, StateSaved};
 use common::protocol::standby::{FetchState, StateFetched};
@@ -78,10 +79,10 @@ impl Message for Save {
     type Result = Result<StateSaved, Problem>;
 }
 
-/// The generation is over here. Answered when its tasks are gone, with what they leave; its files are closed
-/// when that is dropped.
-#[derive(Clone, Copy, Debug)]
-pub struct StopJob;
+/// The generation is over here, and these tasks run here in the next one. Answered when its tasks are gone, with
+/// what they leave; its files are closed when that is dropped.
+#[derive(Clone, Debug)]
+pub struct StopJob(pub BTreeSet<TaskId>);
 
 impl Message for StopJob {
     type Result = Option<Handover>;

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult,
-    WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message,
+    ResponseActFuture, WrapFuture,
 };
 use bytes::Bytes;
 use common::ids::{CheckpointId, NodeId, TaskId};
 use common::protocol::standby::{AckStandby, FetchState, StandbyPosition, StatePiece};
 use common::protocol::task::Deployment;
 use common::time::Span;
+use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 use super::copies::{Copies, Found, lock};
@@ -27,6 +28,8 @@ use crate::job::services::Services;
 const HOLD: Span = Span::from_secs(1);
 const DEADLINE: Span = Span::from_secs(10);
 const ACK_DEADLINE: Span = Span::from_secs(3);
+/// Large tables that are read at once: with all of them at once none would be there before all are.
+const WARM_UP_AT_ONCE: usize = 2;
 const ACK_AGAIN: Span = Span::from_millis(250);
 
 #[derive(Debug)]
@@ -39,9 +42,11 @@ pub(crate) struct StandbyActor {
     /// What the generation before has left.
     left: Left,
     machine: StandbyMachine,
-    /// Tasks whose tables are to be brought into memory, one after the other, and whether one is.
+    /// Tasks whose tables are to be brought into memory, and those whose tables are being brought there.
     cold: BTreeSet<TaskId>,
-    warming_up: bool,
+    warming_up: BTreeSet<TaskId>,
+    /// Tasks that run here in the next generation, and who waits for their tables.
+    ending: Option<(BTreeSet<TaskId>, oneshot::Sender<()>)>,
     /// What the coordinator has not been told yet.
     untold: BTreeMap<TaskId, CheckpointId>,
     telling: bool,
@@ -56,9 +61,11 @@ impl Message for StandBy {
     type Result = ();
 }
 
-/// The generation is over here. Answered with the tables that are in memory.
+/// The generation is over here, and these tasks run here in the next one. Answered with the tables that are in
+/// memory, once those of such tasks are that can be: the next generation would read them from the view, which takes
+/// longer.
 #[derive(Debug)]
-pub(crate) struct StopStandby;
+pub(crate) struct StopStandby(pub(crate) BTreeSet<TaskId>);
 
 impl Message for StopStandby {
     type Result = Left;
@@ -79,7 +86,8 @@ impl StandbyActor {
             left,
             machine: StandbyMachine::default(),
             cold: BTreeSet::new(),
-            warming_up: false,
+            warming_up: BTreeSet::new(),
+            ending: None,
             untold: BTreeMap::new(),
             telling: false,
             timer: false,
@@ -108,21 +116,27 @@ impl StandbyActor {
 
     /// Others are kept, and a new generation may begin, while a large one is read.
     fn warm_up(&mut self, context: &mut Context<Self>) {
-        if self.warming_up {
-            return;
+        while self.warming_up.len() < WARM_UP_AT_ONCE
+            && let Some(task) = self.cold.pop_first()
+        {
+            self.warming_up.insert(task);
+            let copies = self.copies();
+            let warming = tokio::task::spawn_blocking(move || copies.warm_up(task));
+            let warm = warming.into_actor(self).map(move |warmed, actor, context| {
+                warmed.expect("reading a copy does not panic");
+                actor.warming_up.remove(&task);
+                actor.warm_up(context);
+            });
+            context.spawn(warm);
         }
-        let Some(task) = self.cold.pop_first() else {
-            return;
+        let needed = |next: &BTreeSet<TaskId>| {
+            let mut not_warm = self.cold.union(&self.warming_up);
+            not_warm.any(|task| next.contains(task))
         };
-        self.warming_up = true;
-        let copies = self.copies();
-        let warming = tokio::task::spawn_blocking(move || copies.warm_up(task));
-        let warm = warming.into_actor(self).map(|warmed, actor, context| {
-            warmed.expect("reading a copy does not panic");
-            actor.warming_up = false;
-            actor.warm_up(context);
-        });
-        context.spawn(warm);
+        if let Some((_, waiting)) = self.ending.take_if(|(next, _)| !needed(next)) {
+            // Who asked has ended, too, if it does not wait any more.
+            waiting.send(()).unwrap_or_default();
+        }
     }
 
     fn copies(&self) -> Copies {
@@ -286,11 +300,21 @@ impl Handler<StandBy> for StandbyActor {
 }
 
 impl Handler<StopStandby> for StandbyActor {
-    type Result = MessageResult<StopStandby>;
+    type Result = ResponseActFuture<Self, Left>;
 
-    fn handle(&mut self, _: StopStandby, context: &mut Context<Self>) -> Self::Result {
-        context.stop();
-        let hot = std::mem::take(&mut *lock(&self.hot)).into_iter();
-        MessageResult(hot.map(|(task, copy)| (task, copy.into_left())).collect())
+    fn handle(
+        &mut self,
+        StopStandby(next): StopStandby,
+        context: &mut Context<Self>,
+    ) -> Self::Result {
+        self.cold.retain(|task| next.contains(task));
+        let (ended, wait) = oneshot::channel();
+        self.ending = Some((next, ended));
+        self.warm_up(context);
+        Box::pin(wait.into_actor(self).map(|_, actor, context| {
+            context.stop();
+            let hot = std::mem::take(&mut *lock(&actor.hot)).into_iter();
+            hot.map(|(task, copy)| (task, copy.into_left())).collect()
+        }))
     }
 }

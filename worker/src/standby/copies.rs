@@ -86,10 +86,10 @@ impl Copies {
         if !records.is_empty() {
             self.store.keep_records(&records)?;
         }
-        let mut hot = lock(&self.hot);
         for (piece, bytes) in &pieces {
+            // Held for a moment at a time: who ends this generation waits for it.
             if let PieceOf::Chunk { .. } = piece.of
-                && let Applied::DoesNotFollow = self.apply(&mut hot, piece.task, bytes)
+                && let Applied::DoesNotFollow = self.apply(&mut lock(&self.hot), piece.task, bytes)
             {
                 cold.insert(piece.task);
             }
