@@ -5,6 +5,7 @@
 //! after everything that was committed by then is applied here (ReadIndex: Ongaro, "Consensus: Bridging Theory and
 //! Practice", §6.4). One such round serves every question that came before it began.
 
+use openraft::error::{CheckIsLeaderError, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use common::time::Span;
@@ -14,7 +15,8 @@ use super::Raft;
 /// Questions that wait for a round; more have to wait before they wait.
 pub(super) const MAX_WAITING: usize = 1_024;
 /// Members that do not answer are not waited for any longer: whoever asked can ask another coordinator.
-const PATIENCE: Span = Span::from_secs(1);
+const PATIENCE: Span = Span::from_secs(2);
+const ASK_AGAIN: Span = Span::from_millis(20);
 
 /// The group has not said that this member leads: another one does, or too few of them answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +48,20 @@ async fn ask(raft: &Raft) -> Result<(), NotConfirmed> {
     if is_alone(raft) {
         return Ok(());
     }
-    let asking = raft.ensure_linearizable();
-    match tokio::time::timeout(PATIENCE.as_duration(), asking).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(NotConfirmed),
-    }
+    let asking = async {
+        loop {
+            match raft.ensure_linearizable().await {
+                Ok(_) => return Ok(()),
+                // Members that are busy take longer than a round waits.
+                Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {
+                    tokio::time::sleep(ASK_AGAIN.as_duration()).await;
+                }
+                Err(_) => return Err(NotConfirmed),
+            }
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE.as_duration(), asking).await;
+    asked.unwrap_or(Err(NotConfirmed))
 }
 
 fn is_alone(raft: &Raft) -> bool {
