@@ -4,8 +4,7 @@
 //! are killed and started again, some of them without their disks; others are stopped for a while, cut off, slowed,
 //! or can write nothing. State is read at completed epochs; committed output is followed. At the end the stream
 //! stops, the jobs drain, input, output and state are compared with a computation of their own, and replicas with each
-//! other. A run in which
-//! too little happened fails as well.
+//! other. A run in which too little happened fails as well.
 
 pub mod stream;
 pub mod jobs;
