@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use common::config::coordinator::CoordinatorConfig;
 use common::shutdown::{Signals, Stopped, stop_within};
+use common::telemetry;
 use common::time::SystemClock;
 use coordinator::node::{Node, StartError};
 
@@ -38,13 +39,13 @@ fn main() -> ExitCode {
 fn run(config: CoordinatorConfig) -> anyhow::Result<()> {
     // A member that is down is worth a line of ours, not five a second; who asks for more of it gets it.
     let filter = format!("openraft=error,{}", config.log);
-    common::telemetry::start(&filter, config.log_format).context("cannot log")?;
+    telemetry::start(&filter, config.log_format).context("cannot log")?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let patience = config.shutdown_timeout;
     // Without a disk to store decisions on, a coordinator that stays up only hides that it is down.
     let on_failure = || std::process::exit(1);
     let node = Node::start_with(config, SystemClock::shared(), on_failure)?;
-    println!("coordinator ready at {}", node.address());
+    telemetry::print_line(&format!("coordinator ready at {}", node.address()));
 
     let signal = signals.wait();
     info!(signal, "stopping");

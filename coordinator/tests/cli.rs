@@ -4,6 +4,7 @@
     reason = "what the tests share unwraps as they do"
 )]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -21,11 +22,15 @@ struct Running {
 
 impl Running {
     fn start(data_dir: &Path) -> Running {
+        Running::start_logging(data_dir, Stdio::null())
+    }
+
+    fn start_logging(data_dir: &Path, log: Stdio) -> Running {
         let mut child = coordinator()
             .args(["--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut ready = String::new();
@@ -95,6 +100,22 @@ fn it_says_once_where_it_is_and_ends_in_order_when_told_to() {
         running.signal(signal);
         assert_eq!(running.end(), (Some(0), String::new()));
     }
+}
+
+/// It used to panic wherever it had something to say.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let full = Path::new("/dev/full");
+    if !full.exists() {
+        println!("skipped: there is no /dev/full");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let log = File::options().write(true).open(full).unwrap();
+    let running = Running::start_logging(directory.path(), log.into());
+    assert!(running.ready.starts_with("coordinator ready"));
+    running.signal("-TERM");
+    assert_eq!(running.end(), (Some(0), String::new()));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use common::config::worker::WorkerConfig;
 use common::shutdown::{Signals, Stopped, stop_within};
+use common::telemetry;
 use mimalloc::MiMalloc;
 use tracing::{info, warn};
 use worker::node::Node;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn run(config: WorkerConfig) -> anyhow::Result<()> {
-    common::telemetry::start(&config.log, config.log_format).context("cannot log")?;
+    telemetry::start(&config.log, config.log_format).context("cannot log")?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let patience = config.shutdown_timeout;
     // Without a coordinator it waits for one, and must not become deaf meanwhile.
@@ -42,7 +43,7 @@ fn run(config: WorkerConfig) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    println!("worker ready at {}", node.address());
+    telemetry::print_line(&format!("worker ready at {}", node.address()));
 
     let signal = signals.wait();
     info!(signal, "stopping");
