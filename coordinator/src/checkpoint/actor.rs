@@ -227,12 +227,16 @@ impl CheckpointActor {
         let controller = self.controller.clone();
         let proposed = async move { controller.propose(command).await };
         ctx.spawn(proposed.into_actor(self).map(move |result, actor, ctx| {
-            if let Err(error) = &result {
-                debug!(job = %actor.name, %checkpoint, %error, "not completed");
-            }
+            let completed = match result {
+                // Its generation has ended, or nothing can be decided now.
+                Err(error) if !actor.is_completed(checkpoint) => {
+                    Err(format!("it could not be completed: {error}"))
+                }
+                Ok(_) | Err(_) => Ok(()),
+            };
             let event = Event::Settled {
                 checkpoint,
-                completed: result.is_ok() || actor.is_completed(checkpoint),
+                completed,
             };
             actor.happen(event, ctx);
         }));

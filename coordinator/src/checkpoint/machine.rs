@@ -99,7 +99,8 @@ pub enum Event {
     /// The outcome of `Effect::Complete` is known.
     Settled {
         checkpoint: CheckpointId,
-        completed: bool,
+        /// `Err`: why it is not completed.
+        completed: Result<(), String>,
     },
     TimePassed,
 }
@@ -466,7 +467,7 @@ impl CheckpointMachine {
         &mut self,
         now: Tick,
         checkpoint: CheckpointId,
-        completed: bool,
+        completed: Result<(), String>,
         effects: &mut Vec<Effect>,
     ) {
         assert_eq!(
@@ -474,8 +475,7 @@ impl CheckpointMachine {
             Some(checkpoint),
             "only what is proposed is decided"
         );
-        if !completed {
-            let reason = "its generation had ended when it was complete".to_owned();
+        if let Err(reason) = completed {
             self.abort(now, checkpoint, reason, effects);
             return;
         }

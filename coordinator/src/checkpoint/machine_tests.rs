@@ -192,7 +192,7 @@ impl World {
         let permit = self.permits.pop().expect("something is proposed");
         self.tell(Event::Settled {
             checkpoint: permit.checkpoint(),
-            completed,
+            completed: completed.then_some(()).ok_or_else(|| "refused".to_owned()),
         });
     }
 }

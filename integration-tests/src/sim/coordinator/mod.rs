@@ -517,9 +517,13 @@ impl Reign {
             Proposer::Completion(job, checkpoint) => {
                 let row = self.metadata.job(job);
                 let is_completed = row.is_some_and(|row| row.completed == Some(checkpoint));
+                let completed = match outcome {
+                    Err(rejection) if !is_completed => Err(rejection.to_string()),
+                    Ok(_) | Err(_) => Ok(()),
+                };
                 let event = CheckpointEvent::Settled {
                     checkpoint,
-                    completed: outcome.is_ok() || is_completed,
+                    completed,
                 };
                 self.checkpoint_event(env, job, event);
             }
