@@ -59,6 +59,19 @@ impl KeyGroupRange {
     pub fn contains(self, group: KeyGroup) -> bool {
         self.start <= group.0 && group.0 < self.end
     }
+
+    pub fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
+    /// The key groups that are in both.
+    #[must_use]
+    pub fn and(self, other: KeyGroupRange) -> KeyGroupRange {
+        KeyGroupRange {
+            start: self.start.max(other.start),
+            end: self.end.min(other.end),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -74,10 +74,11 @@ pub struct PlannedSink {
 
 impl TaskGraph {
     pub fn stage(&self, id: StageId) -> &Stage {
-        self.stages
-            .iter()
-            .find(|stage| stage.id == id)
-            .expect("an edge names a stage of its graph")
+        self.find(id).expect("an edge names a stage of its graph")
+    }
+
+    pub fn find(&self, id: StageId) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.id == id)
     }
 
     pub fn inputs_of(&self, stage: StageId) -> impl Iterator<Item = (usize, &Edge)> {
@@ -96,16 +97,24 @@ impl TaskGraph {
 
     /// Every task, in the order of stages and indices: the position is the task's ordinal in its job.
     pub fn tasks(&self) -> impl Iterator<Item = TaskId> {
-        self.stages.iter().flat_map(|stage| {
-            (0..stage.parallelism).map(|index| TaskId {
-                stage: stage.id,
-                index,
-            })
-        })
+        self.stages.iter().flat_map(Stage::tasks)
     }
 }
 
 impl Stage {
+    pub fn tasks(&self) -> impl Iterator<Item = TaskId> + use<> {
+        let stage = self.id;
+        (0..self.parallelism).map(move |index| TaskId { stage, index })
+    }
+
+    /// What it is made of, by name: the source, the operators and the sink.
+    pub fn nodes(&self) -> Vec<&str> {
+        let source = self.source.iter().map(|source| source.name.as_str());
+        let operators = self.operators.iter().map(|operator| operator.spec.id());
+        let sink = self.sink.iter().map(|sink| sink.name.as_str());
+        source.chain(operators).chain(sink).collect()
+    }
+
     /// Whether its tasks keep state that a restore must bring back on the worker that has it.
     pub fn has_state(&self) -> bool {
         self.source.is_some()
