@@ -4,7 +4,7 @@
 //! by its index, which is read when it is opened: which chunk is where, of which generation and
 //! checkpoint. Whether a chunk counts is not written in it: that is a fact of the job's history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -238,6 +238,14 @@ impl DeltaLog {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         self.inner().last.insert(task, (generation, at));
+    }
+
+    /// As if nothing of all other tasks were here.
+    pub(super) fn keep_only(&self, tasks: &BTreeSet<TaskId>) {
+        let mut inner = self.inner();
+        inner.chunks.retain(|task, _| tasks.contains(task));
+        inner.last.retain(|task, _| tasks.contains(task));
+        inner.begun.retain(|(task, _, _), _| tasks.contains(task));
     }
 
     /// Where the next chunk will be.

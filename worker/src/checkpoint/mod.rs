@@ -15,6 +15,7 @@ mod folding;
 mod lending;
 pub mod hot_tables;
 mod receiving;
+pub mod succession;
 mod saving;
 pub(crate) mod upload;
 pub(crate) mod download;
@@ -30,3 +31,5 @@ pub(crate) mod state_store_tests;
 mod savepoint_tests;
 #[cfg(test)]
 mod spill_tests;
+#[cfg(test)]
+mod succession_tests;

@@ -13,7 +13,8 @@
 //!
 //! In the order of a task's life: `restore` gives it its tables; `persist` makes what it sealed durable;
 //! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go.
-//! Other workers stand by with copies of the truth: they take what `lend` gives (`receiving.rs`).
+//! Other workers stand by with copies of the truth: they take what `lend` gives (`receiving.rs`). Tasks that are to
+//! take the place of others get their state from theirs (`succession.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -110,6 +111,8 @@ pub struct JobStateStore {
     pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
     /// Base files that standbys are fetching.
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
+    /// Predecessor and successor → the checkpoint after which the former's chunks are still to go to the latter.
+    pub(super) awaited: Mutex<BTreeMap<(TaskId, TaskId), CheckpointId>>,
     /// The last to be dropped: then the next store of this directory may open.
     _lock: DirectoryLock,
 }
@@ -210,6 +213,7 @@ impl JobStateStore {
             folding: Mutex::new(folding),
             bases: Mutex::new(bases),
             lent: Mutex::default(),
+            awaited: Mutex::default(),
             _lock: lock,
         })
     }
@@ -329,7 +333,8 @@ impl JobStateStore {
             let view = folded.and_then(|folded| folded.view.as_ref());
             let in_base = base.is_some_and(|base| chunk.checkpoint <= base.checkpoint());
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
-            let settled = in_base && in_view && !self.follows_a_loan(task, chunk);
+            let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
+            let settled = in_base && in_view && !wanted;
             !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
         };
         self.log.drop_unneeded(&needed)?;

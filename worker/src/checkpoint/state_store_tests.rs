@@ -197,7 +197,7 @@ impl Job {
         map.remove(&(table, namespace, key.to_vec()));
     }
 
-    fn clear(&mut self, index: usize, table: u8, namespace: i64) {
+    pub(crate) fn clear(&mut self, index: usize, table: u8, namespace: i64) {
         let (tables, map) = &mut self.tasks[index];
         tables
             .entry(table_id(table))
@@ -230,7 +230,7 @@ impl Job {
         checkpoint
     }
 
-    fn complete(&mut self, checkpoint: CheckpointId) {
+    pub(crate) fn complete(&mut self, checkpoint: CheckpointId) {
         self.completed = Some(checkpoint);
         for ((tables, map), at_completed) in self.tasks.iter_mut().zip(&mut self.at_completed) {
             tables
@@ -261,7 +261,7 @@ impl Job {
         self.start();
     }
 
-    fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.store = None;
         self.store = Some(self.disk.open());
     }

@@ -78,6 +78,35 @@ pub struct Since<'a, E> {
 /// Reads what changed in a table in a stretch of key groups.
 pub type ReadStretch<'a, E> = dyn Fn(&TableId, &RangeInclusive<u16>) -> Result<Overlay, E> + 'a;
 
+/// A part of a task's state: of some tables the entries in some key groups.
+pub struct Portion<'a, E> {
+    pub base: Option<&'a BaseFile>,
+    pub since: &'a Since<'a, E>,
+    pub groups: RangeInclusive<u16>,
+    pub tables: &'a dyn Fn(&TableId) -> bool,
+}
+
+impl<E> fmt::Debug for Portion<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Portion")
+            .field("base", &self.base)
+            .field("since", &self.since)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, E> Portion<'a, E> {
+    pub fn whole(base: Option<&'a BaseFile>, since: &'a Since<'a, E>) -> Portion<'a, E> {
+        Portion {
+            base,
+            since,
+            groups: 0..=u16::MAX,
+            tables: &|_| true,
+        }
+    }
+}
+
 impl<E> fmt::Debug for Since<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Since")
@@ -163,10 +192,26 @@ pub fn write<E: From<BaseFileError>>(
     base: Option<&BaseFile>,
     since: &Since<'_, E>,
 ) -> Result<BaseFile, E> {
+    write_portions(
+        directory,
+        checkpoint,
+        key_groups,
+        &[Portion::whole(base, since)],
+    )
+}
+
+/// Writes the base file of a checkpoint from portions, those of each table in the order of their key groups; no key
+/// group of a table is in two of them.
+pub fn write_portions<E: From<BaseFileError>>(
+    directory: &Path,
+    checkpoint: CheckpointId,
+    key_groups: u16,
+    portions: &[Portion<'_, E>],
+) -> Result<BaseFile, E> {
     create_directory(directory).map_err(failed("create", directory))?;
     let path = path_of(directory, checkpoint);
     let beside = path.with_extension("tmp");
-    let written = write_beside(&beside, checkpoint, key_groups, base, since);
+    let written = write_beside(&beside, checkpoint, key_groups, portions);
     if let Err(error) = written {
         // Room for others, if that is what is missing; what stays is removed at the next start.
         fs::remove_file(&beside).ok();
@@ -188,8 +233,7 @@ fn write_beside<E: From<BaseFileError>>(
     beside: &Path,
     checkpoint: CheckpointId,
     key_groups: u16,
-    base: Option<&BaseFile>,
-    since: &Since<'_, E>,
+    portions: &[Portion<'_, E>],
 ) -> Result<(), E> {
     let failed = |source| failed("write", beside)(source);
     let file = File::create(beside).map_err(failed)?;
@@ -197,7 +241,7 @@ fn write_beside<E: From<BaseFileError>>(
     out.write_all(MAGIC).map_err(failed)?;
     let mut tables: Vec<TableSections> = Vec::new();
     let (mut writer, mut buffer) = (SectionWriter::default(), Vec::new());
-    merge(base, since, key_groups, &mut |table, change| {
+    merge_portions(portions, key_groups, &mut |table, change| {
         if tables.last().is_none_or(|last| last.table != *table) {
             end_table(&mut tables, &mut writer);
             tables.push(TableSections {
@@ -376,31 +420,81 @@ pub fn merge<E: From<BaseFileError>>(
     key_groups: u16,
     visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let in_base = base
-        .iter()
-        .flat_map(|base| base.footer.tables.iter().map(|t| &t.table));
-    let tables: BTreeSet<&TableId> = in_base.chain(since.tables.keys()).collect();
-    let unchanged = (BTreeSet::new(), vec![0..=u16::MAX]);
+    merge_portions(&[Portion::whole(base, since)], key_groups, visit)
+}
+
+/// Reads what portions have together. For small tables.
+pub fn read_portions<E: From<BaseFileError>>(
+    portions: &[Portion<'_, E>],
+    key_groups: u16,
+) -> Result<BTreeMap<TableId, Overlay>, E> {
+    let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
+    merge_portions(portions, key_groups, &mut |table, change| {
+        let value = change.value.expect("a merge leaves deletions out");
+        let overlay = tables.entry(table.clone()).or_default();
+        overlay.put(change.namespace, change.key, value);
+        Ok(())
+    })?;
+    Ok(tables)
+}
+
+/// Visits the entries of portions, table by table and portion by portion, as `merge` does.
+fn merge_portions<E: From<BaseFileError>>(
+    portions: &[Portion<'_, E>],
+    key_groups: u16,
+    visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let tables: BTreeSet<&TableId> = portions.iter().flat_map(Portion::tables).collect();
     for table in tables {
-        let changed = since.tables.get(table);
+        for portion in portions.iter().filter(|portion| (portion.tables)(table)) {
+            portion.merge(table, key_groups, visit)?;
+        }
+    }
+    Ok(())
+}
+
+impl<E: From<BaseFileError>> Portion<'_, E> {
+    /// The tables that something is known of.
+    fn tables(&self) -> impl Iterator<Item = &TableId> {
+        let in_base = self.base.iter().flat_map(|base| &base.footer.tables);
+        let known = in_base
+            .map(|sections| &sections.table)
+            .chain(self.since.tables.keys());
+        known.filter(|table| (self.tables)(table))
+    }
+
+    fn merge(
+        &self,
+        table: &TableId,
+        key_groups: u16,
+        visit: &mut dyn FnMut(&TableId, Change<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let unchanged = (BTreeSet::new(), vec![0..=u16::MAX]);
+        let changed = self.since.tables.get(table);
         let (cleared, stretches) = changed.unwrap_or(&unchanged);
-        let sections = base.map(|base| base.sections(table)).unwrap_or_default();
+        let sections = self.base.map(|base| base.sections(table));
+        let sections = sections.unwrap_or_default();
         for stretch in stretches {
+            let first = *stretch.start().max(self.groups.start());
+            let last = *stretch.end().min(self.groups.end());
+            if first > last {
+                continue;
+            }
+            let stretch = first..=last;
             let overlay = match changed {
-                Some(_) => (since.read)(table, stretch)?,
+                Some(_) => (self.since.read)(table, &stretch)?,
                 None => Overlay::default(),
             };
             let newer = overlay.sorted(key_groups);
             let mut newer = newer.chunk_by(|a, b| a.group == b.group).peekable();
-            let groups = KeyGroup(*stretch.start())..=KeyGroup(*stretch.end());
-            for (group, (at, section)) in sections.range(groups) {
+            for (group, (at, section)) in sections.range(KeyGroup(first)..=KeyGroup(last)) {
                 while let Some(changes) = newer.next_if(|changes| changes[0].group < *group) {
                     merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
                 }
                 let changes = newer
                     .next_if(|changes| changes[0].group == *group)
                     .unwrap_or_default();
-                let base = base.expect("it has a section");
+                let base = self.base.expect("it has a section");
                 let bytes = base.section_bytes(*at, *section)?;
                 let older = section
                     .entries(&bytes)
@@ -420,8 +514,8 @@ pub fn merge<E: From<BaseFileError>>(
                 merge_section([].into_iter(), changes, &mut |change| visit(table, change))?;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Merges entries with newer changes, both by namespace and key.

@@ -19,6 +19,7 @@ mod topic_tests;
 use std::sync::Arc;
 
 use common::error::Problem;
+use common::key_group::hash_key;
 use common::plan::connector::SourceSpec;
 use common::plan::task_graph::PlannedSource;
 use common::time::{Clock, Span, Tick};
@@ -145,6 +146,15 @@ pub async fn open(
             name, spec, columns, &context,
         )?),
     })
+}
+
+/// Whether a split is dealt to this task of so many.
+pub fn is_dealt(spec: &SourceSpec, split: &str, task_index: u32, parallelism: u32) -> bool {
+    let number = match spec {
+        SourceSpec::Topic(_) | SourceSpec::Generator(_) => split.parse().ok(),
+        SourceSpec::Files(_) => Some(hash_key(split.as_bytes())),
+    };
+    number.is_some_and(|number: u64| number % u64::from(parallelism) == u64::from(task_index))
 }
 
 impl SourceContext {

@@ -4,12 +4,14 @@
 use std::sync::Arc;
 
 use common::ids::CheckpointId;
+use common::plan::redistribution::Share;
 use common::time::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::context::OperatorState;
 use super::messages::TableDelta;
+use crate::checkpoint::succession::OwnTables;
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::{At, Table};
 use crate::sink::Committable;
@@ -21,10 +23,55 @@ pub const TASK: &str = "$task";
 pub const SINK: &str = "$sink";
 
 const TIME: &str = "time";
+const WATERMARK: &[u8] = b"watermark";
 const SPLITS: &str = "splits";
 /// Split → the latest event time read of it.
 const CLOCKS: &str = "clocks";
 const COMMITTABLES: &str = "committables";
+
+/// Whether a table belongs to its task and not to an operator.
+pub fn is_own(table: &TableId) -> bool {
+    table.operator == TASK || table.operator == SINK
+}
+
+/// What a task has of its own that takes the place of others, from what they have. `is_dealt`: whether a split is
+/// dealt to it.
+pub fn inherit(of: Vec<(&Share, OwnTables)>, is_dealt: &dyn Fn(&str) -> bool) -> OwnTables {
+    let id = |operator: &str, table: &str| TableId {
+        operator: operator.to_owned(),
+        table: table.to_owned(),
+    };
+    let mut inherited = OwnTables::new();
+    // It says nothing of event time that one of them had not said.
+    let mut watermark = i64::MAX;
+    for (share, tables) in of {
+        let entries = |table: &TableId| tables.get(table).map(|table| table.sorted(1));
+        let of_time = entries(&id(TASK, TIME)).unwrap_or_default();
+        let said = of_time.iter().filter_map(|entry| entry.value);
+        watermark = watermark.min(said.map(decode::<i64>).min().unwrap_or(i64::MIN));
+        for table in [id(TASK, SPLITS), id(TASK, CLOCKS)] {
+            for entry in entries(&table).unwrap_or_default() {
+                let split = String::from_utf8_lossy(entry.key);
+                if let (true, Some(value)) = (share.splits && is_dealt(&split), entry.value) {
+                    let kept = inherited.entry(table.clone()).or_default();
+                    kept.put(0, entry.key, value);
+                }
+            }
+        }
+        let committables = id(SINK, COMMITTABLES);
+        for entry in entries(&committables).unwrap_or_default() {
+            if let (true, Some(value)) = (share.committables, entry.value) {
+                // Several tasks have prepared the same checkpoint.
+                let key = [entry.key, share.of.to_string().as_bytes()].concat();
+                let kept = inherited.entry(committables.clone()).or_default();
+                kept.put(0, &key, value);
+            }
+        }
+    }
+    let time = inherited.entry(id(TASK, TIME)).or_default();
+    time.put(0, WATERMARK, &encode(&watermark));
+    inherited
+}
 
 /// The task's own tables.
 #[derive(Debug, Default)]
@@ -47,7 +94,7 @@ impl TaskState {
     /// The watermark the task had passed on.
     pub fn watermark(&mut self) -> Timestamp {
         let stored = table(&mut self.task, TIME)
-            .get(0, b"watermark")
+            .get(0, WATERMARK)
             .map(decode::<i64>);
         stored.map_or(Timestamp::MIN, Timestamp)
     }
@@ -57,7 +104,7 @@ impl TaskState {
         let table = self.task.tables.get(TIME);
         let stored = table.and_then(|table| {
             let at = At::Completed(checkpoint);
-            table.get_at(at, 0, b"watermark").ok().flatten()
+            table.get_at(at, 0, WATERMARK).ok().flatten()
         });
         stored.map(decode).map_or(Timestamp::MIN, Timestamp)
     }
@@ -109,7 +156,7 @@ impl TaskState {
 
     /// Notes what the task has said about time, and seals everything but the sink's part.
     pub fn seal(&mut self, checkpoint: CheckpointId, watermark: Timestamp) {
-        table(&mut self.task, TIME).put(0, b"watermark", &encode(&watermark.0));
+        table(&mut self.task, TIME).put(0, WATERMARK, &encode(&watermark.0));
         seal_all(&mut self.task, checkpoint);
     }
 
@@ -193,9 +240,10 @@ fn table<'a>(state: &'a mut OperatorState, name: &str) -> &'a mut Table {
 }
 
 fn checkpoint_of(key: &[u8]) -> CheckpointId {
-    CheckpointId(u64::from_be_bytes(
-        key.try_into().expect("committables are kept by checkpoint"),
-    ))
+    let (checkpoint, _) = key
+        .split_first_chunk()
+        .expect("committables are kept by checkpoint");
+    CheckpointId(u64::from_be_bytes(*checkpoint))
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {

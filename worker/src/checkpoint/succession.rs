@@ -1,0 +1,332 @@
+//! The state of tasks that are to take the place of others, made on this worker of the others' state.
+//!
+//! A job that is to be divided into tasks in another way runs on meanwhile. Its predecessors' state is here, because
+//! they run here or are stood by for. A successor begins with a base file of its own at a completed checkpoint; after
+//! that each checkpoint of its predecessors gives it a chunk. So when the last checkpoint of the old
+//! division is here, that of the new one is too, however large it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use common::ids::{CheckpointId, Generation, TaskId};
+use common::key_group::KeyGroupRange;
+use common::plan::redistribution::Share;
+
+use super::changes::Changes;
+use super::chunk::TaskChunk;
+use super::delta_log::{ChunkRef, chain};
+use super::folding::since;
+use super::state_error::StateError;
+use super::state_store::{History, JobStateStore, lock};
+use super::view::TaskView;
+use crate::keyed_state::base_file::{self, BaseFile, Portion, Since};
+use crate::keyed_state::overlay::Overlay;
+use crate::keyed_state::section::TableId;
+
+/// What belongs to a task itself and to no key of its operators, by table.
+pub type OwnTables = BTreeMap<TableId, Overlay>;
+
+/// A task that is to take the place of others.
+#[derive(Clone)]
+pub struct Successor {
+    pub task: TaskId,
+    pub shares: Vec<Share>,
+    /// Whether a table belongs to the task itself.
+    pub is_own: fn(&TableId) -> bool,
+    /// What a successor has of its own, from what its predecessors have.
+    pub inherit: Arc<dyn Fn(Vec<(&Share, OwnTables)>) -> OwnTables + Send + Sync>,
+}
+
+/// How an attempt to get a successor further ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Advanced {
+    Done,
+    /// What is here of its predecessors does not meet at that checkpoint; at a later one it will.
+    Later,
+    /// Something in between has gone: it has to begin anew.
+    Gap,
+}
+
+impl fmt::Debug for Successor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Successor")
+            .field("task", &self.task)
+            .field("shares", &self.shares)
+            .finish_non_exhaustive()
+    }
+}
+
+impl JobStateStore {
+    /// Writes a successor's base file at a completed checkpoint, of which all of its predecessors is here. From now
+    /// on what they seal stays until the successor has it. Blocks.
+    pub fn begin_successor(
+        &self,
+        generation: Generation,
+        successor: &Successor,
+        at: CheckpointId,
+        history: History<'_>,
+    ) -> Result<(), StateError> {
+        for share in &successor.shares {
+            let place = (share.of, successor.task);
+            lock(&self.awaited).insert(place, CheckpointId(0));
+        }
+        let mut predecessors = Vec::new();
+        for share in &successor.shares {
+            let base = lock(&self.bases).get(&share.of).cloned();
+            let counted = self.counted(share.of, at, history);
+            let lost = || StateError::Lost { task: share.of, at };
+            let from = base.as_deref().map(BaseFile::checkpoint);
+            let chunks = chain(&counted, from, at).ok_or_else(lost)?;
+            let changes = Changes::of(&self.log, chunks)?;
+            predecessors.push(Predecessor {
+                share,
+                base,
+                changes,
+            });
+        }
+        let own = self.inherited(successor, &predecessors)?;
+        let key_groups = self.options().key_groups;
+        let reads: Vec<_> = predecessors.iter().map(Predecessor::reader).collect();
+        let since: Vec<_> = predecessors
+            .iter()
+            .zip(&reads)
+            .map(|(predecessor, read)| since(&predecessor.changes, read))
+            .collect();
+        let keyed: Vec<_> = predecessors
+            .iter()
+            .map(|of| |table: &TableId| of.share.operators.contains(&table.operator))
+            .collect();
+        let portions = predecessors.iter().zip(&since).zip(&keyed);
+        let portions = portions.filter_map(|((predecessor, since), tables)| {
+            Some(Portion {
+                base: predecessor.base.as_deref(),
+                since,
+                groups: inclusive(predecessor.share.groups)?,
+                tables,
+            })
+        });
+        let mut portions: Vec<Portion<'_, StateError>> = portions.collect();
+        let read_own = |table: &TableId, _: &_| Ok::<_, StateError>(own[table].clone());
+        let all = || (BTreeSet::new(), vec![0..=u16::MAX]);
+        let own = Since {
+            tables: own.keys().map(|table| (table.clone(), all())).collect(),
+            read: &read_own,
+        };
+        portions.push(Portion::whole(None, &own));
+        let directory = self.directory.join(successor.task.to_string());
+        let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
+        let mut folding = lock(&self.folding);
+        let folded = folding.tasks.entry(successor.task).or_default();
+        folded.view = None;
+        self.put_base(folded, successor.task, base)?;
+        self.log.restart(successor.task, generation, Some(at));
+        self.await_after(successor, at);
+        Ok(())
+    }
+
+    /// Goes on with a successor of which everything up to a checkpoint is here, in this generation. Blocks.
+    pub fn go_on_with_successor(
+        &self,
+        generation: Generation,
+        successor: &Successor,
+        at: CheckpointId,
+    ) {
+        self.log.restart(successor.task, generation, Some(at));
+        self.await_after(successor, at);
+    }
+
+    /// Adds to a successor what its predecessors have sealed from one checkpoint to another, of which all is
+    /// here, and makes it durable. Blocks.
+    ///
+    /// A namespace that one predecessor has emptied is empty in the others too: it is by what all of them had heard of
+    /// event time.
+    pub fn advance_successor(
+        &self,
+        generation: Generation,
+        successor: &Successor,
+        from: CheckpointId,
+        to: CheckpointId,
+        history: History<'_>,
+    ) -> Result<Advanced, StateError> {
+        let mut predecessors = Vec::new();
+        let mut tables: BTreeMap<TableId, Vec<Overlay>> = BTreeMap::new();
+        for share in &successor.shares {
+            let following = self.following(share.of, Some(from), generation, history);
+            if !meets(&following, from) {
+                return Ok(Advanced::Gap);
+            }
+            let end = following.partition_point(|chunk| chunk.checkpoint <= to);
+            for (table, changes) in self.share_of(share, &following[..end])? {
+                tables.entry(table).or_default().push(changes);
+            }
+            let base = lock(&self.bases).get(&share.of).cloned();
+            let base_at = base.as_deref().map(BaseFile::checkpoint);
+            let whole = self.following(share.of, base_at, generation, history);
+            let Some(chunks) = chain(&whole, base_at, to) else {
+                return Ok(Advanced::Later);
+            };
+            let changes = Changes::of(&self.log, chunks)?;
+            predecessors.push(Predecessor {
+                share,
+                base,
+                changes,
+            });
+        }
+        let keyed = tables
+            .into_iter()
+            .map(|(table, parts)| (table, together(&parts)));
+        let own = self.inherited(successor, &predecessors)?;
+        // All of it anew.
+        let own = own.into_iter().map(|(table, state)| {
+            let mut anew = Overlay::default();
+            anew.clear_namespace(0);
+            add(&mut anew, &state);
+            (table, anew)
+        });
+        let chunk = TaskChunk {
+            task: successor.task,
+            checkpoint: to,
+            tables: keyed
+                .chain(own)
+                .map(|(table, changes)| (table, Arc::new(changes)))
+                .collect(),
+        };
+        self.log.append(generation, &[chunk])?;
+        self.await_after(successor, to);
+        Ok(Advanced::Done)
+    }
+
+    /// There are no successors any more, or none yet.
+    pub fn await_no_successors(&self) {
+        lock(&self.awaited).clear();
+    }
+
+    /// Lets go of everything that is kept of other tasks. Blocks.
+    pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) -> Result<(), StateError> {
+        let mut folding = lock(&self.folding);
+        let known = folding.tasks.keys().copied().chain(self.log.tasks());
+        let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let view = self.view()?;
+        for task in &others {
+            folding.tasks.remove(task);
+            lock(&self.bases).remove(task);
+            self.open_view.begin(*task);
+            TaskView::begin(&view, *task)?;
+            base_file::remove_job(&self.directory.join(task.to_string()))?;
+        }
+        self.log.keep_only(tasks);
+        Ok(())
+    }
+
+    /// Whether a successor of its task has not had a chunk yet.
+    pub(super) fn is_awaited(&self, task: TaskId, chunk: &ChunkRef) -> bool {
+        let awaited = lock(&self.awaited);
+        let mut of_task = awaited.iter().filter(|((of, _), _)| *of == task);
+        of_task.any(|(_, after)| chunk.checkpoint > *after)
+    }
+
+    fn await_after(&self, successor: &Successor, at: CheckpointId) {
+        let mut awaited = lock(&self.awaited);
+        for share in &successor.shares {
+            awaited.insert((share.of, successor.task), at);
+        }
+    }
+
+    /// What chunks have of a share, one after the other.
+    fn share_of(
+        &self,
+        share: &Share,
+        chunks: &[ChunkRef],
+    ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
+        let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
+        let Some(groups) = inclusive(share.groups) else {
+            return Ok(tables);
+        };
+        for chunk in chunks {
+            for (table, placed) in self.log.tables_of(chunk)? {
+                if !share.operators.contains(&table.operator) {
+                    continue;
+                }
+                let changes = tables.entry(table).or_default();
+                for namespace in &placed.cleared {
+                    changes.clear_namespace(*namespace);
+                }
+                self.log.apply_sections(&placed, &groups, changes)?;
+            }
+        }
+        Ok(tables)
+    }
+
+    fn inherited(
+        &self,
+        successor: &Successor,
+        predecessors: &[Predecessor<'_>],
+    ) -> Result<OwnTables, StateError> {
+        let mut own = Vec::new();
+        for predecessor in predecessors {
+            let read = predecessor.reader();
+            let since = since(&predecessor.changes, &read);
+            let portion = Portion {
+                base: predecessor.base.as_deref(),
+                since: &since,
+                groups: 0..=u16::MAX,
+                tables: &successor.is_own,
+            };
+            let tables = base_file::read_portions(&[portion], self.options().key_groups)?;
+            own.push((predecessor.share, tables));
+        }
+        Ok((successor.inherit)(own))
+    }
+}
+
+/// The state of a predecessor at a checkpoint.
+struct Predecessor<'a> {
+    share: &'a Share,
+    base: Option<Arc<BaseFile>>,
+    changes: Changes<'a>,
+}
+
+impl Predecessor<'_> {
+    fn reader(
+        &self,
+    ) -> impl Fn(&TableId, &RangeInclusive<u16>) -> Result<Overlay, StateError> + '_ {
+        |table, groups| Ok(self.changes.read(table, groups)?)
+    }
+}
+
+/// Whether these chunks are all that comes after a checkpoint, without a gap.
+fn meets(chunks: &[ChunkRef], from: CheckpointId) -> bool {
+    let first = chunks.first();
+    let begins = first.is_some_and(|first| first.previous <= Some(from));
+    let pairs = chunks.iter().zip(chunks.iter().skip(1));
+    let mut pairs = pairs.map(|(chunk, next)| (chunk.checkpoint, next.previous));
+    begins && pairs.all(|(checkpoint, previous)| previous == Some(checkpoint))
+}
+
+/// The changes of parts that speak of different keys, but of the same namespaces.
+fn together(parts: &[Overlay]) -> Overlay {
+    let mut all = Overlay::default();
+    for namespace in parts.iter().flat_map(Overlay::cleared) {
+        all.clear_namespace(namespace);
+    }
+    parts.iter().for_each(|part| add(&mut all, part));
+    all
+}
+
+fn add(all: &mut Overlay, part: &Overlay) {
+    for change in part.sorted(1) {
+        match change.value {
+            Some(value) => all.put(change.namespace, change.key, value),
+            None => all.delete(change.namespace, change.key),
+        }
+    }
+}
+
+fn inclusive(groups: KeyGroupRange) -> Option<RangeInclusive<u16>> {
+    (!groups.is_empty()).then(|| groups.start..=groups.end - 1)
+}

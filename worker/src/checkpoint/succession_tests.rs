@@ -1,0 +1,271 @@
+//! Successors have exactly what their predecessors had of their keys, whatever was folded, failed or begun anew on
+//! the way.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use common::ids::{CheckpointId, StageId, TaskId};
+use common::key_group::{KeyGroupRange, key_group, owner};
+use common::plan::redistribution::Share;
+use proptest::prelude::*;
+
+use super::state_store_tests::{Job, Map, OPTIONS, contents};
+use super::succession::{Advanced, OwnTables, Successor};
+use crate::keyed_state::section::TableId;
+
+const GROUPS: u16 = OPTIONS.key_groups;
+/// The number of the table that belongs to the task itself.
+const OWN: u8 = 9;
+
+fn is_own(table: &TableId) -> bool {
+    table.operator == format!("operator {OWN}")
+}
+
+/// Everything, of those whose committables it takes.
+fn inherit(of: Vec<(&Share, OwnTables)>) -> OwnTables {
+    let mut all = OwnTables::new();
+    for (share, tables) in of {
+        for (id, table) in tables.into_iter().filter(|_| share.committables) {
+            let kept = all.entry(id).or_default();
+            for change in table.sorted(1) {
+                kept.put(change.namespace, change.key, change.value.unwrap());
+            }
+        }
+    }
+    all
+}
+
+/// What operators 0 to 2 of one task take over of `before` tasks.
+fn successor(index: u32, before: u32, after: u32) -> Successor {
+    let own = KeyGroupRange::of_task(index, GROUPS, after);
+    let share = |of: u32| {
+        let groups = KeyGroupRange::of_task(of, GROUPS, before).and(own);
+        let operators = (0..3).map(|number| format!("operator {number}"));
+        Share {
+            of: super::state_store_tests::task(of),
+            operators: operators.filter(|_| !groups.is_empty()).collect(),
+            groups,
+            splits: false,
+            committables: of % after == index,
+        }
+    };
+    let shares = (0..before).map(share);
+    let taken = |share: &Share| share.committables || !share.operators.is_empty();
+    Successor {
+        task: TaskId {
+            stage: StageId(7),
+            index,
+        },
+        shares: shares.filter(taken).collect(),
+        is_own,
+        inherit: Arc::new(inherit),
+    }
+}
+
+struct Division {
+    job: Job,
+    before: u32,
+    successors: Vec<(Successor, Option<CheckpointId>)>,
+}
+
+impl Division {
+    fn new(before: u32, after: u32) -> Division {
+        let successors = (0..after).map(|index| (successor(index, before, after), None));
+        Division {
+            job: Job::new(before as usize),
+            before,
+            successors: successors.collect(),
+        }
+    }
+
+    fn put(&mut self, table: u8, namespace: i64, key: u8, value: u8) {
+        let index = owner(key_group(&[key], GROUPS), GROUPS, self.before) as usize;
+        match value % 4 {
+            0 => self.job.delete(index, table, namespace, &[key]),
+            _ => self.job.put(index, table, namespace, &[key], &[value; 50]),
+        }
+        let index = usize::from(key) % self.before as usize;
+        let own = [u8::try_from(index).unwrap(), key % 3];
+        self.job.put(index, OWN, 0, &own, &[value]);
+    }
+
+    fn clear(&mut self, table: u8, namespace: i64) {
+        (0..self.before as usize).for_each(|index| self.job.clear(index, table, namespace));
+    }
+
+    /// Those that have not begun do, at the completed checkpoint.
+    fn begin(&mut self) {
+        let Some(at) = self.job.completed else { return };
+        let history = self.job.history();
+        for (successor, held) in self
+            .successors
+            .iter_mut()
+            .filter(|(_, held)| held.is_none())
+        {
+            let store = self.job.store.as_ref().unwrap();
+            let begun = store.begin_successor(self.job.generation, successor, at, &history);
+            begun.unwrap();
+            *held = Some(at);
+        }
+    }
+
+    fn advance(&mut self, to: CheckpointId) {
+        let history = self.job.history();
+        for (successor, held) in &mut self.successors {
+            let Some(from) = held.filter(|from| *from < to) else {
+                continue;
+            };
+            let store = self.job.store.as_ref().unwrap();
+            let generation = self.job.generation;
+            let advanced = store.advance_successor(generation, successor, from, to, &history);
+            assert_eq!(advanced.unwrap(), Advanced::Done);
+            *held = Some(to);
+        }
+    }
+
+    /// The generation ends, and the next one goes on with what counts of the successors.
+    fn restart(&mut self) {
+        self.job.restart();
+        let history = self.job.history();
+        for (successor, held) in &mut self.successors {
+            let store = self.job.store.as_ref().unwrap();
+            *held = store.held(successor.task, self.job.generation, &history);
+            if let Some(held) = *held {
+                store.go_on_with_successor(self.job.generation, successor, held);
+            }
+        }
+    }
+
+    /// What a successor is to have.
+    fn expected(&self, successor: &Successor, after: u32) -> Map {
+        let own = KeyGroupRange::of_task(successor.task.index, GROUPS, after);
+        let mut expected = Map::new();
+        for (index, map) in (0..).zip(&self.job.at_completed) {
+            for ((table, namespace, key), value) in map {
+                let mine = match *table {
+                    OWN => index % after == successor.task.index,
+                    _ => own.contains(key_group(key, GROUPS)),
+                };
+                if mine {
+                    expected.insert((*table, *namespace, key.clone()), value.clone());
+                }
+            }
+        }
+        expected
+    }
+
+    fn check(&mut self) {
+        self.begin();
+        let last = self.job.persist();
+        self.advance(last);
+        self.job.complete(last);
+        let history = self.job.history();
+        let after = u32::try_from(self.successors.len()).unwrap();
+        let kept: BTreeSet<TaskId> = self.successors.iter().map(|(of, _)| of.task).collect();
+        self.job.store().keep_only(&kept).unwrap();
+        for reopened in [false, true] {
+            if reopened {
+                self.job.reopen();
+                self.job.store().keep_only(&kept).unwrap();
+            }
+            for (successor, _) in &self.successors {
+                let restored = self.job.store().restore(
+                    self.job.generation,
+                    successor.task,
+                    Some(last),
+                    &history,
+                    &BTreeSet::new(),
+                );
+                let found = contents(&restored.unwrap().tables);
+                assert_eq!(found, self.expected(successor, after), "{successor:?}");
+            }
+            let fold = self.job.store().fold(last, &kept, &history);
+            let folded: BTreeSet<TaskId> = fold.unwrap().iter().map(|folded| folded.task).collect();
+            assert_eq!(folded, kept);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, i64, u8, u8),
+    Clear(u8, i64),
+    Checkpoint,
+    /// Sealed, and never completed by itself.
+    Fail,
+    Fold,
+    Begin,
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => (0_u8..3, 0_i64..3, any::<u8>(), any::<u8>())
+            .prop_map(|(table, namespace, key, value)| Step::Put(table, namespace, key, value)),
+        1 => (0_u8..3, 0_i64..3).prop_map(|(table, namespace)| Step::Clear(table, namespace)),
+        4 => Just(Step::Checkpoint),
+        1 => Just(Step::Fail),
+        2 => Just(Step::Fold),
+        1 => Just(Step::Begin),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn successors_have_what_their_predecessors_had(
+        before in 1_u32..4,
+        after in 1_u32..5,
+        steps in prop::collection::vec(step(), 0..120),
+    ) {
+        let mut division = Division::new(before, after);
+        division.job.checkpoint();
+        for step in steps {
+            match step {
+                Step::Put(table, namespace, key, value) => {
+                    division.put(table, namespace, key, value);
+                }
+                Step::Clear(table, namespace) => division.clear(table, namespace),
+                Step::Checkpoint => {
+                    let checkpoint = division.job.persist();
+                    division.advance(checkpoint);
+                    division.job.complete(checkpoint);
+                }
+                Step::Fail => {
+                    let checkpoint = division.job.persist();
+                    division.advance(checkpoint);
+                }
+                Step::Fold => division.job.fold().unwrap(),
+                Step::Begin => division.begin(),
+                Step::Restart => division.restart(),
+            }
+        }
+        division.check();
+    }
+}
+
+/// The chunks between were folded and gone before somebody waited for them.
+#[test]
+fn what_has_gone_before_a_successor_had_it_is_noticed() {
+    let mut division = Division::new(1, 2);
+    division.put(0, 0, 1, 1);
+    division.job.checkpoint();
+    division.begin();
+    division.job.store().await_no_successors();
+    for value in 0..40 {
+        division.put(0, 0, value, 1);
+        division.job.checkpoint();
+        division.job.fold().unwrap();
+    }
+    let (from, to) = (CheckpointId(1), division.job.completed.unwrap());
+    let (successor, _) = &division.successors[0];
+    let history = division.job.history();
+    let advanced = division.job.store().advance_successor(
+        division.job.generation,
+        successor,
+        from,
+        to,
+        &history,
+    );
+    assert_eq!(advanced.unwrap(), Advanced::Gap);
+}
