@@ -137,6 +137,9 @@ pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 pub const SAVEPOINT_HISTORY: usize = 20;
 /// A job that is restored from a savepoint may take so long to begin: its state comes from far.
 pub const RESTORE_TIMEOUT: Span = Span::from_secs(3_600);
+/// The last checkpoint before a job is divided into tasks in another way may take so long; then the job goes on as it
+/// was.
+pub const CUT_OVER_TIMEOUT: Span = Span::from_secs(60);
 pub const DEPLOY_TIMEOUT: Span = Span::from_secs(30);
 /// A job that fails more often within `RESTART_WINDOW` without completing a checkpoint is FAILED.
 pub const RESTART_BUDGET: usize = 10;

@@ -24,6 +24,8 @@ pub enum CheckpointKind {
     Periodic,
     /// Sources read nothing after it: the job is paused, stopped or finished once it is complete.
     Stop,
+    /// As `Stop`; the job then goes on divided into tasks in another way, whose state is prepared up to it.
+    CutOver,
     /// As `Stop`, and before it sources say that no row is to come, so that every window closes.
     Drain,
 }

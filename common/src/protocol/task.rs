@@ -1,13 +1,14 @@
 //! Tasks: what a worker should run, and how it is going.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::TaskCounts;
 use super::savepoint::RestoredFrom;
 use crate::ids::{CheckpointId, Generation, JobId, JobName, MetadataVersion, NodeId, TaskId};
-use crate::plan::task_graph::TaskGraph;
+use crate::plan::task_graph::{Stage, TaskGraph};
 use crate::time::{Span, Timestamp};
 
 /// One generation of a job: its tasks and where each runs. A fact of the metadata; workers start what
@@ -32,7 +33,20 @@ pub struct Deployment {
     /// The workers that keep the state of tasks which run elsewhere. They change within a generation.
     #[serde(default)]
     pub standbys: Standbys,
+    /// How the job is to be divided into tasks next. It comes and goes within a generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Arc<NextDivision>>,
     pub checkpoint_interval: Span,
+}
+
+/// Another division of a job into tasks, whose state is prepared beside its running tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NextDivision {
+    /// The ids of its stages are of no earlier division of the job.
+    pub graph: TaskGraph,
+    /// Where each is to run, in the order of `graph.tasks()`.
+    pub tasks: Vec<TaskAssignment>,
+    pub standbys: Standbys,
 }
 
 /// Of tasks with state: the workers that stand by for each, the first to be promoted first.
@@ -52,6 +66,19 @@ impl Deployment {
     /// The task's number in its job, which its transactions are labelled with.
     pub fn ordinal_of(&self, task: TaskId) -> u16 {
         u16::try_from(self.assignment(task).0).expect("a job has at most 2^12 tasks")
+    }
+
+    /// Its tasks, and those of the next division.
+    pub fn all_tasks(&self) -> impl Iterator<Item = TaskId> + '_ {
+        let next = self.next.iter().flat_map(|next| next.graph.tasks());
+        self.graph.tasks().chain(next)
+    }
+
+    /// The stage of a task, also of one of the next division.
+    pub fn stage_of(&self, task: TaskId) -> &Stage {
+        let next = self.next.as_ref();
+        let next = next.and_then(|next| next.graph.find(task.stage));
+        next.unwrap_or_else(|| self.graph.stage(task.stage))
     }
 
     fn assignment(&self, task: TaskId) -> (usize, &TaskAssignment) {

@@ -33,10 +33,11 @@ impl Holders {
         }
     }
 
-    /// These stand by from now on.
-    pub(super) fn assign(&mut self, standbys: &Standbys) {
+    /// These stand by from now on, and these prepare tasks of the next division.
+    pub(super) fn assign(&mut self, standbys: &Standbys, next: &Standbys) {
         let each = standbys
             .iter()
+            .chain(next)
             .flat_map(|(task, workers)| workers.iter().map(|worker| (*task, *worker)));
         self.assigned = each.collect();
     }
@@ -44,6 +45,10 @@ impl Holders {
     pub(super) fn hold(&mut self, worker: NodeId, task: TaskId, checkpoint: CheckpointId) {
         let held = self.held.entry((task, worker)).or_insert(checkpoint);
         *held = checkpoint.max(*held);
+    }
+
+    pub(super) fn holds(&self, worker: NodeId, task: TaskId, checkpoint: CheckpointId) -> bool {
+        self.held.get(&(task, worker)) >= Some(&checkpoint)
     }
 
     /// A new generation begins from the last completed checkpoint: what was held beyond it counts no more.
@@ -63,7 +68,7 @@ impl Holders {
         let assigned = self.assigned.range((task, NodeId(0))..);
         assigned
             .take_while(move |(of, _)| *of == task)
-            .filter(move |standby| self.held.get(standby) >= Some(&checkpoint))
+            .filter(move |(task, worker)| self.holds(*worker, *task, checkpoint))
             .map(|(_, worker)| *worker)
     }
 
@@ -95,7 +100,7 @@ mod tests {
 
     fn assigned(holders: &mut Holders, workers: &[u32]) {
         let workers = workers.iter().copied().map(NodeId).collect();
-        holders.assign(&[(TASK, workers)].into());
+        holders.assign(&[(TASK, workers)].into(), &Standbys::new());
     }
 
     fn awaited(holders: &Holders, checkpoint: u64, completed: Option<u64>) -> Vec<u32> {

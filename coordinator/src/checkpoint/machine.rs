@@ -45,6 +45,9 @@ pub struct Team {
     pub sources: BTreeSet<TaskId>,
     /// These change within a generation.
     pub standbys: Standbys,
+    /// The tasks of the job's next division, and where they are prepared: where each is to run first. They come and go
+    /// within a generation, too.
+    pub next: Standbys,
     pub workers: BTreeMap<NodeId, WorkerEpoch>,
 }
 
@@ -342,8 +345,9 @@ impl CheckpointMachine {
             && run.generation == generation
         {
             run.kind = kind;
-            self.holders.assign(&team.standbys);
+            self.holders.assign(&team.standbys, &team.next);
             run.team.standbys = team.standbys;
+            run.team.next = team.next;
             // The lives that run the tasks are those the generation began with.
             let standbys = team.workers.into_iter();
             let runs = |worker: &NodeId| run.team.worker_of.values().any(|runs| runs == worker);
@@ -353,7 +357,7 @@ impl CheckpointMachine {
         }
         self.halt(now, effects);
         self.holders.restart(self.completed);
-        self.holders.assign(&team.standbys);
+        self.holders.assign(&team.standbys, &team.next);
         self.run = Some(Run {
             generation,
             team,
@@ -532,13 +536,22 @@ impl CheckpointMachine {
             .open
             .iter()
             // What only standbys are missing from is completed without them.
-            .filter(|open| open.acknowledged.is_none())
+            .filter(|open| open.acknowledged.is_none() || !self.is_prepared(run, open))
             .filter(|open| now >= open.triggered.plus(self.settings.timeout))
             .map(|open| (open.checkpoint, self.settings.describe_delay(open)))
             .collect();
         for (checkpoint, reason) in late {
             self.abort(now, checkpoint, reason, effects);
         }
+    }
+
+    /// Whether the job can go on from a checkpoint as it is to: with a cut-over everything has to be where it is to run.
+    fn is_prepared(&self, run: &Run, open: &Open) -> bool {
+        let is_there = |(task, workers): (&TaskId, &Vec<NodeId>)| {
+            let runs = workers.first();
+            runs.is_some_and(|worker| self.holders.holds(*worker, *task, open.checkpoint))
+        };
+        open.kind != CheckpointKind::CutOver || run.team.next.iter().all(is_there)
     }
 
     /// When a checkpoint that all tasks have acknowledged waits no longer for standbys.
@@ -564,13 +577,16 @@ impl CheckpointMachine {
         if self.proposed.is_some() {
             return;
         }
-        let proposable = |open: &Open| self.patience_ends(open).is_some_and(|at| at <= now);
+        let proposable = |open: &Open| {
+            self.patience_ends(open).is_some_and(|at| at <= now) && self.is_prepared(run, open)
+        };
         let Some(at) = run.open.iter().rposition(proposable) else {
             return;
         };
         let Some(run) = &mut self.run else { return };
-        let open = &mut run.open[at];
-        open.phase = Phase::Proposed;
+        run.open[at].phase = Phase::Proposed;
+        let Some(run) = &self.run else { return };
+        let open = &run.open[at];
         self.proposed = Some(open.checkpoint);
         let seen = self
             .history
@@ -588,6 +604,7 @@ impl CheckpointMachine {
                     let standbys = self.holders.of(*task, open.checkpoint);
                     (*task, std::iter::once(*worker).chain(standbys).collect())
                 })
+                .chain(self.holders_of_next(&run.team.next, open.checkpoint))
                 .collect(),
             positions: seen.positions.clone(),
             counts: seen.counts.clone(),
@@ -595,6 +612,19 @@ impl CheckpointMachine {
             delta_bytes: seen.delta_bytes,
             state_bytes: seen.state_bytes,
         })));
+    }
+
+    /// Where each is to run first, if it is there.
+    fn holders_of_next<'a>(
+        &'a self,
+        next: &'a Standbys,
+        checkpoint: CheckpointId,
+    ) -> impl Iterator<Item = (TaskId, Vec<NodeId>)> + 'a {
+        next.iter().filter_map(move |(task, workers)| {
+            let holds = |worker: &NodeId| self.holders.holds(*worker, *task, checkpoint);
+            let holders: Vec<NodeId> = workers.iter().copied().filter(holds).collect();
+            (!holders.is_empty()).then_some((*task, holders))
+        })
     }
 
     fn own(&mut self, first: CheckpointId, last: CheckpointId) {
@@ -718,7 +748,11 @@ impl Settings {
                 .collect::<Vec<_>>(),
             Phase::Persisting | Phase::Proposed => {
                 let missing = open.missing.iter();
-                missing.map(|task| format!("task {task}")).collect()
+                let missing = missing.map(|task| format!("task {task}"));
+                match open.acknowledged {
+                    None => missing.collect(),
+                    Some(_) => vec!["the tasks of the next division".to_owned()],
+                }
             }
         };
         let more = waiting_for.len().saturating_sub(5);

@@ -35,6 +35,7 @@ fn team() -> Team {
         .into(),
         sources: [task(0, 0), task(0, 1)].into(),
         standbys: Standbys::new(),
+        next: Standbys::new(),
         workers: [1, 2, 3]
             .map(|id| (NodeId(id), WorkerEpoch(u64::from(id))))
             .into(),
@@ -815,4 +816,84 @@ proptest! {
         }
         prop_assert!(world.machine.completed() > before);
     }
+}
+
+/// A task of the next division, which worker 4 is to run and worker 5 to stand by for.
+fn next() -> Standbys {
+    [(task(2, 0), vec![NodeId(4), NodeId(5)])].into()
+}
+
+fn run_towards(world: &mut World, kind: CheckpointKind) {
+    let mut team = team();
+    team.workers
+        .extend([4, 5].map(|id| (NodeId(id), WorkerEpoch(u64::from(id)))));
+    world.tell(Event::Run {
+        generation: world.generation,
+        team: Team {
+            next: next(),
+            ..team
+        },
+        kind,
+        completed: world.machine.completed(),
+    });
+}
+
+fn prepare(world: &mut World, worker: u32, checkpoint: u64) {
+    world.tell(Event::Held {
+        worker: NodeId(worker),
+        generation: world.generation,
+        held: vec![(task(2, 0), CheckpointId(checkpoint))],
+    });
+}
+
+#[test]
+fn a_cut_over_is_complete_once_everything_is_where_it_is_to_run_and_not_before() {
+    let mut world = World::running();
+    run_towards(&mut world, PERIODIC);
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    prepare(&mut world, 4, 1);
+    prepare(&mut world, 5, 1);
+    let holders = world.permits[0].clone().into_proven().holders;
+    assert_eq!(holders[&task(2, 0)], [NodeId(4), NodeId(5)]);
+    world.settle(true);
+
+    run_towards(&mut world, CheckpointKind::CutOver);
+    world.pass(MIN_PAUSE);
+    world.confirm(2);
+    world.acknowledge_all(2);
+    prepare(&mut world, 5, 2);
+    world.pass(TIMEOUT.min(Span(SESSION.0 * 4)));
+    assert!(
+        world.permits.is_empty(),
+        "a standby is not enough, however long it takes"
+    );
+    prepare(&mut world, 4, 2);
+    world.settle(true);
+    assert_eq!(
+        world.completed.last(),
+        Some(&(CheckpointId(2), CheckpointKind::CutOver))
+    );
+    world.pass(INTERVAL);
+    assert_eq!(
+        world.machine.last_given(),
+        CheckpointId(2),
+        "nothing comes after it"
+    );
+}
+
+#[test]
+fn a_cut_over_that_is_never_prepared_is_given_up_like_any_checkpoint() {
+    let mut world = World::running();
+    run_towards(&mut world, CheckpointKind::CutOver);
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    world.pass(TIMEOUT);
+    let (_, reason) = world.aborted.last().expect("it is given up");
+    assert!(
+        reason.contains("the tasks of the next division"),
+        "{reason}"
+    );
 }

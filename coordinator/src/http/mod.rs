@@ -27,6 +27,7 @@ pub mod list_checkpoints;
 pub mod create_savepoint;
 pub mod list_savepoints;
 pub mod restore_job;
+pub mod rescale_job;
 pub mod job_offsets;
 pub mod query_state;
 pub mod dead_letters;
@@ -119,6 +120,7 @@ pub struct State {
         create_savepoint::create_savepoint,
         list_savepoints::list_savepoints,
         restore_job::restore_job,
+        rescale_job::rescale_job,
         job_offsets::job_offsets,
         query_state::query_state,
         dead_letters::dead_letters,
@@ -234,6 +236,7 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
                 .route(get().to(list_savepoints::list_savepoints)),
         )
         .service(resource("/v1/jobs/{job}/restore").route(post().to(restore_job::restore_job)))
+        .service(resource("/v1/jobs/{job}/rescale").route(post().to(rescale_job::rescale_job)))
         .service(resource("/v1/jobs/{job}/offsets").route(get().to(job_offsets::job_offsets)))
         .service(
             resource("/v1/jobs/{job}/operators/{operator}/state")

@@ -21,7 +21,6 @@ use super::observed::Observed;
 use crate::checkpoint::actor::{CheckpointActor, TakeCheckpoints, WantCheckpoint};
 use crate::controller::Controller;
 use crate::metadata_log::ProposeError;
-use crate::placement::tasks::JobShape;
 
 #[derive(Debug)]
 pub(crate) struct JobActor {
@@ -55,7 +54,6 @@ impl JobActor {
             let machine = JobMachine::new(
                 clock.tick(),
                 settings,
-                JobShape::of(&known.row.graph),
                 Facts::of(&known.row),
                 known.workers.clone(),
             );
@@ -110,7 +108,9 @@ impl JobActor {
 
     fn propose(&mut self, proposal: Proposal, ctx: &mut Context<JobActor>) {
         self.log(&proposal);
-        let command = proposal.into_command(self.job, self.machine.facts().completed);
+        let division = self.facts.borrow().row.division.clone();
+        let completed = self.machine.facts().completed;
+        let command = proposal.into_command(self.job, completed, division.as_ref());
         let controller = self.controller.clone();
         let proposed = async move { controller.propose(command).await };
         ctx.spawn(proposed.into_actor(self).map(|result, actor, ctx| {
@@ -160,6 +160,7 @@ impl JobActor {
             Checkpointing::Off => TakeCheckpoints::Off,
             Checkpointing::Periodic { generation } => of(generation, CheckpointKind::Periodic),
             Checkpointing::Final { generation } => of(generation, CheckpointKind::Stop),
+            Checkpointing::CutOver { generation } => of(generation, CheckpointKind::CutOver),
             Checkpointing::Drain { generation } => of(generation, CheckpointKind::Drain),
         };
         // Waits, so that a later order never overtakes this one.
@@ -209,6 +210,10 @@ impl JobActor {
                 generation,
                 standbys,
             } => info!(%job, %generation, ?standbys, "standing by"),
+            Proposal::Prepare {
+                generation, next, ..
+            } => info!(%job, %generation, tasks = next.tasks.len(), "preparing another division"),
+            Proposal::CutOver { generation } => info!(%job, %generation, "cutting over"),
         }
     }
 }
@@ -272,7 +277,9 @@ impl Handler<Observe> for JobActor {
     type Result = MessageResult<Observe>;
 
     fn handle(&mut self, _: Observe, _: &mut Context<JobActor>) -> MessageResult<Observe> {
-        MessageResult(self.observed.clone())
+        let obstacle = self.machine.undividable();
+        let obstacle = obstacle.map(|unplaceable| unplaceable.to_string());
+        MessageResult(self.observed.clone().with_obstacle(obstacle))
     }
 }
 

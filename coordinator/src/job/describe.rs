@@ -62,6 +62,9 @@ pub struct JobDescription {
     pub late_rows: u64,
     pub state_bytes: u64,
     pub last_checkpoint: Option<CheckpointSummary>,
+    /// The change to another parallelism that is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rescaling: Option<Rescaling>,
     /// The latest failures, the last one first.
     pub restarts: Vec<Restart>,
 }
@@ -128,7 +131,33 @@ pub struct CheckpointSummary {
 pub enum Kind {
     Periodic,
     Stop,
+    CutOver,
     Drain,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Rescaling {
+    /// What it is to be.
+    pub parallelism: u32,
+    #[schema(inline)]
+    pub state: RescalingState,
+    /// What it waits for, if it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Of so many tasks with state the state at the last checkpoint is where they are to run.
+    pub prepared: usize,
+    pub tasks: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RescalingState {
+    /// Until the job runs, or there are slots for it.
+    Waiting,
+    /// The job goes on, and its state is divided beside it.
+    Preparing,
+    /// Everything is there, and sources wait for the last of it.
+    CuttingOver,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -194,6 +223,7 @@ impl JobDescription {
             late_rows: all.late_rows,
             state_bytes: sum(|task| task.metrics.state_bytes),
             last_checkpoint: row.checkpoints.back().map(CheckpointSummary::of),
+            rescaling: Rescaling::of(row, observed),
             restarts: row
                 .failures
                 .iter()
@@ -209,6 +239,29 @@ impl JobDescription {
                 })
                 .collect(),
         }
+    }
+}
+
+impl Rescaling {
+    fn of(row: &JobRow, observed: &Observed) -> Option<Rescaling> {
+        let division = row.division.as_ref()?;
+        let with_state = division.graph.stages.iter();
+        let with_state = with_state.filter(|stage| stage.has_state());
+        let tasks: Vec<TaskId> = with_state.flat_map(Stage::tasks).collect();
+        let prepared = tasks.iter().filter(|task| row.holders.contains_key(task));
+        let next = row.deployment.as_ref().and_then(|of| of.next.as_ref());
+        let state = match next {
+            Some(_) if row.cutting_over => RescalingState::CuttingOver,
+            Some(_) => RescalingState::Preparing,
+            None => RescalingState::Waiting,
+        };
+        Some(Rescaling {
+            parallelism: division.parallelism,
+            state,
+            reason: observed.obstacle().to_owned(),
+            prepared: prepared.count(),
+            tasks: tasks.len(),
+        })
     }
 }
 
@@ -231,6 +284,7 @@ impl From<CheckpointKind> for Kind {
         match kind {
             CheckpointKind::Periodic => Kind::Periodic,
             CheckpointKind::Stop => Kind::Stop,
+            CheckpointKind::CutOver => Kind::CutOver,
             CheckpointKind::Drain => Kind::Drain,
         }
     }

@@ -1,19 +1,26 @@
 //! What the metadata says of a job, and what may be proposed to change it: the job machine's view.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, TaskId, WorkerEpoch};
+use common::plan::redistribution;
+use common::plan::task_graph::TaskGraph;
 use common::protocol::job::JobState;
-use common::protocol::task::{Standbys, TaskAssignment};
+use common::protocol::task::{NextDivision, Standbys, TaskAssignment};
 
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
+use crate::metadata::division::{Dividing, PlannedDivision};
 use crate::metadata::jobs::{Desired, JobRow};
-use crate::placement::tasks::slots_used;
+use crate::placement::tasks::{JobShape, slots_used};
 
 /// What the metadata says of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Facts {
+    pub shape: JobShape,
+    /// Another division into tasks that is wanted.
+    pub wanted: Option<Wanted>,
     pub state: JobState,
     pub reason: String,
     /// A job that comes to a terminal state is one that is wanted `Stopped`, until its user resumes it.
@@ -24,6 +31,8 @@ pub struct Facts {
     /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
     /// only a new generation makes them read again.
     pub halting: bool,
+    /// In this generation the last checkpoint before the job is divided anew may have begun, likewise.
+    pub cutting_over: bool,
     pub completed: Option<CheckpointId>,
     /// Who has the state of `completed`, where it ran first.
     pub holders: BTreeMap<TaskId, Vec<NodeId>>,
@@ -36,6 +45,22 @@ pub struct RunningTasks {
     /// The command that started them.
     pub version: MetadataVersion,
     pub worker_of: BTreeMap<TaskId, NodeId>,
+    pub standbys: Standbys,
+    /// Of the division that is wanted: where its tasks are prepared.
+    pub next: Option<NextTasks>,
+}
+
+/// Another division of the job.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    pub shape: JobShape,
+    /// The tasks that each task's state is made of.
+    pub predecessors: BTreeMap<TaskId, BTreeSet<TaskId>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NextTasks {
+    pub tasks: Vec<TaskAssignment>,
     pub standbys: Standbys,
 }
 
@@ -60,6 +85,7 @@ pub enum Proposal {
     /// The next generation, from the last completed checkpoint.
     Start {
         generation: Generation,
+        dividing: Dividing,
         tasks: Vec<TaskAssignment>,
         standbys: Standbys,
         /// `Deploying` or `Recovering`.
@@ -82,11 +108,51 @@ pub enum Proposal {
         generation: Generation,
         standbys: Standbys,
     },
+    /// The tasks of the division that is wanted are prepared there from now on.
+    Prepare {
+        generation: Generation,
+        next: NextTasks,
+        standbys: Standbys,
+    },
+    /// What is prepared is taken at the next checkpoint.
+    CutOver { generation: Generation },
+}
+
+impl Wanted {
+    fn of(row: &JobRow) -> Option<Wanted> {
+        let graph = &row.division.as_ref()?.graph;
+        let predecessors = graph.tasks().map(|task| {
+            let shares = redistribution::shares(&row.graph, graph, task);
+            (task, shares.into_iter().map(|share| share.of).collect())
+        });
+        Some(Wanted {
+            shape: JobShape::of(graph),
+            predecessors: predecessors.collect(),
+        })
+    }
+}
+
+impl NextTasks {
+    /// Where the state of each is to be: where it is to run first.
+    pub fn places(&self, shape: &JobShape) -> Standbys {
+        let with_state = self
+            .tasks
+            .iter()
+            .filter(|assignment| shape.has_state(assignment.task));
+        let places = with_state.map(|TaskAssignment { task, worker }| {
+            let standbys = self.standbys.get(task).into_iter().flatten();
+            let places = std::iter::once(worker).chain(standbys);
+            (*task, places.copied().collect())
+        });
+        places.collect()
+    }
 }
 
 impl Facts {
     pub fn of(row: &JobRow) -> Facts {
         Facts {
+            shape: JobShape::of(&row.graph),
+            wanted: Wanted::of(row),
             state: row.state,
             reason: row.reason.clone(),
             desired: row.desired,
@@ -99,8 +165,13 @@ impl Facts {
                     .map(|assignment| (assignment.task, assignment.worker))
                     .collect(),
                 standbys: deployment.standbys.clone(),
+                next: deployment.next.as_ref().map(|next| NextTasks {
+                    tasks: next.tasks.clone(),
+                    standbys: next.standbys.clone(),
+                }),
             }),
             halting: row.halting,
+            cutting_over: row.cutting_over,
             completed: row.completed,
             holders: row.holders.clone(),
             restoring: row.restored.is_some(),
@@ -109,11 +180,18 @@ impl Facts {
 }
 
 impl Proposal {
-    /// `restore`: the last completed checkpoint; the metadata refuses any other.
-    pub fn into_command(self, job: JobId, restore: Option<CheckpointId>) -> Command {
+    /// `restore`: the last completed checkpoint; the metadata refuses any other. `division`: the one that is wanted,
+    /// likewise.
+    pub fn into_command(
+        self,
+        job: JobId,
+        restore: Option<CheckpointId>,
+        division: Option<&PlannedDivision>,
+    ) -> Command {
         match self {
             Proposal::Start {
                 generation,
+                dividing,
                 tasks,
                 standbys,
                 state,
@@ -123,6 +201,7 @@ impl Proposal {
                 job,
                 generation,
                 restore,
+                dividing,
                 tasks,
                 standbys,
                 state,
@@ -150,6 +229,24 @@ impl Proposal {
                 generation,
                 standbys,
             },
+            Proposal::Prepare {
+                generation,
+                next: NextTasks { tasks, standbys },
+                standbys: of_running,
+            } => Command::PrepareDivision {
+                job,
+                generation,
+                next: Arc::new(NextDivision {
+                    // Wanted no more, it is refused.
+                    graph: division
+                        .map(|wanted| TaskGraph::clone(&wanted.graph))
+                        .unwrap_or_default(),
+                    tasks,
+                    standbys,
+                }),
+                standbys: of_running,
+            },
+            Proposal::CutOver { generation } => Command::CutOver { job, generation },
         }
     }
 }

@@ -23,6 +23,7 @@ use common::time::{Span, Tick};
 
 use super::facts::{Facts, Proposal, RunningTasks, Workers};
 use crate::checkpoint::machine::Team;
+use crate::metadata::division::Dividing;
 use crate::metadata::jobs::Desired;
 use crate::placement::racks::Racks;
 use crate::placement::standbys;
@@ -89,6 +90,10 @@ pub enum Checkpointing {
     Final {
         generation: Generation,
     },
+    /// As `Final`, once everything of it is where the job goes on divided in another way.
+    CutOver {
+        generation: Generation,
+    },
     /// As `Final`, and before it every window closes.
     Drain {
         generation: Generation,
@@ -97,12 +102,11 @@ pub enum Checkpointing {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct JobMachine {
-    settings: Settings,
+    pub(super) settings: Settings,
     /// The time of the last event: what was due by then has been done, or waits for something else.
     asked: Tick,
-    shape: JobShape,
-    facts: Facts,
-    workers: Workers,
+    pub(super) facts: Facts,
+    pub(super) workers: Workers,
     /// What is known of the tasks of this generation.
     tasks: BTreeMap<TaskId, TaskStatus>,
     /// Since when this generation is waited for: its start, or this machine's.
@@ -112,6 +116,8 @@ pub struct JobMachine {
     counted: Option<Generation>,
     not_before: Tick,
     final_completed: Option<Generation>,
+    /// Since when the change to another division is waited for.
+    pub(super) cutting_since: Option<Tick>,
     proposing: bool,
     hold_until: Tick,
     checkpointing: Checkpointing,
@@ -130,7 +136,7 @@ enum TaskStatus {
 
 /// Whether workers that are to be emptied are given tasks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Draining {
+pub(super) enum Draining {
     Avoided,
     Used,
 }
@@ -152,17 +158,11 @@ impl Default for Settings {
 }
 
 impl JobMachine {
-    pub fn new(
-        now: Tick,
-        settings: Settings,
-        shape: JobShape,
-        facts: Facts,
-        workers: Workers,
-    ) -> JobMachine {
+    pub fn new(now: Tick, settings: Settings, facts: Facts, workers: Workers) -> JobMachine {
         JobMachine {
             settings,
             asked: now,
-            shape,
+            cutting_since: facts.cutting_over.then_some(now),
             facts,
             workers,
             tasks: BTreeMap::new(),
@@ -228,16 +228,18 @@ impl JobMachine {
             Some(_) => self.deadline(),
             None => self.not_before,
         };
+        let cut_over = self.cut_over_ends();
         let excused = self.gone.values().map(|since| since.plus(EXCUSED_FOR));
         [at, self.hold_until]
             .into_iter()
             .chain(excused)
+            .chain(cut_over)
             .filter(|at| *at > self.asked)
             .min()
     }
 
     pub fn shape(&self) -> &JobShape {
-        &self.shape
+        &self.facts.shape
     }
 
     pub fn workers(&self) -> &Workers {
@@ -263,28 +265,33 @@ impl JobMachine {
             .unwrap_or_default();
         let standbys = running.map(|running| running.standbys.clone());
         let standbys = standbys.unwrap_or_default();
+        let next = running.and_then(|running| running.next.as_ref());
+        let next = next.zip(self.facts.wanted.as_ref());
+        let next = next.map(|(next, wanted)| next.places(&wanted.shape));
+        let next = next.unwrap_or_default();
+        // Nobody waits for one that is gone.
+        let here = |standbys: Standbys| -> Standbys {
+            let each = standbys.into_iter().map(|(task, workers)| {
+                let here = workers.into_iter();
+                let here = here.filter(|worker| self.workers.contains_key(worker));
+                (task, here.collect())
+            });
+            each.collect()
+        };
         Team {
-            sources: self.shape.sources().collect(),
+            sources: self.facts.shape.sources().collect(),
             workers: worker_of
                 .values()
-                .chain(standbys.values().flatten())
+                .chain(standbys.values().chain(next.values()).flatten())
                 .map(|worker| {
                     let epoch = self.workers.get(worker).map(|room| room.epoch);
                     (*worker, epoch.unwrap_or(WorkerEpoch(0)))
                 })
                 .collect(),
             worker_of,
-            // Nobody waits for one that is gone.
-            standbys: standbys
-                .into_iter()
-                .map(|(task, workers)| {
-                    let here = workers.into_iter();
-                    (
-                        task,
-                        here.filter(|w| self.workers.contains_key(w)).collect(),
-                    )
-                })
-                .collect(),
+            standbys: here(standbys),
+            // A cut-over waits for who is gone, too: without it there is none.
+            next,
         }
     }
 
@@ -315,6 +322,10 @@ impl JobMachine {
             self.gone.insert(*worker, now);
         }
         self.gone.retain(|worker, _| !workers.contains_key(worker));
+        self.cutting_since = match facts.cutting_over {
+            true => self.cutting_since.or(Some(now)),
+            false => None,
+        };
         self.facts = facts;
         self.workers = workers;
     }
@@ -391,7 +402,13 @@ impl JobMachine {
             return Some(self.halt(JobState::Cancelled, "", None));
         }
         if let Some(failure) = self.failure(now) {
-            return Some(self.recover(now, failure));
+            return Some(self.recover(now, failure, Dividing::AsBefore));
+        }
+        if self.facts.desired == Desired::Running
+            && let Some((reason, dividing)) = self.failed_cut_over(now)
+        {
+            let fatal = false;
+            return Some(self.recover(now, Failure { reason, fatal }, dividing));
         }
         let runs = self.facts.state == JobState::Running;
         let ended = self.has_ended();
@@ -400,6 +417,10 @@ impl JobMachine {
             Desired::Paused if ended || !runs => Some(self.halt(JobState::Paused, "", None)),
             Desired::Stopped if ended || !runs => Some(self.halt(JobState::Stopped, "", None)),
             Desired::Running if self.facts.halting => self.start_if_wanted(None),
+            Desired::Running if self.facts.cutting_over => {
+                let complete = self.final_completed == Some(self.facts.generation);
+                complete.then(|| self.take_division()).flatten()
+            }
             Desired::Running | Desired::Drained if runs && ended => {
                 Some(self.halt(JobState::Finished, "", None))
             }
@@ -408,14 +429,17 @@ impl JobMachine {
                     generation: self.facts.generation,
                 })
             }
-            Desired::Running if runs => self.move_away().or_else(|| self.stand_by()),
+            Desired::Running if runs => self
+                .move_away()
+                .or_else(|| self.stand_by())
+                .or_else(|| self.divide()),
             Desired::Drained if runs => self.stand_by(),
             Desired::Running | Desired::Drained | Desired::Paused | Desired::Stopped => None,
             Desired::Cancelled => unreachable!("a cancelled job has been halted above"),
         }
     }
 
-    fn recover(&mut self, now: Tick, failure: Failure) -> Proposal {
+    fn recover(&mut self, now: Tick, failure: Failure, dividing: Dividing) -> Proposal {
         self.count_failure(now);
         let Failure { reason, fatal } = failure;
         let failed = Some(reason.clone());
@@ -441,14 +465,14 @@ impl JobMachine {
             self.not_before = now.plus(backoff);
             return self.halt(JobState::Recovering, &reason, failed);
         }
-        self.start(failed)
+        self.start(failed, dividing)
     }
 
     fn start_if_wanted(&mut self, failure: Option<String>) -> Option<Proposal> {
         if !self.wants_to_run() {
             return None;
         }
-        let proposal = self.start(failure);
+        let proposal = self.start(failure, Dividing::AsBefore);
         match &proposal {
             Proposal::Halt { state, reason, .. }
                 if self.facts.state == *state && self.facts.reason == *reason =>
@@ -458,7 +482,9 @@ impl JobMachine {
             Proposal::Start { .. }
             | Proposal::Halt { .. }
             | Proposal::Run { .. }
-            | Proposal::StandBy { .. } => Some(proposal),
+            | Proposal::StandBy { .. }
+            | Proposal::Prepare { .. }
+            | Proposal::CutOver { .. } => Some(proposal),
         }
     }
 
@@ -474,6 +500,7 @@ impl JobMachine {
         let tasks = place(&self.problem(Draining::Avoided)).ok()?;
         Some(Proposal::Start {
             generation: self.facts.generation,
+            dividing: Dividing::AsBefore,
             standbys: self.standbys_of(&tasks),
             tasks,
             state: JobState::Deploying,
@@ -486,6 +513,7 @@ impl JobMachine {
     fn stand_by(&self) -> Option<Proposal> {
         let running = self.facts.running.as_ref()?;
         let standbys = self.standbys_for(&running.worker_of, &running.standbys);
+        let standbys = self.with_predecessors(standbys, running.next.as_ref());
         (standbys != running.standbys).then_some(Proposal::StandBy {
             generation: self.facts.generation,
             standbys,
@@ -495,7 +523,7 @@ impl JobMachine {
     fn standbys_for(&self, worker_of: &BTreeMap<TaskId, NodeId>, previous: &Standbys) -> Standbys {
         let excused: BTreeSet<NodeId> = self.gone.keys().copied().collect();
         standbys::choose(&standbys::Problem {
-            shape: &self.shape,
+            shape: &self.facts.shape,
             count: self.settings.standbys,
             worker_of,
             free_slots: &self.free_slots(Draining::Avoided),
@@ -508,17 +536,17 @@ impl JobMachine {
         })
     }
 
-    fn racks(&self) -> Racks {
+    pub(super) fn racks(&self) -> Racks {
         let workers = self.workers.iter();
         Racks::of(workers.map(|(worker, room)| (*worker, room.rack.as_deref())))
     }
 
-    fn draining(&self) -> BTreeSet<NodeId> {
+    pub(super) fn draining(&self) -> BTreeSet<NodeId> {
         let draining = self.workers.iter().filter(|(_, room)| room.draining);
         draining.map(|(worker, _)| *worker).collect()
     }
 
-    fn free_slots(&self, draining: Draining) -> BTreeMap<NodeId, u32> {
+    pub(super) fn free_slots(&self, draining: Draining) -> BTreeMap<NodeId, u32> {
         let workers = self.workers.iter();
         let workers = workers.filter(|(_, room)| draining == Draining::Used || !room.draining);
         workers
@@ -526,14 +554,14 @@ impl JobMachine {
             .collect()
     }
 
-    fn carried(&self) -> BTreeMap<NodeId, BTreeSet<String>> {
+    pub(super) fn carried(&self) -> BTreeMap<NodeId, BTreeSet<String>> {
         let workers = self.workers.iter();
         let carried = workers.map(|(worker, room)| (*worker, room.operators.clone()));
         carried.collect()
     }
 
     /// The next generation, or waiting for what it needs.
-    fn start(&self, failure: Option<String>) -> Proposal {
+    fn start(&self, failure: Option<String>, dividing: Dividing) -> Proposal {
         if self.facts.generation >= LAST_GENERATION {
             return self.halt(
                 JobState::Failed,
@@ -549,6 +577,7 @@ impl JobMachine {
         match placed.or_else(|_| place(&self.problem(Draining::Used))) {
             Ok(tasks) => Proposal::Start {
                 generation: self.facts.generation,
+                dividing,
                 standbys: self.standbys_of(&tasks),
                 tasks,
                 state: if recovers {
@@ -570,7 +599,7 @@ impl JobMachine {
     fn problem(&self, draining: Draining) -> Problem {
         let running = self.facts.running.as_ref();
         Problem {
-            shape: self.shape.clone(),
+            shape: self.facts.shape.clone(),
             free_slots: self.free_slots(draining),
             carried: self.carried(),
             previous: match running {
@@ -694,6 +723,7 @@ impl JobMachine {
             Desired::Paused | Desired::Stopped => Checkpointing::Final { generation },
             Desired::Drained => Checkpointing::Drain { generation },
             Desired::Running if self.facts.halting => Checkpointing::Off,
+            Desired::Running if self.facts.cutting_over => Checkpointing::CutOver { generation },
             Desired::Running if self.all_exhausted() => Checkpointing::Final { generation },
             Desired::Running => Checkpointing::Periodic { generation },
         }
@@ -721,7 +751,7 @@ impl JobMachine {
     }
 
     fn not_live(&self) -> impl Iterator<Item = TaskId> {
-        self.shape.tasks().filter(|task| {
+        self.facts.shape.tasks().filter(|task| {
             !matches!(
                 self.task_state(*task),
                 Some(TaskState::Running | TaskState::Exhausted | TaskState::Finished)
@@ -730,13 +760,14 @@ impl JobMachine {
     }
 
     fn unheard(&self) -> impl Iterator<Item = TaskId> {
-        self.shape
+        self.facts
+            .shape
             .tasks()
             .filter(|task| !self.tasks.contains_key(task))
     }
 
     fn all_exhausted(&self) -> bool {
-        self.shape.sources().all(|task| {
+        self.facts.shape.sources().all(|task| {
             matches!(
                 self.task_state(task),
                 Some(TaskState::Exhausted | TaskState::Finished)
@@ -749,6 +780,7 @@ impl JobMachine {
     fn has_ended(&self) -> bool {
         self.final_completed == Some(self.facts.generation)
             && self
+                .facts
                 .shape
                 .tasks()
                 .all(|task| self.task_state(task) == Some(&TaskState::Finished))

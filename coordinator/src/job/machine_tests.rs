@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::ids::{
     CheckpointId, Generation, MetadataVersion, NodeId, StageId, TaskId, WorkerEpoch,
 };
+use common::limits::CUT_OVER_TIMEOUT;
 use common::protocol::job::JobState::{self, *};
 use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
@@ -13,6 +14,7 @@ use proptest::prelude::*;
 use super::facts::*;
 use super::machine::*;
 use super::wishes::*;
+use crate::metadata::division::Dividing;
 use crate::metadata::jobs::{Desired, may_follow};
 use crate::placement::tasks::{JobShape, StageShape};
 
@@ -63,23 +65,20 @@ impl World {
 
     fn with_workers(workers: Workers) -> World {
         let facts = Facts {
+            shape: shape(),
+            wanted: None,
             state: Created,
             reason: String::new(),
             desired: Desired::Running,
             generation: Generation(0),
             running: None,
             halting: false,
+            cutting_over: false,
             completed: None,
             holders: BTreeMap::new(),
             restoring: false,
         };
-        let machine = JobMachine::new(
-            Tick(0),
-            Settings::default(),
-            shape(),
-            facts.clone(),
-            workers.clone(),
-        );
+        let machine = JobMachine::new(Tick(0), Settings::default(), facts.clone(), workers.clone());
         World {
             now: Tick(0),
             version: 10,
@@ -126,6 +125,7 @@ impl World {
         match proposal {
             Proposal::Start {
                 generation,
+                dividing,
                 tasks,
                 standbys,
                 state,
@@ -139,7 +139,17 @@ impl World {
                     version: MetadataVersion(self.version),
                     worker_of: tasks.iter().map(|a| (a.task, a.worker)).collect(),
                     standbys,
+                    next: None,
                 });
+                self.facts.cutting_over = false;
+                match dividing {
+                    Dividing::AsBefore => {}
+                    Dividing::GivenUp => self.facts.wanted = None,
+                    Dividing::Anew => {
+                        let wanted = self.facts.wanted.take();
+                        self.facts.shape = wanted.expect("it is wanted").shape;
+                    }
+                }
             }
             Proposal::Halt {
                 generation,
@@ -166,10 +176,24 @@ impl World {
                 let running = self.facts.running.as_mut().expect("something runs");
                 running.standbys = standbys;
             }
+            Proposal::Prepare {
+                generation,
+                next,
+                standbys,
+            } if generation == self.facts.generation => {
+                let running = self.facts.running.as_mut().expect("something runs");
+                running.standbys = standbys;
+                running.next = Some(next);
+            }
+            Proposal::CutOver { generation } if generation == self.facts.generation => {
+                self.facts.cutting_over = true;
+            }
             Proposal::Start { .. }
             | Proposal::Halt { .. }
             | Proposal::Run { .. }
-            | Proposal::StandBy { .. } => {}
+            | Proposal::StandBy { .. }
+            | Proposal::Prepare { .. }
+            | Proposal::CutOver { .. } => {}
         }
     }
 
@@ -708,7 +732,6 @@ fn a_new_coordinator_leaves_a_running_job_alone() {
     world.machine = JobMachine::new(
         world.now,
         Settings::default(),
-        shape(),
         world.facts.clone(),
         world.workers.clone(),
     );
@@ -730,7 +753,6 @@ fn a_new_coordinator_that_hears_nothing_of_a_task_starts_a_new_generation() {
     world.machine = JobMachine::new(
         world.now,
         Settings::default(),
-        shape(),
         world.facts.clone(),
         world.workers.clone(),
     );
@@ -862,7 +884,6 @@ impl World {
                 self.machine = JobMachine::new(
                     self.now,
                     Settings::default(),
-                    shape(),
                     self.facts.clone(),
                     self.workers.clone(),
                 );
@@ -920,4 +941,195 @@ proptest! {
         };
         prop_assert!(reached, "wanted {:?}, is {:?}: {}", world.facts.desired, world.facts.state, world.facts.reason);
     }
+}
+
+/// Twice as many tasks as before, each made of one of the former.
+fn wanted() -> Wanted {
+    let stage = |id, has_source| StageShape {
+        id: StageId(id),
+        parallelism: 4,
+        has_state: true,
+        has_source,
+        custom: BTreeSet::new(),
+    };
+    let shape = JobShape {
+        stages: vec![stage(2, true), stage(3, false)],
+    };
+    let of = |task: TaskId| TaskId {
+        stage: StageId(task.stage.0 - 2),
+        index: task.index / 2,
+    };
+    Wanted {
+        predecessors: shape
+            .tasks()
+            .map(|task| (task, [of(task)].into()))
+            .collect(),
+        shape,
+    }
+}
+
+fn next(world: &World) -> NextTasks {
+    let running = world.facts.running.clone().unwrap();
+    running.next.expect("it is being prepared")
+}
+
+/// A job on four workers that has completed a checkpoint and is to be divided.
+fn dividing() -> World {
+    let workers = (1..=4).map(|id| (NodeId(id), room(u64::from(id), 1)));
+    let mut world = World::with_workers(workers.collect()).run();
+    world.complete_checkpoint(1);
+    world.facts.wanted = Some(wanted());
+    world.metadata_changed();
+    world.settle();
+    world
+}
+
+/// Everything is where it is to be.
+fn complete_prepared(world: &mut World, checkpoint: u64) {
+    let places = next(world).places(&wanted().shape);
+    world.facts.completed = Some(CheckpointId(checkpoint));
+    world.facts.holders.extend(places);
+    world.metadata_changed();
+    world.settle();
+}
+
+#[test]
+fn a_job_is_divided_once_everything_is_prepared() {
+    let mut world = dividing();
+    let (generation, prepared) = (world.facts.generation, next(&world));
+    let workers: BTreeSet<NodeId> = prepared.tasks.iter().map(|task| task.worker).collect();
+    assert_eq!(workers.len(), 4, "they are spread");
+    // Who prepares a task has what it is made of, or runs it.
+    let running = world.facts.running.clone().unwrap();
+    for (task, places) in prepared.places(&wanted().shape) {
+        let of = *wanted().predecessors[&task].first().unwrap();
+        for worker in places {
+            let stands_by = running
+                .standbys
+                .get(&of)
+                .is_some_and(|all| all.contains(&worker));
+            assert!(
+                running.worker_of[&of] == worker || stands_by,
+                "{task} on {worker}"
+            );
+        }
+    }
+    assert_eq!(world.checkpointing, Checkpointing::Periodic { generation });
+    assert_eq!(world.machine.undividable(), None);
+
+    complete_prepared(&mut world, 2);
+    assert_eq!(world.checkpointing, Checkpointing::CutOver { generation });
+    world.complete_checkpoint(3);
+    let held = prepared.places(&wanted().shape);
+    world.facts.holders.extend(held);
+    world.metadata_changed();
+    world.tell(Event::FinalCheckpointCompleted { generation });
+    world.settle();
+    world.expect(Deploying, "its parallelism changes to 4");
+    assert_eq!(world.facts.generation, generation.next());
+    let tasks = prepared.tasks.iter().map(|of| (of.task, of.worker));
+    assert_eq!(world.runs_on(), tasks.collect());
+    assert!(world.failures.is_empty());
+}
+
+#[test]
+fn one_that_prepares_and_is_lost_is_replaced_and_in_the_middle_of_a_cut_over_the_job_begins_again()
+{
+    let mut world = dividing();
+    let runs: BTreeSet<NodeId> = world.runs_on().into_values().collect();
+    let only_prepares = |world: &World| -> NodeId {
+        let next = next(world);
+        let workers = next.tasks.iter().map(|task| task.worker);
+        let mut others = workers.filter(|worker| !runs.contains(worker));
+        others
+            .next()
+            .expect("it has fewer tasks than there are workers")
+    };
+    let lost = only_prepares(&world);
+    world.register(NodeId(5));
+    world.lose(lost);
+    world.settle();
+    let prepared = next(&world);
+    assert!(prepared.tasks.iter().all(|task| task.worker != lost));
+    complete_prepared(&mut world, 2);
+    assert!(world.facts.cutting_over);
+
+    let (generation, lost) = (world.facts.generation, only_prepares(&world));
+    world.lose(lost);
+    world.settle();
+    assert_eq!(world.facts.generation, generation.next());
+    let task = prepared
+        .tasks
+        .iter()
+        .find(|task| task.worker == lost)
+        .unwrap()
+        .task;
+    let reason = format!("worker {lost}, where task {task} was prepared, is gone");
+    world.expect(Recovering, &reason);
+    assert!(world.facts.wanted.is_some(), "it is still wanted");
+    assert_eq!(world.facts.shape, shape());
+}
+
+#[test]
+fn a_cut_over_that_takes_too_long_is_given_up_and_the_job_goes_on_as_it_was() {
+    let mut world = dividing();
+    complete_prepared(&mut world, 2);
+    let due = world.machine.wake_at().expect("it does not wait for ever");
+    assert!(due <= world.now.plus(CUT_OVER_TIMEOUT));
+    world.pass(CUT_OVER_TIMEOUT);
+    world.settle();
+    world.expect(Recovering, &world.facts.reason.clone());
+    assert!(
+        world.facts.reason.contains("was given up"),
+        "{}",
+        world.facts.reason
+    );
+    assert_eq!(
+        (world.facts.wanted.clone(), &world.facts.shape),
+        (None, &shape())
+    );
+    world.report(TaskState::Running);
+    world.settle();
+    let generation = world.facts.generation;
+    assert_eq!(world.checkpointing, Checkpointing::Periodic { generation });
+}
+
+#[test]
+fn a_new_coordinator_goes_on_with_a_cut_over() {
+    let mut world = dividing();
+    complete_prepared(&mut world, 2);
+    let generation = world.facts.generation;
+    world.machine = JobMachine::new(
+        world.now,
+        Settings::default(),
+        world.facts.clone(),
+        world.workers.clone(),
+    );
+    world.metadata_changed();
+    assert_eq!(world.checkpointing, Checkpointing::CutOver { generation });
+}
+
+#[test]
+fn what_has_no_state_yet_is_divided_at_once_and_what_has_no_room_says_what_it_lacks() {
+    let mut world = World::new().run();
+    world.facts.wanted = Some(wanted());
+    world.metadata_changed();
+    world.settle();
+    assert_eq!(
+        (world.facts.generation, world.runs_on().len()),
+        (Generation(2), 8)
+    );
+
+    let workers = [(NodeId(1), room(1, 1)), (NodeId(2), room(2, 1))];
+    let mut world = World::with_workers(workers.into()).run();
+    world.complete_checkpoint(1);
+    world.facts.wanted = Some(wanted());
+    world.metadata_changed();
+    world.settle();
+    assert_eq!(world.facts.generation, Generation(1));
+    let lacks = world.machine.undividable().expect("there is no room");
+    assert_eq!(
+        lacks.to_string(),
+        "needs 4 slots, 2 are free: 2 more must come"
+    );
 }

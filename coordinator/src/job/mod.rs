@@ -3,6 +3,7 @@
 pub mod wishes;
 pub mod facts;
 pub mod machine;
+mod dividing;
 #[cfg(test)]
 mod machine_tests;
 pub(crate) mod messages;

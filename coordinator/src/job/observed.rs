@@ -1,4 +1,4 @@
-//! What heartbeats say of a job's tasks, and how fast they are: for people, never for decisions.
+//! How a job is doing, as heartbeats and its machine say: for people, never for decisions.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +16,7 @@ const MAX_SAMPLES: usize = 32;
 pub struct Observed {
     generation: Generation,
     tasks: BTreeMap<TaskId, ObservedTask>,
+    obstacle: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,17 @@ struct Counters {
 }
 
 impl Observed {
+    /// What keeps the job from being divided as it is wanted; empty: nothing.
+    pub fn obstacle(&self) -> &str {
+        &self.obstacle
+    }
+
+    #[must_use]
+    pub fn with_obstacle(mut self, obstacle: Option<String>) -> Observed {
+        self.obstacle = obstacle.unwrap_or_default();
+        self
+    }
+
     /// Forgets what was reported of other generations.
     pub fn follow(&mut self, generation: Generation) {
         if generation != self.generation {

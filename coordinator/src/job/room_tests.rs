@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::facts::{Facts, slots_by_job, workers_for};
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::{Command, Entry, Outcome, Registration, Rejection};
+use crate::metadata::division::Dividing;
 
 fn apply(metadata: &mut ClusterMetadata, command: Command) -> Result<Outcome, Rejection> {
     let index = MetadataVersion(metadata.version().0 + 1);
@@ -97,6 +98,7 @@ fn start(metadata: &mut ClusterMetadata, job: JobId) -> Result<Outcome, Rejectio
         job,
         generation: Generation(0),
         restore: None,
+        dividing: Dividing::AsBefore,
         tasks: tasks.collect(),
         standbys: Standbys::new(),
         state: JobState::Deploying,

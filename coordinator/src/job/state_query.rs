@@ -208,6 +208,7 @@ pub fn at_rest(row: &JobRow, is_active: impl Fn(NodeId) -> bool) -> Deployment {
         graph: TaskGraph::clone(&row.graph),
         tasks: tasks.collect(),
         standbys: Standbys::new(),
+        next: None,
         checkpoint_interval: row.checkpoint_interval,
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, ProducerId,
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, ProducerId, StageId,
     StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
 };
 use common::objects::location::Location;
@@ -20,10 +20,11 @@ use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobState};
 use common::protocol::replicate::{IsrChange, IsrVerdict};
-use common::protocol::task::{Standbys, TaskAssignment};
+use common::protocol::task::{NextDivision, Standbys, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
 
+use super::division::{Dividing, PlannedDivision};
 use super::jobs::Desired;
 use super::savepoints::{Restored, SavepointOutcome};
 
@@ -114,6 +115,8 @@ pub enum Command {
         job: JobId,
         generation: Generation,
         restore: Option<CheckpointId>,
+        #[serde(default)]
+        dividing: Dividing,
         tasks: Vec<TaskAssignment>,
         #[serde(default)]
         standbys: Standbys,
@@ -128,6 +131,24 @@ pub enum Command {
         job: JobId,
         generation: Generation,
         standbys: Standbys,
+    },
+    /// The job is to be divided into tasks in this way.
+    Divide {
+        job: JobId,
+        first_stage: StageId,
+        division: Option<PlannedDivision>,
+    },
+    /// The tasks of the division that is wanted are prepared beside those of this generation.
+    PrepareDivision {
+        job: JobId,
+        generation: Generation,
+        next: Arc<NextDivision>,
+        standbys: Standbys,
+    },
+    /// The next checkpoint of this generation is its last, and the job goes on divided as it was prepared.
+    CutOver {
+        job: JobId,
+        generation: Generation,
     },
     /// Every task of this generation runs.
     GenerationRuns {
@@ -301,6 +322,10 @@ pub enum Rejection {
         restore: Option<CheckpointId>,
         completed: Option<CheckpointId>,
     },
+    #[error("job \"{job}\" was divided into tasks in another way meanwhile")]
+    DividedMeanwhile { job: JobName },
+    #[error("the next division of job {job} is not prepared")]
+    NotPrepared { job: JobId },
     #[error("worker {worker} has no room for job {job}")]
     NoRoom { job: JobId, worker: NodeId },
     #[error("the assignment does not name every task of job {job} once")]
@@ -342,6 +367,8 @@ impl Rejection {
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }
+            | Rejection::DividedMeanwhile { .. }
+            | Rejection::NotPrepared { .. }
             | Rejection::NoRoom { .. }
             | Rejection::WrongCheckpoint { .. } => ErrorCode::Conflict,
             Rejection::NestedBatch => ErrorCode::Internal,
@@ -363,6 +390,7 @@ impl From<Rejection> for Problem {
             }
             Rejection::LastWorker { .. } => problem.hint("Start another worker first."),
             Rejection::TopicChanged(_) => problem.hint("Read the topic again and repeat."),
+            Rejection::DividedMeanwhile { .. } => problem.hint("Read the job again and repeat."),
             Rejection::JobOver { .. } => problem.hint("Deploy it again under another name."),
             Rejection::JobAlive { .. } => problem.hint("Stop or cancel it first."),
             Rejection::SavepointUnderWay { .. } => problem.hint(
@@ -383,6 +411,7 @@ impl From<Rejection> for Problem {
             | Rejection::GenerationsExhausted { .. }
             | Rejection::WrongRestore { .. }
             | Rejection::WrongTasks { .. }
+            | Rejection::NotPrepared { .. }
             | Rejection::NoRoom { .. }
             | Rejection::WrongCheckpoint { .. }
             | Rejection::NestedBatch => problem,

@@ -24,6 +24,7 @@ use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::checkpoints::{CompletedCheckpoint, no_holds};
 use super::command::{Outcome, Rejection};
+use super::division::{Dividing, PlannedDivision};
 use super::savepoints::{Restored, SavepointRow};
 use crate::placement::tasks::slots_used;
 
@@ -61,6 +62,15 @@ pub struct JobRow {
     /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
     /// only a new generation makes them read again.
     pub halting: bool,
+    /// Another division into tasks that is wanted.
+    #[serde(default)]
+    pub division: Option<PlannedDivision>,
+    /// Below this are the ids of the stages of all divisions there have been.
+    #[serde(default)]
+    pub stages_used: u16,
+    /// In this generation the last checkpoint before the job is divided in another way may have begun.
+    #[serde(default)]
+    pub cutting_over: bool,
     /// The last completed checkpoint, and which workers have the state of each task at it, the one that
     /// ran it first.
     pub completed: Option<CheckpointId>,
@@ -135,6 +145,12 @@ impl JobRow {
         self.generation = self.generation.next();
         self.deployment = None;
         self.halting = false;
+        self.cutting_over = false;
+    }
+
+    /// Nothing of it ever runs again.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, JobState::Finished | JobState::Cancelled)
     }
 
     pub(super) fn become_state(&mut self, state: JobState, reason: &str) -> Result<(), Rejection> {
@@ -229,6 +245,9 @@ impl ClusterMetadata {
             generation: Generation(0),
             deployment: None,
             halting: false,
+            division: None,
+            stages_used: 0,
+            cutting_over: false,
             completed: None,
             holders: BTreeMap::new(),
             restored: None,
@@ -261,7 +280,7 @@ impl ClusterMetadata {
         desired: Desired,
     ) -> Result<Outcome, Rejection> {
         self.change_job(index, at, job, |row| {
-            if matches!(row.state, JobState::Finished | JobState::Cancelled) {
+            if row.is_over() {
                 let state = row.state;
                 let job = row.name.clone();
                 return Err(Rejection::JobOver { job, state });
@@ -285,6 +304,7 @@ impl ClusterMetadata {
         job: JobId,
         generation: Generation,
         restore: Option<CheckpointId>,
+        dividing: Dividing,
         tasks: &[TaskAssignment],
         standbys: &Standbys,
         (state, reason): (JobState, &str),
@@ -300,6 +320,14 @@ impl ClusterMetadata {
                     restore,
                     completed,
                 });
+            }
+            match dividing {
+                Dividing::Anew => row.take_division()?,
+                Dividing::AsBefore => row.leave_division(),
+                Dividing::GivenUp => {
+                    row.division = None;
+                    row.leave_division();
+                }
             }
             if !tasks.iter().map(|t| t.task).eq(row.graph.tasks()) {
                 return Err(Rejection::WrongTasks { job });
@@ -320,6 +348,7 @@ impl ClusterMetadata {
                 graph: TaskGraph::clone(&row.graph),
                 tasks: tasks.to_vec(),
                 standbys: standbys.clone(),
+                next: None,
                 checkpoint_interval: row.checkpoint_interval,
             }));
             Ok(Outcome::GenerationStarted(row.generation))
@@ -482,7 +511,7 @@ impl ClusterMetadata {
 }
 
 /// A copy beside the original would be lost with it.
-fn check_standbys(
+pub(super) fn check_standbys(
     job: JobId,
     tasks: &[TaskAssignment],
     standbys: &Standbys,

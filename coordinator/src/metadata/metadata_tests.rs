@@ -26,19 +26,20 @@ use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
 use super::command::{Command, Entry, EpochCompleted, Outcome, Registration, Rejection};
+use super::division::Dividing;
 use super::jobs::Desired;
 use super::nodes::WorkerStatus;
 use super::savepoints::{Restored, SavepointOutcome};
 
 /// Metadata, and the commands that made it.
 #[derive(Clone, Default)]
-struct History {
-    metadata: ClusterMetadata,
+pub(super) struct History {
+    pub(super) metadata: ClusterMetadata,
     entries: Vec<Entry>,
 }
 
 impl History {
-    fn announced() -> History {
+    pub(super) fn announced() -> History {
         let mut history = History::default();
         history.announce();
         history
@@ -53,7 +54,7 @@ impl History {
         epoch
     }
 
-    fn command(&mut self, command: Command) -> Result<Outcome, Rejection> {
+    pub(super) fn command(&mut self, command: Command) -> Result<Outcome, Rejection> {
         let control_epoch = self.metadata.control_epoch();
         self.entry(control_epoch, command)
     }
@@ -83,7 +84,7 @@ impl History {
     }
 
     /// A registered worker that may be given work.
-    fn active_worker(&mut self, storage: u128) -> (NodeId, WorkerEpoch) {
+    pub(super) fn active_worker(&mut self, storage: u128) -> (NodeId, WorkerEpoch) {
         let (worker, epoch) = self.register(registration(storage));
         self.command(Command::UnfenceWorker { worker, epoch })
             .unwrap();
@@ -97,14 +98,14 @@ impl History {
         id
     }
 
-    fn job(&mut self, name: &str) -> JobId {
+    pub(super) fn job(&mut self, name: &str) -> JobId {
         match self.command(create_job(name)) {
             Ok(Outcome::JobCreated(job)) => job,
             other => panic!("not created: {other:?}"),
         }
     }
 
-    fn start(&mut self, job: JobId, worker: NodeId) -> Generation {
+    pub(super) fn start(&mut self, job: JobId, worker: NodeId) -> Generation {
         let row = self.metadata.job(job).unwrap();
         let command = start_generation(job, row.generation, row.completed, worker);
         match self.command(command) {
@@ -192,7 +193,7 @@ fn task(index: u32) -> TaskId {
     }
 }
 
-fn start_generation(
+pub(super) fn start_generation(
     job: JobId,
     generation: Generation,
     restore: Option<CheckpointId>,
@@ -202,6 +203,7 @@ fn start_generation(
         job,
         generation,
         restore,
+        dividing: Dividing::AsBefore,
         tasks: [0, 1]
             .map(|index| TaskAssignment {
                 task: task(index),
@@ -223,7 +225,12 @@ fn counts(rows_in: u64, late_rows: u64) -> TaskCounts {
     }
 }
 
-fn complete(job: JobId, generation: Generation, checkpoint: u64, worker: NodeId) -> Command {
+pub(super) fn complete(
+    job: JobId,
+    generation: Generation,
+    checkpoint: u64,
+    worker: NodeId,
+) -> Command {
     Command::EpochCompleted(EpochCompleted {
         job,
         generation,

@@ -9,11 +9,14 @@ pub mod topics;
 pub mod nodes;
 pub mod jobs;
 pub mod checkpoints;
+pub mod division;
 pub mod savepoints;
 pub mod changes;
 pub mod snapshot;
 #[cfg(test)]
 mod metadata_tests;
+#[cfg(test)]
+mod division_tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -296,6 +299,7 @@ impl ClusterMetadata {
                 job,
                 generation,
                 restore,
+                dividing,
                 tasks,
                 standbys,
                 state,
@@ -307,11 +311,24 @@ impl ClusterMetadata {
                 *job,
                 *generation,
                 *restore,
+                *dividing,
                 tasks,
                 standbys,
                 (*state, reason),
                 failure.as_ref(),
             ),
+            Command::Divide {
+                job,
+                first_stage,
+                division,
+            } => self.divide(index, at, *job, *first_stage, division.as_ref()),
+            Command::PrepareDivision {
+                job,
+                generation,
+                next,
+                standbys,
+            } => self.prepare_division(index, at, *job, *generation, next, standbys),
+            Command::CutOver { job, generation } => self.cut_over(index, at, *job, *generation),
             Command::GenerationRuns { job, generation } => {
                 self.generation_runs(index, at, *job, *generation)
             }

@@ -145,6 +145,12 @@ impl JobShape {
         }
     }
 
+    /// Whether a task keeps state.
+    pub fn has_state(&self, task: TaskId) -> bool {
+        let mut stages = self.stages.iter();
+        stages.any(|stage| stage.id == task.stage && stage.has_state)
+    }
+
     /// The slots the job needs.
     pub fn parallelism(&self) -> u32 {
         self.stages

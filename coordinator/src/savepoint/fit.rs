@@ -46,6 +46,16 @@ fn differences(saved: &TaskGraph, planned: &TaskGraph) -> Vec<String> {
             parallelism(planned).unwrap_or(0)
         ));
     }
+    differences.extend(operator_differences(saved, planned));
+    if differences.is_empty() && !same_stages(saved, planned) {
+        differences.push("its operators are divided over tasks in another way".to_owned());
+    }
+    differences
+}
+
+/// What differs of sources, operators and sinks, however they are divided over tasks.
+pub fn operator_differences(saved: &TaskGraph, planned: &TaskGraph) -> Vec<String> {
+    let mut differences = Vec::new();
     compare(
         "source",
         sources(saved),
@@ -67,9 +77,6 @@ fn differences(saved: &TaskGraph, planned: &TaskGraph) -> Vec<String> {
         same_sink,
         &mut differences,
     );
-    if differences.is_empty() && !same_stages(saved, planned) {
-        differences.push("its operators are divided over tasks in another way".to_owned());
-    }
     differences
 }
 
@@ -127,7 +134,7 @@ fn same_sink(saved: &PlannedSink, planned: &PlannedSink) -> bool {
         && (&saved.columns, &saved.mode) == (&planned.columns, &planned.mode)
 }
 
-/// Tasks are told apart by their stages' numbers.
+/// Tasks are told apart by their stages' numbers, of which a job that was rescaled has others.
 fn same_stages(saved: &TaskGraph, planned: &TaskGraph) -> bool {
     let shape = |stage: &Stage| {
         let operators = stage

@@ -1,6 +1,6 @@
 //! Standbys in the world: what keeps the state of tasks that run elsewhere, and what gives it to those who do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -161,8 +161,11 @@ impl Standby {
         let Some(copies) = self.finding.take() else {
             return;
         };
-        let Found { followed, cold } =
-            copies.find(stood_by(&self.deployment, self.me.0), self.take_left());
+        let Found { followed, cold } = copies.find(
+            stood_by(&self.deployment, self.me.0),
+            &BTreeSet::new(),
+            self.take_left(),
+        );
         cold.into_iter().for_each(|task| copies.warm_up(task));
         self.happen(env, who, image, Event::Follow(followed));
         while self.finding.is_none()
@@ -186,7 +189,11 @@ impl Standby {
     /// The generation is over here.
     pub fn leave(mut self) -> Left {
         if let Some(copies) = self.finding.take() {
-            copies.find(stood_by(&self.deployment, self.me.0), self.take_left());
+            copies.find(
+                stood_by(&self.deployment, self.me.0),
+                &BTreeSet::new(),
+                self.take_left(),
+            );
         }
         let hot = std::mem::take(&mut *lock(&self.hot)).into_iter();
         hot.map(|(task, copy)| (task, copy.into_left())).collect()

@@ -36,7 +36,7 @@ use crate::checkpoint::upload;
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
 use crate::source::{self, SourceContext};
-use crate::standby::actor::{StandBy, StandbyActor, StopStandby};
+use crate::standby::actor::{Grown, StandBy, StandbyActor, StopStandby};
 use crate::standby::serving;
 use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
@@ -129,6 +129,7 @@ impl JobActor {
         let view_cache_bytes = self.services.memory.view_cache_bytes;
         let options = assembly::store_options(&deployment.graph, share, view_cache_bytes);
         let custom = self.services.custom.clone();
+        let wanted: BTreeSet<TaskId> = deployment.all_tasks().collect();
         let left = self.left.take();
         let objects = Objects::new(self.services.transport.clone());
         let restoring = async move {
@@ -141,6 +142,8 @@ impl JobActor {
                     }
                 };
                 store.go_on_with(options);
+                store.await_no_successors();
+                store.keep_only(&wanted)?;
                 Ok::<_, StateError>((store, left))
             });
             let (store, mut left) = opening.await.map_err(Unrestored::Panicked)??;
@@ -209,7 +212,7 @@ impl JobActor {
         match &self.standby {
             // What does not fit comes again with the next image.
             Some(standby) => drop(standby.try_send(StandBy(self.deployment.clone()))),
-            None if self.deployment.standbys.is_empty() => {}
+            None if self.deployment.standbys.is_empty() && self.deployment.next.is_none() => {}
             None => {
                 let actor =
                     StandbyActor::new(self.deployment.clone(), self.services.clone(), store, left);
@@ -340,6 +343,7 @@ impl JobActor {
                     if let Some(sealed) = &actor.sealed {
                         sealed.send_replace(());
                     }
+                    actor.tell_grown();
                     for snapshot in &mut ack.tasks {
                         snapshot.delta_bytes = bytes.get(&snapshot.task).copied().unwrap_or(0);
                     }
@@ -494,6 +498,13 @@ impl JobActor {
         for address in self.tasks.values() {
             // A full mailbox is tried again at the next look.
             drop(address.try_send(Complete(completed)));
+        }
+    }
+
+    fn tell_grown(&self) {
+        if let (Some(standby), Some(_)) = (&self.standby, &self.deployment.next) {
+            // What does not fit is about what the next one is about, too.
+            drop(standby.try_send(Grown));
         }
     }
 
@@ -681,6 +692,7 @@ impl Handler<Completed> for JobActor {
         }
         self.completed = Some(checkpoint);
         self.tell_completed();
+        self.tell_grown();
         self.fold(context);
     }
 }
@@ -690,7 +702,9 @@ impl Handler<Deployed> for JobActor {
 
     fn handle(&mut self, Deployed(deployment): Deployed, _: &mut Context<Self>) {
         let same = deployment.generation == self.deployment.generation;
-        if same && deployment.standbys != self.deployment.standbys {
+        let changed = deployment.standbys != self.deployment.standbys
+            || deployment.next != self.deployment.next;
+        if same && changed {
             self.deployment = deployment;
             self.stand_by(Left::new());
         }

@@ -87,6 +87,26 @@ pub fn stood_by(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
     here.map(|(task, _)| *task).collect()
 }
 
+/// The tasks with state of the job's next division that a worker is to run, or to stand by for.
+pub fn successors_here(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> {
+    let Some(next) = &deployment.next else {
+        return BTreeSet::new();
+    };
+    let run = next
+        .tasks
+        .iter()
+        .filter(|assignment| assignment.worker == me);
+    let stood_by = next
+        .standbys
+        .iter()
+        .filter(|(_, workers)| workers.contains(&me));
+    let here = run
+        .map(|assignment| assignment.task)
+        .chain(stood_by.map(|(task, _)| *task));
+    here.filter(|task| next.graph.stage(task.stage).has_state())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use common::ids::{JobName, MetadataVersion, StageId};
@@ -116,6 +136,7 @@ mod tests {
                 worker: NodeId(worker),
             }],
             standbys: BTreeMap::new(),
+            next: None,
             checkpoint_interval: Span::from_secs(1),
         };
         let job_image = JobImage {

@@ -112,6 +112,7 @@ mod tests {
             graph,
             tasks,
             standbys: std::collections::BTreeMap::new(),
+            next: None,
             checkpoint_interval: Span::from_secs(1),
         }
     }

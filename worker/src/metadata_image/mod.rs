@@ -190,6 +190,7 @@ mod tests {
             graph: common::plan::task_graph::TaskGraph::default(),
             tasks: Vec::new(),
             standbys: BTreeMap::new(),
+            next: None,
             checkpoint_interval: common::time::Span::from_secs(1),
         });
         let started = MetadataDelta {

@@ -18,10 +18,11 @@ use tracing::{debug, error, info, warn};
 
 use super::copies::{Copies, Found, lock};
 use super::machine::{Effect, Event, StandbyMachine};
+use super::preparing::Successors;
 use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::job::assembly::Left;
-use crate::job::assignment::stood_by;
+use crate::job::assignment::{stood_by, successors_here};
 use crate::job::services::Services;
 
 /// How long the worker that is asked may hold a call, and how long it may take altogether.
@@ -34,14 +35,15 @@ const ACK_AGAIN: Span = Span::from_millis(250);
 
 #[derive(Debug)]
 pub(crate) struct StandbyActor {
-    deployment: Arc<Deployment>,
-    services: Services,
-    store: Arc<JobStateStore>,
+    pub(super) deployment: Arc<Deployment>,
+    pub(super) services: Services,
+    pub(super) store: Arc<JobStateStore>,
     /// The tables of those tasks that there is memory for.
     hot: Arc<Mutex<BTreeMap<TaskId, HotTables>>>,
     /// What the generation before has left.
     left: Left,
     machine: StandbyMachine,
+    pub(super) successors: Successors,
     /// Tasks whose tables are to be brought into memory, and those whose tables are being brought there.
     cold: BTreeSet<TaskId>,
     warming_up: BTreeSet<TaskId>,
@@ -53,11 +55,19 @@ pub(crate) struct StandbyActor {
     timer: bool,
 }
 
-/// Who stands by has changed, in the same generation.
+/// Who stands by has changed, or what is prepared, in the same generation.
 #[derive(Debug)]
 pub(crate) struct StandBy(pub(crate) Arc<Deployment>);
 
 impl Message for StandBy {
+    type Result = ();
+}
+
+/// Tasks that run here have sealed something, or a checkpoint has been completed.
+#[derive(Debug)]
+pub(crate) struct Grown;
+
+impl Message for Grown {
     type Result = ();
 }
 
@@ -85,6 +95,7 @@ impl StandbyActor {
             hot: Arc::default(),
             left,
             machine: StandbyMachine::default(),
+            successors: Successors::default(),
             cold: BTreeSet::new(),
             warming_up: BTreeSet::new(),
             ending: None,
@@ -103,15 +114,25 @@ impl StandbyActor {
             tasks = tasks.len(), "standing by",
         );
         let left = std::mem::take(&mut self.left);
-        let finding = tokio::task::spawn_blocking(move || copies.find(tasks, left));
+        let successors = successors_here(&self.deployment, self.services.session.worker);
+        let finding = tokio::task::spawn_blocking(move || copies.find(tasks, &successors, left));
         let found = finding.into_actor(self).map(|found, actor, context| {
             let Found { followed, cold } = found.expect("looking for copies does not panic");
+            actor.prepare(context);
             actor.happen(Event::Follow(followed), context);
-            actor.cold = cold.into_iter().collect();
+            actor.cold.clear();
+            actor.note_cold(cold);
             actor.warm_up(context);
         });
         // What comes meanwhile would be about the tasks of before.
         context.wait(found);
+    }
+
+    /// There is memory for what goes on here; those that only serve to make others are read from the disk.
+    fn note_cold(&mut self, tasks: impl IntoIterator<Item = TaskId>) {
+        let goes_on = |task: &TaskId| !self.successors.are_made_of(*task);
+        let cold: Vec<TaskId> = tasks.into_iter().filter(goes_on).collect();
+        self.cold.extend(cold);
     }
 
     /// Others are kept, and a new generation may begin, while a large one is read.
@@ -139,7 +160,7 @@ impl StandbyActor {
         }
     }
 
-    fn copies(&self) -> Copies {
+    pub(super) fn copies(&self) -> Copies {
         let image = self.services.image.borrow();
         Copies {
             deployment: self.deployment.clone(),
@@ -157,10 +178,7 @@ impl StandbyActor {
             match effect {
                 Effect::Ask { worker, positions } => self.ask(worker, positions, context),
                 Effect::Keep { of, pieces } => self.keep(of, pieces, context),
-                Effect::Acknowledge(held) => {
-                    self.untold.extend(held);
-                    self.tell(context);
-                }
+                Effect::Acknowledge(held) => self.acknowledge(held, context),
             }
         }
         self.set_timer(context);
@@ -209,8 +227,9 @@ impl StandbyActor {
             .map(move |outcome, actor, context| {
                 let event = match outcome.expect("keeping a copy does not panic") {
                     Ok(cold) => {
-                        actor.cold.extend(cold);
+                        actor.note_cold(cold);
                         actor.warm_up(context);
+                        actor.grow(context);
                         Event::Kept { of }
                     }
                     Err(error) if error.is_fatal() => {
@@ -226,6 +245,15 @@ impl StandbyActor {
                 actor.happen(event, context);
             });
         context.spawn(kept);
+    }
+
+    pub(super) fn acknowledge(
+        &mut self,
+        held: Vec<(TaskId, CheckpointId)>,
+        context: &mut Context<Self>,
+    ) {
+        self.untold.extend(held);
+        self.tell(context);
     }
 
     /// One call at a time, with all that is to be told by then.
@@ -292,10 +320,19 @@ impl Handler<StandBy> for StandbyActor {
     type Result = ();
 
     fn handle(&mut self, StandBy(deployment): StandBy, context: &mut Context<Self>) {
-        if deployment.standbys != self.deployment.standbys {
+        let same = deployment.standbys == self.deployment.standbys;
+        if !same || deployment.next != self.deployment.next {
             self.deployment = deployment;
             self.follow(context);
         }
+    }
+}
+
+impl Handler<Grown> for StandbyActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Grown, context: &mut Context<Self>) {
+        self.grow(context);
     }
 }
 

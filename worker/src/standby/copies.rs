@@ -38,9 +38,15 @@ pub struct Found {
 }
 
 impl Copies {
-    /// How far each of these tasks is here. `left`: what the generation before had of them in memory.
-    pub fn find(&self, tasks: BTreeSet<TaskId>, mut left: Left) -> Found {
-        lock(&self.hot).retain(|task, _| tasks.contains(task));
+    /// How far each of these tasks is here. `left`: what the generation before had of them in memory. `successors`:
+    /// what is in memory of these stays, too.
+    pub fn find(
+        &self,
+        tasks: BTreeSet<TaskId>,
+        successors: &BTreeSet<TaskId>,
+        mut left: Left,
+    ) -> Found {
+        lock(&self.hot).retain(|task, _| tasks.contains(task) || successors.contains(task));
         let (mut followed, mut cold) = (Vec::new(), Vec::new());
         for task in tasks {
             let generation = self.deployment.generation;
@@ -118,6 +124,22 @@ impl Copies {
         }
     }
 
+    /// A successor has got further on the disk than this.
+    pub fn catch_up(&self, task: TaskId, from: CheckpointId) -> Result<(), StateError> {
+        let generation = self.deployment.generation;
+        let since = self
+            .store
+            .records_after(task, Some(from), generation, &self.history())?;
+        for record in &since {
+            self.apply(&mut lock(&self.hot), task, record);
+        }
+        Ok(())
+    }
+
+    pub fn is_hot(&self, task: TaskId) -> bool {
+        lock(&self.hot).contains_key(&task)
+    }
+
     /// These are a task's tables at a checkpoint that counts. They are brought to where its chunks are, which wait
     /// for that: what is kept meanwhile is either read here or applied afterwards.
     fn heat(&self, task: TaskId, at: Option<CheckpointId>, begins: RestoredTask) {
@@ -179,7 +201,7 @@ impl Copies {
     }
 
     fn limit_of(&self, task: TaskId) -> (BTreeSet<String>, Limit) {
-        let stage = self.deployment.graph.stage(task.stage);
+        let stage = self.deployment.stage_of(task);
         let spilling = assembly::spilling(stage, &self.custom);
         let limit = match spilling.is_empty() {
             true => Limit::Bytes(self.memory.bytes_for(1)),
@@ -188,7 +210,7 @@ impl Copies {
         (spilling, limit)
     }
 
-    fn history(&self) -> impl Fn(Generation, CheckpointId) -> Option<bool> + '_ {
+    pub fn history(&self) -> impl Fn(Generation, CheckpointId) -> Option<bool> + '_ {
         |generation, checkpoint| self.facts.as_ref()?.counts(generation, checkpoint)
     }
 }

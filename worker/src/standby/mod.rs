@@ -6,10 +6,14 @@
 //!        chunks after it, or a base file  ───────▶  appends them as they are, fsync
 //!                                                   AckStandby(e)  ───────────▶  a holder of e
 //! ```
+//!
+//! What is here of tasks is also what the tasks of a job's next division are made of (`successors.rs`).
 
 pub mod machine;
+pub mod successors;
 #[cfg(test)]
 mod standby_tests;
 pub mod copies;
 pub(crate) mod actor;
+mod preparing;
 pub(crate) mod serving;

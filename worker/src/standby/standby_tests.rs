@@ -70,7 +70,7 @@ impl Pair {
         self.acknowledged.clear();
         lock(&self.hot).clear();
         let tasks = (0..TASKS).map(|index| task(u32::try_from(index).unwrap()));
-        let Found { followed, cold } = self.copies().find(tasks.collect(), left);
+        let Found { followed, cold } = self.copies().find(tasks.collect(), &BTreeSet::new(), left);
         self.cold = cold.into_iter().collect();
         self.happen(Event::Follow(followed));
     }
@@ -102,6 +102,7 @@ impl Pair {
             tasks: assignments.collect(),
             graph,
             standbys: BTreeMap::new(),
+            next: None,
             checkpoint_interval: Span::from_secs(1),
         };
         let facts = JobImage {

@@ -18,7 +18,6 @@ use coordinator::job::facts::{Facts, Workers, slots_by_job, workers_for};
 use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
 use coordinator::metadata::command::Command;
 use coordinator::metadata::jobs::JobRow;
-use coordinator::placement::tasks::JobShape;
 
 use super::{MAILBOX_MS, ME, Proposer, Purpose, Reign, Timer};
 use crate::sim::env::Env;
@@ -45,7 +44,7 @@ impl Reign {
             ..Settings::default()
         };
         let (facts, workers) = self.facts_of(&row);
-        let machine = JobMachine::new(env.now, settings, JobShape::of(&row.graph), facts, workers);
+        let machine = JobMachine::new(env.now, settings, facts, workers);
         let settings = CheckpointSettings {
             interval: row.checkpoint_interval,
             timeout: row.spec.config.checkpoint_timeout,
@@ -96,7 +95,9 @@ impl Reign {
                 Effect::Propose(proposal) => {
                     env.trace(|| format!("coordinator: {proposal:?}"));
                     let completed = self.jobs[&id].machine.facts().completed;
-                    let command = proposal.into_command(id, completed);
+                    let row = self.metadata.job(id);
+                    let division = row.and_then(|row| row.division.clone());
+                    let command = proposal.into_command(id, completed, division.as_ref());
                     self.propose(env, command, Proposer::Job(id));
                 }
                 Effect::Checkpoint(checkpointing) => {
@@ -115,6 +116,9 @@ impl Reign {
                         }
                         Checkpointing::Final { generation } => {
                             run(generation, CheckpointKind::Stop)
+                        }
+                        Checkpointing::CutOver { generation } => {
+                            run(generation, CheckpointKind::CutOver)
                         }
                         Checkpointing::Drain { generation } => {
                             run(generation, CheckpointKind::Drain)
