@@ -14,19 +14,14 @@ use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
 use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes};
-use serde_json::{Value, json};
+use integration_tests::steady_job::{INTERVAL, LOOK, check, ends, fill, load, look};
+use serde_json::Value;
 
-const INTERVAL: Duration = Duration::from_millis(200);
 /// After a kill, the load goes on for so long.
 const RETURN_WITHIN: Duration = Duration::from_secs(25);
 /// Where another worker goes on, the killed one comes back after this, when all is long over.
 const AWAY: Duration = Duration::from_secs(4);
 const GO_ON_WITHIN: Duration = Duration::from_secs(8);
-const LOOK: Duration = Duration::from_millis(5);
-const REQUEST: u64 = 20_000;
-const MAX_RECORDS: usize = 5_000;
-/// Keys that the load after the filling is about; their counts are checked.
-const BUSY_KEYS: u64 = 1_000;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -145,56 +140,6 @@ async fn busiest(cluster: &Cluster, client: &Client) -> Result<usize> {
         .context("no such worker was started")
 }
 
-fn record(key: u64) -> String {
-    format!(
-        "{{\"key\":\"customer-{key:075}\",\"amount\":{}}}\n",
-        key % 100
-    )
-}
-
-/// Deploys the job and gives it every key once. Topics have a copy on each worker.
-async fn fill(client: &Client, keys: u64, workers: usize) -> Result<()> {
-    for topic in ["events", "results"] {
-        let topic = json!({"name": topic, "partitions": 4, "replication_factor": workers});
-        let _: Value = client.post("/v1/topics", &topic).await?;
-    }
-    let sql = "CREATE TABLE events (key VARCHAR, amount BIGINT) WITH (connector = 'topic', topic = 'events');
-               CREATE TABLE results WITH (connector = 'topic', topic = 'results');
-               INSERT INTO results SELECT key, count(*) AS events, sum(amount) AS total, max(amount) AS largest
-               FROM events GROUP BY key;";
-    let job = json!({
-        "name": "counts", "sql": sql, "parallelism": 2,
-        "checkpoint_interval_ms": INTERVAL.as_millis() as u64,
-    });
-    let _: Value = client.post("/v1/jobs", &job).await?;
-    for first in (0..keys).step_by(usize::try_from(REQUEST)?) {
-        let lines: String = (first..(first + REQUEST).min(keys)).map(record).collect();
-        client
-            .produce_ndjson("events", lines.into_bytes(), None)
-            .await?;
-    }
-    until_read(client).await
-}
-
-/// Waits until a completed epoch covers everything.
-async fn until_read(client: &Client) -> Result<()> {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Ok(offsets) = client.get::<Value>("/v1/jobs/counts/offsets").await else {
-            continue;
-        };
-        let mut behind = 0;
-        for partition in 0..4 {
-            let end = end_of(client, "events", partition).await?;
-            let read = offsets["sources"]["events"][partition.to_string()].as_i64();
-            behind += end - read.unwrap_or(0);
-        }
-        if behind == 0 {
-            return Ok(());
-        }
-    }
-}
-
 /// Kills the worker under a light load; answers the longest time without a newly committed result.
 async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -> Result<Duration> {
     let clock = Stopwatch::start();
@@ -218,94 +163,4 @@ async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -
     let gap = looking.await?;
     ensure!(gap < within, "results did not come back");
     Ok(gap)
-}
-
-/// Every busy key once a round; each round is sent until it is acknowledged, and counts once.
-async fn load(
-    client: Client,
-    mut round: u64,
-    stopped: tokio::sync::watch::Receiver<bool>,
-) -> Result<u64> {
-    while !*stopped.borrow() {
-        let lines: String = (0..BUSY_KEYS).map(record).collect();
-        let key = format!("round-{round}");
-        while client
-            .produce_idempotent("events", lines.clone().into_bytes(), &key)
-            .await
-            .is_err()
-        {
-            tokio::time::sleep(LOOK).await;
-        }
-        round += 1;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(round)
-}
-
-/// The longest time between two moments at which readers of committed records got more. Offsets do not tell:
-/// they also pass what was given up.
-async fn look(
-    client: Client,
-    clock: Stopwatch,
-    mut positions: [i64; 4],
-    stopped: tokio::sync::watch::Receiver<bool>,
-) -> Duration {
-    let (mut longest, mut last) = (Duration::ZERO, clock.elapsed());
-    while !*stopped.borrow() {
-        let mut news = false;
-        for (partition, position) in (0..).zip(&mut positions) {
-            let fetched = client
-                .fetch("results", partition, *position, MAX_RECORDS, 0)
-                .await;
-            if let Ok(fetched) = fetched {
-                news |= !fetched.records.is_empty();
-                *position = fetched.next_offset;
-            }
-        }
-        if news {
-            longest = longest.max(clock.elapsed() - last);
-            last = clock.elapsed();
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    longest.max(clock.elapsed() - last)
-}
-
-/// Where committed results end.
-async fn ends(client: &Client) -> Result<[i64; 4]> {
-    let mut ends = [0; 4];
-    for (partition, end) in (0..).zip(&mut ends) {
-        *end = end_of(client, "results", partition).await?;
-    }
-    Ok(ends)
-}
-
-async fn end_of(client: &Client, topic: &str, partition: u32) -> Result<i64> {
-    let path = format!("/v1/topics/{topic}/partitions/{partition}/records?offset=latest");
-    let page: Value = client.get(&path).await?;
-    page["end_offset"].as_i64().context("end_offset")
-}
-
-async fn check(client: &Client, rounds: u64) -> Result<()> {
-    until_read(client).await?;
-    let job = client.job("counts").await?;
-    let operators = job["graph"]["operators"].as_array().context("operators")?;
-    let aggregate = operators
-        .iter()
-        .find(|operator| operator["type"] == "aggregate");
-    let id = aggregate
-        .and_then(|o| o["id"].as_str())
-        .context("the aggregate")?;
-    for key in 0..BUSY_KEYS {
-        let name = format!("customer-{key:075}");
-        let state = client.state("counts", id, &json!(name)).await?;
-        let events = &state["entries"][0]["value"]["events"];
-        ensure!(
-            *events == rounds + 1,
-            "{name} has {state}, not {} events",
-            rounds + 1
-        );
-    }
-    println!("  every count is exact");
-    Ok(())
 }

@@ -9,6 +9,7 @@ pub mod data;
 pub mod golden;
 pub mod measure;
 pub mod load;
+pub mod steady_job;
 pub mod checkers;
 pub mod sim;
 pub mod source_tree;

@@ -24,7 +24,7 @@ use common::transport::{MSGPACK, msgpack};
 use super::State;
 use super::gate::Reigning;
 use super::jobs::find;
-use crate::job::state_query::{self, Ask, Cursor, Question, Reading};
+use crate::job::state_query::{self, Ask, Question, Reading};
 use crate::metadata::jobs::JobRow;
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -190,10 +190,7 @@ fn question(operator: String, options: Options) -> Result<Question, Problem> {
         prefix: options.prefix,
         consistency: options.consistency.unwrap_or_default(),
         epoch: options.epoch.map(CheckpointId),
-        after: match options.after {
-            Some(after) => after.parse()?,
-            None => Cursor::default(),
-        },
+        after: options.after.map(|after| after.parse()).transpose()?,
         limit,
     })
 }

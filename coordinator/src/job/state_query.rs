@@ -20,9 +20,10 @@ use super::describe::operators_of;
 use crate::metadata::jobs::JobRow;
 
 /// Where the next page begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    pub task: u32,
+    /// Of the division into tasks that the page before was read in.
+    pub task: TaskId,
     /// `None`: at the first entry of the task.
     pub place: Option<StatePlace>,
 }
@@ -35,7 +36,7 @@ pub struct Question {
     pub prefix: Option<String>,
     pub consistency: Consistency,
     pub epoch: Option<CheckpointId>,
-    pub after: Cursor,
+    pub after: Option<Cursor>,
     pub limit: u32,
 }
 
@@ -94,6 +95,13 @@ impl Reading {
             }
             (Consistency::Completed, asked, Some(completed)) => {
                 let epoch = asked.unwrap_or(completed);
+                if Some(epoch) < row.divided_at {
+                    return Err(Problem::new(
+                        ErrorCode::EpochGone,
+                        format!("the job was divided into other tasks after epoch {epoch}"),
+                    )
+                    .hint("Leave `epoch` out to read the newest one."));
+                }
                 if epoch > completed {
                     return Err(Problem::new(
                         ErrorCode::UnknownCheckpoint,
@@ -118,13 +126,24 @@ impl Reading {
                 .hint("Ask again in a moment, or read with consistency=live."));
             }
         };
+        let at = question.after.clone().unwrap_or(Cursor {
+            task: TaskId { stage, index: 0 },
+            place: None,
+        });
+        if at.task.stage != stage {
+            return Err(Problem::new(
+                ErrorCode::EpochGone,
+                "the job has been divided into other tasks since the page before",
+            )
+            .hint("Begin again, without `after` and `epoch`."));
+        }
         Ok(Reading {
             generation: row.generation,
             checkpoint,
             stage,
             parallelism,
-            done: question.after.task >= parallelism,
-            at: question.after.clone(),
+            done: at.task.index >= parallelism,
+            at,
             question,
             entries: Vec::new(),
             watermark: None,
@@ -136,10 +155,7 @@ impl Reading {
     pub fn next(&self) -> Option<Ask> {
         let limit = self.question.limit - self.count();
         (!self.done && limit > 0).then_some(Ask {
-            task: TaskId {
-                stage: self.stage,
-                index: self.at.task,
-            },
+            task: self.at.task,
             after: self.at.place.clone(),
             limit,
         })
@@ -162,11 +178,9 @@ impl Reading {
         match answer.next.filter(|_| received) {
             Some(place) => self.at.place = Some(place),
             None => {
-                self.at = Cursor {
-                    task: self.at.task + 1,
-                    place: None,
-                };
-                self.done = self.at.task >= self.parallelism;
+                self.at.task.index += 1;
+                self.at.place = None;
+                self.done = self.at.task.index >= self.parallelism;
             }
         }
     }
@@ -270,11 +284,15 @@ impl FromStr for Cursor {
     type Err = Problem;
 
     fn from_str(text: &str) -> Result<Cursor, Problem> {
-        let parts = text.split_once('.');
+        let parts = text.rsplit_once('.');
         let cursor = parts.and_then(|(task, place)| {
+            let (stage, index) = task.split_once('.')?;
             let place = URL_SAFE_NO_PAD.decode(place).ok()?;
             Some(Cursor {
-                task: task.parse().ok()?,
+                task: TaskId {
+                    stage: StageId(stage.parse().ok()?),
+                    index: index.parse().ok()?,
+                },
                 place: (!place.is_empty()).then_some(StatePlace(place)),
             })
         });
@@ -294,6 +312,16 @@ mod tests {
 
     use super::*;
 
+    fn beginning() -> Cursor {
+        Cursor {
+            task: TaskId {
+                stage: StageId(1),
+                index: 0,
+            },
+            place: None,
+        }
+    }
+
     fn reading(parallelism: u32, limit: u32, after: Cursor) -> Reading {
         Reading {
             generation: Generation(1),
@@ -307,7 +335,7 @@ mod tests {
             entries: Vec::new(),
             watermark: None,
             watermarks: true,
-            done: after.task >= parallelism,
+            done: after.task.index >= parallelism,
             at: after,
         }
     }
@@ -351,7 +379,7 @@ mod tests {
             .collect();
         for limit in 1..=10 {
             let mut read = Vec::new();
-            let mut after = Some(Cursor::default());
+            let mut after = Some(beginning());
             while let Some(cursor) = after {
                 let page = page(&sizes, limit, cursor);
                 assert!(page.entries.len() <= limit as usize);
@@ -365,10 +393,10 @@ mod tests {
     #[test]
     fn the_watermark_of_a_page_is_the_slowest_tasks_and_none_if_one_has_none() {
         assert_eq!(
-            page(&[1, 1], 10, Cursor::default()).watermark,
+            page(&[1, 1], 10, beginning()).watermark,
             Some(Timestamp(99))
         );
-        let mut reading = reading(2, 10, Cursor::default());
+        let mut reading = reading(2, 10, beginning());
         for watermark in [Some(Timestamp(5)), None] {
             reading.answered(StateEntries {
                 entries: Vec::new(),
@@ -381,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_task_that_promises_more_and_gives_nothing_is_asked_once() {
-        let mut reading = reading(1, 10, Cursor::default());
+        let mut reading = reading(1, 10, beginning());
         assert!(reading.next().is_some());
         reading.answered(StateEntries {
             entries: Vec::new(),
@@ -394,10 +422,14 @@ mod tests {
     #[test]
     fn cursors_read_back_as_they_were_written() {
         for place in [None, Some(StatePlace(vec![0, 250, 255, 7]))] {
-            let cursor = Cursor { task: 3, place };
+            let task = TaskId {
+                stage: StageId(6),
+                index: 3,
+            };
+            let cursor = Cursor { task, place };
             assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }
-        for bad in ["", "3", "a.b", "1.-2", "-1.AA"] {
+        for bad in ["", "3", "a.b", "3.AA", "1.-2.AA", "1.1.*"] {
             assert!(bad.parse::<Cursor>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -16,6 +16,7 @@ use common::time::Timestamp;
 
 use super::ClusterMetadata;
 use super::changes::RowKey;
+use super::checkpoints::Positions;
 use super::command::{Outcome, Rejection};
 use super::jobs::{JobRow, check_standbys};
 
@@ -151,7 +152,14 @@ impl JobRow {
                 return Err(Rejection::NotPrepared { job });
             }
         }
+        self.divided_at = self.completed;
         self.counts = divided(&self.counts, &self.graph, &graph);
+        for known in &mut self.checkpoints {
+            let positions = known.positions.as_ref();
+            let divided =
+                positions.map(|positions| divided_positions(positions, &self.graph, &graph));
+            known.positions = divided.map(Arc::new);
+        }
         self.holders
             .retain(|task, _| graph.find(task.stage).is_some());
         let mut spec = (*self.spec).clone();
@@ -202,6 +210,22 @@ fn divided(
         };
         add(nodes.first(), others);
         add(nodes.last(), out);
+    }
+    divided
+}
+
+/// How far sources had been read, as if one task of the new division had read all of a source.
+fn divided_positions(positions: &Positions, before: &TaskGraph, after: &TaskGraph) -> Positions {
+    let source = |stage: &Stage| stage.source.as_ref().map(|source| source.name.clone());
+    let mut divided = Positions::new();
+    for (task, splits) in positions {
+        let name = before.find(task.stage).and_then(source);
+        let mut stages = after.stages.iter();
+        if let Some(stage) = stages.find(|stage| name.is_some() && source(stage) == name) {
+            let (stage, index) = (stage.id, 0);
+            let of_source = divided.entry(TaskId { stage, index }).or_default();
+            of_source.extend(splits.clone());
+        }
     }
     divided
 }

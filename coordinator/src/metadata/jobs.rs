@@ -68,6 +68,9 @@ pub struct JobRow {
     /// Below this are the ids of the stages of all divisions there have been.
     #[serde(default)]
     pub stages_used: u16,
+    /// Of earlier checkpoints the state is not as it is divided now.
+    #[serde(default)]
+    pub divided_at: Option<CheckpointId>,
     /// In this generation the last checkpoint before the job is divided in another way may have begun.
     #[serde(default)]
     pub cutting_over: bool,
@@ -247,6 +250,7 @@ impl ClusterMetadata {
             halting: false,
             division: None,
             stages_used: 0,
+            divided_at: None,
             cutting_over: false,
             completed: None,
             holders: BTreeMap::new(),

@@ -33,7 +33,8 @@ pub const SIZE_MS: i64 = 10_000;
 pub const DELAY_MS: i64 = DISORDER_MS.cast_signed() + 2_000;
 
 const CHECKPOINT_INTERVAL_MS: u64 = 200;
-const PARALLELISM: u32 = 3;
+/// At first, and at most.
+pub const PARALLELISM: u32 = 3;
 
 /// Creates the topics and deploys the jobs.
 pub async fn deploy(client: &Client) -> Result<()> {

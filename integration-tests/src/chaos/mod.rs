@@ -2,7 +2,7 @@
 //!
 //! Three coordinators, or one, and some workers run two jobs on a stream that producers send all the while. Processes
 //! are killed and started again, some of them without their disks; others are stopped for a while, cut off, slowed,
-//! or can write nothing. State is read at completed epochs; committed output is followed. At the end the stream
+//! or can write nothing. The jobs are rescaled meanwhile. State is read at completed epochs; committed output is followed. At the end the stream
 //! stops, the jobs drain, input, output and state are compared with a computation of their own, and replicas with each
 //! other. A run in which too little happened fails as well.
 
@@ -18,6 +18,7 @@ pub mod reader;
 pub mod follower;
 pub mod oracle;
 pub mod state_check;
+pub mod rescaler;
 pub mod verify;
 mod replicas;
 pub mod summary;
@@ -109,6 +110,11 @@ async fn run_on(
         move || state_check::check(seed, &addresses, &progress)
     });
 
+    let rescaler = Part::start("rescaler", {
+        let (addresses, progress) = (addresses.clone(), Arc::clone(&progress));
+        move || rescaler::rescale(seed, &addresses, &progress)
+    });
+
     let mut killer = Killer::new(
         seed,
         (options.coordinators, options.workers),
@@ -120,7 +126,10 @@ async fn run_on(
     let outcome = async {
         let begin = killer.now();
         // Whoever ends before it should has failed.
-        let mut watch = || producers.check().and(follower.check()).and(checker.check());
+        let mut watch = || {
+            let parts = producers.check().and(follower.check());
+            parts.and(checker.check()).and(rescaler.check())
+        };
         // On a machine that is busy with something else it takes longer until each has had its share.
         let longest = Span(options.duration.0 * 3);
         let goes_on = |killer: &Killer, ran: Span| {
@@ -130,7 +139,7 @@ async fn run_on(
             killer.strike(cluster, &mut watch).await?;
         }
         progress.end_input();
-        while !producers.has_ended() {
+        while !producers.has_ended() || !rescaler.has_ended() {
             follower.check().and(checker.check())?;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -140,7 +149,8 @@ async fn run_on(
     progress.end();
     // What a part says of its end explains more than what was seen of it from here.
     let (sent, followed, checked) = (producers.join(), follower.join(), checker.join());
-    let (sent, followed, checked) = (sent?, followed?, checked?);
+    let rescaled = rescaler.join();
+    let (sent, followed, checked, rescaled) = (sent?, followed?, checked?, rescaled?);
     outcome?;
     let verified = verify::verify(seed, &addresses, &sent, &followed).await?;
     let replicas = replicas::compare(seed, &addresses, cluster).await?;
@@ -151,6 +161,7 @@ async fn run_on(
         kills: killer.kills,
         troubled: killer.troubled,
         losses: killer.losses,
+        rescaled,
         checked,
         sent,
         verified,

@@ -7,12 +7,15 @@ use anyhow::{Result, ensure};
 
 use super::killer::{KILLS_OF_EACH, Kill, Victim, everyone};
 use super::producers::Sent;
+use super::rescaler::Rescaled;
 use super::state_check::Checked;
 use super::troubles::Trouble;
 use super::verify::Verified;
 
 /// Epochs that are completed, over both jobs those of the one that has fewer.
 const EPOCHS: usize = 20;
+/// Changes of a job's parallelism.
+const RESCALED: u64 = 2;
 /// Readings of each operator's state that are compared.
 const READINGS: u64 = 5;
 
@@ -24,6 +27,7 @@ pub struct Summary {
     pub kills: Vec<Kill>,
     pub troubled: BTreeMap<Trouble, usize>,
     pub losses: usize,
+    pub rescaled: Rescaled,
     pub checked: Checked,
     pub sent: Sent,
     pub verified: Verified,
@@ -48,6 +52,11 @@ impl Summary {
                 trouble.name()
             );
         }
+        ensure!(
+            self.rescaled.done >= RESCALED,
+            "too quiet: jobs were rescaled {} times, not {RESCALED}",
+            self.rescaled.done
+        );
         for (job, epochs) in &self.checked.epochs {
             let completed = epochs.completed.len();
             ensure!(
@@ -107,6 +116,11 @@ impl fmt::Display for Summary {
             )?;
         }
         writeln!(f, "  workers lost their disks {} times", self.losses)?;
+        writeln!(
+            f,
+            "  jobs were rescaled {} times, and {} times that took too long",
+            self.rescaled.done, self.rescaled.overtaken
+        )?;
         for (job, epochs) in &self.checked.epochs {
             writeln!(
                 f,
