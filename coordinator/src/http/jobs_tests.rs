@@ -641,11 +641,9 @@ fn planning_changes_nothing_and_mistakes_are_told_with_their_place() {
                 answer.body
             );
         }
-        let rescale = cluster
-            .post("/v1/jobs/warm/rescale", json!({"parallelism": 3}))
-            .await;
+        let unknown = cluster.post("/v1/jobs/warm/migrate", json!({})).await;
         assert_eq!(
-            (rescale.status, &rescale.body["code"]),
+            (unknown.status, &unknown.body["code"]),
             (404, &json!("NOT_FOUND"))
         );
     });
