@@ -257,7 +257,9 @@ impl DeltaLog {
         self.inner().chunks.keys().copied().collect()
     }
 
-    /// The chunks of a task that count, in order.
+    /// The chunks of a task that count, in order: those that lead to the last of them. A successor may have been made
+    /// here in other steps than on the worker it is fetched from now; of such a past each chunk is right, and only one
+    /// line is followed.
     pub(super) fn counted(
         &self,
         task: TaskId,
@@ -268,7 +270,15 @@ impl DeltaLog {
         let counted = chunks.filter(|chunk| counts(chunk.generation, chunk.checkpoint));
         let mut counted: Vec<ChunkRef> = counted.cloned().collect();
         counted.sort_by_key(|chunk| chunk.checkpoint);
-        counted
+        let mut line: Vec<ChunkRef> = Vec::new();
+        for chunk in counted.into_iter().rev() {
+            let next = line.last();
+            if next.is_none_or(|next| next.previous == Some(chunk.checkpoint)) {
+                line.push(chunk);
+            }
+        }
+        line.reverse();
+        line
     }
 
     /// What is here of a chunk that follows a checkpoint and whose last record is not here yet.

@@ -54,8 +54,11 @@ impl JobStateStore {
         if follows {
             return self.read_chunks(&chunks, position.records as usize, room);
         }
-        let in_base = base.filter(|base| Some(base.checkpoint()) > position.after);
-        match in_base {
+        // One that is older is for a standby that has come to where it is in other steps.
+        let newer = |base: &Arc<BaseFile>| Some(base.checkpoint()) > position.after;
+        let other = |base: &Arc<BaseFile>| Some(base.checkpoint()) != position.after;
+        let leads_on = base.filter(|base| newer(base) || (!chunks.is_empty() && other(base)));
+        match leads_on {
             Some(base) => {
                 let loan = Loan {
                     base: Some(Arc::clone(&base)),

@@ -295,7 +295,12 @@ fn after(position: StandbyPosition, piece: &StatePiece) -> Option<StandbyPositio
             follows.then_some(next)
         }
         PieceOf::Base { at, length } => {
-            let begins = at.offset == 0 && Some(at.checkpoint) > position.after;
+            // An older one, if what follows is not for what is here.
+            let other = match position.base {
+                None => Some(at.checkpoint) != position.after,
+                Some(_) => Some(at.checkpoint) > position.after,
+            };
+            let begins = at.offset == 0 && other;
             if !begins && position.base != Some(at) {
                 return None;
             }

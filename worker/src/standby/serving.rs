@@ -8,6 +8,7 @@ use common::limits::MAX_CALL_BYTES;
 use common::protocol::standby::{FetchState, StateFetched, StatePiece};
 use common::time::Span;
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::JobStateStore;
@@ -70,7 +71,16 @@ fn look(
     let share = ANSWER_BYTES / call.positions.len().max(1);
     let (mut pieces, mut bytes) = (Vec::new(), BytesMut::new());
     for position in &call.positions {
-        for (of, own) in store.lend(now, call.generation, *position, &history, share)? {
+        let lent = store.lend(now, call.generation, *position, &history, share);
+        let lent = match lent {
+            // The others are not to wait for it.
+            Err(error @ StateError::Lost { .. }) => {
+                warn!(job = %call.job, %error, "a standby cannot be served");
+                Vec::new()
+            }
+            lent => lent?,
+        };
+        for (of, own) in lent {
             pieces.push(StatePiece {
                 task: position.task,
                 bytes: u32::try_from(own.len()).expect("a piece fits into a call"),

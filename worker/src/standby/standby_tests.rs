@@ -387,6 +387,41 @@ fn a_standby_that_comes_late_fetches_the_base_file_piece_by_piece() {
     pair.promote();
 }
 
+/// A successor that was made at its standby in other steps than where it runs: neither is wrong, and what comes next
+/// there does not follow here.
+#[test]
+fn a_standby_that_came_to_where_it_is_in_other_steps_goes_back_to_a_base_file() {
+    let mut random = seeded(1, 0);
+    let mut pair = Pair::new(u64::MAX);
+    let mut there = Job::new(TASKS);
+    for job in [&mut pair.job, &mut there] {
+        for key in 0..20 {
+            job.put(0, 0, 0, &[key], &[key; 50]);
+        }
+        job.checkpoint();
+    }
+    pair.job.fold().unwrap();
+    pair.catch_up(&mut random);
+    // Here there is the state of 2, which the worker that runs the task never had.
+    there.put(0, 0, 0, &[3], b"at 2");
+    let second = there.persist();
+    let after = Some(CheckpointId(1));
+    let store = there.store();
+    let records = store.records_after(task(0), after, there.generation, &there.history());
+    pair.copy().keep_records(&records.unwrap()).unwrap();
+    pair.job.next = second.next();
+    for (key, value) in [(3, b"at 2"), (4, b"at 3")] {
+        pair.job.put(0, 0, 0, &[key], value);
+    }
+    pair.job.checkpoint();
+    let left = pair.leave();
+    pair.follow(left);
+    pair.catch_up(&mut random);
+    pair.kill_standby(None);
+    pair.catch_up(&mut random);
+    pair.promote();
+}
+
 /// The copy of a base file that replaced itself was removed as the former one.
 #[test]
 fn a_base_file_that_is_fetched_twice_stays() {
