@@ -114,7 +114,7 @@ impl QueuedNews {
 
 /// Where a log is cut off: where the leader's newest epoch of those up to our last ends, and what we have of that
 /// epoch or before it ends.
-fn cut_at(ours: Option<EpochEnd>, theirs: EpochEnd) -> Offset {
+pub fn cut_at(ours: Option<EpochEnd>, theirs: EpochEnd) -> Offset {
     match ours {
         Some(ours) if ours.epoch == theirs.epoch => ours.end.min(theirs.end),
         // The leader's end may lie in the middle of a batch of ours. What comes later goes, and we ask again

@@ -21,7 +21,7 @@ pub const MAX_POSITIONS: usize = 4_096;
 const RETRY_AFTER: Span = Span::from_millis(100);
 
 /// The replicas here that follow one worker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FollowerMachine {
     replicas: BTreeMap<TopicPartition, Replica>,
     session: Session,
@@ -29,13 +29,13 @@ pub struct FollowerMachine {
     quiet_until: Option<Tick>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Replica {
     leader_epoch: LeaderEpoch,
     standing: Standing,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Standing {
     /// Its position is not known: it was asked for it, or does something to its log.
     Unknown,
@@ -45,7 +45,7 @@ enum Standing {
     Resting(Tick),
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Session {
     number: u64,
     /// Calls that were made, and those without an answer yet.
