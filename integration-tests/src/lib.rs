@@ -12,5 +12,6 @@ pub mod load;
 pub mod steady_job;
 pub mod checkers;
 pub mod sim;
+pub mod models;
 pub mod source_tree;
 pub mod chaos;

@@ -3,6 +3,7 @@
 //!
 //! `MILLSTREAM_SIM_SEED=7` runs that seed alone; `MILLSTREAM_SIM_SECONDS=300` runs new seeds for so long.
 
+mod models;
 mod sabotage;
 
 use common::time::{Span, SystemClock};
