@@ -27,6 +27,22 @@ pub enum Fault {
 
 /// When what goes wrong, in order.
 pub fn schedule(plan: &Plan) -> Vec<(Tick, Fault)> {
+    let (faults, end) = all(plan);
+    let numbered = (0..).zip(faults);
+    let happening = numbered.filter(|(number, _)| !plan.without.contains(number));
+    let calm = (end, Fault::Calm);
+    happening.map(|(_, fault)| fault).chain([calm]).collect()
+}
+
+/// The numbers of the faults that happen.
+pub fn happening(plan: &Plan) -> Vec<usize> {
+    let all = 0..all(plan).0.len();
+    all.filter(|number| !plan.without.contains(number))
+        .collect()
+}
+
+/// What the seed draws, in order, and when there is an end.
+fn all(plan: &Plan) -> (Vec<(Tick, Fault)>, Tick) {
     let mut random = seeded(plan.seed, 4);
     let mut at = Tick(from_to(&mut random, 500, 4_000));
     let mut faults = Vec::new();
@@ -43,8 +59,7 @@ pub fn schedule(plan: &Plan) -> Vec<(Tick, Fault)> {
         faults.push(loss);
         faults.sort_by_key(|(at, _)| *at);
     }
-    faults.push((at, Fault::Calm));
-    faults
+    (faults, at)
 }
 
 /// One worker of those that have a replica, and no more: two more have what it had.

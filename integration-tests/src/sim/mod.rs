@@ -22,6 +22,8 @@ pub mod standby;
 pub mod lanes;
 pub mod generation;
 pub mod worker;
+pub mod description;
+pub mod shrink;
 
 use std::fmt;
 use std::fs;
@@ -39,6 +41,7 @@ use uuid::Uuid;
 use self::client::Client;
 use self::coordinator::Coordinator;
 use self::worker::{SLOTS, Worker};
+use description::describe;
 use disk::{Crash, Disk};
 use env::{Env, Event, Timer};
 use faults::Fault;
@@ -60,6 +63,8 @@ const AFTERMATH: Span = Span::from_secs(45);
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub seed: u64,
+    /// What of a world it was.
+    pub world: String,
     pub sabotage: Option<Sabotage>,
     pub broken: String,
     pub trace: Vec<String>,
@@ -131,6 +136,7 @@ pub fn run_plan(plan: &Plan, sabotage: Option<Sabotage>) -> Result<Summary, Fail
         None => Ok(world.summary),
         Some(broken) => Err(Failure {
             seed: plan.seed,
+            world: describe(plan),
             sabotage,
             broken: broken.clone(),
             trace: world.env.trace_tail().cloned().collect(),
@@ -543,11 +549,25 @@ impl World {
     }
 }
 
+impl Failure {
+    /// In which way the promise was broken: what was said, without what it was said of.
+    pub fn way(&self) -> Vec<&str> {
+        let words = self.broken.split_whitespace();
+        let words = words.map(|word| word.trim_end_matches([',', ':', '.']));
+        let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+        words
+            .filter(plain)
+            .filter(|word| !word.is_empty())
+            .collect()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
+        writeln!(f, "{}", self.world)?;
         write!(f, "seed {}", self.seed)?;
         if let Some(sabotage) = self.sabotage {
             write!(f, " with {sabotage:?}")?;

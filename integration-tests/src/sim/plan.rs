@@ -2,6 +2,8 @@
 //!
 //! Every seed draws its own mixture, so that some worlds know one kind of fault only and others all.
 
+use std::collections::BTreeSet;
+
 use common::ids::TopicName;
 use common::random::{Random, below, coin, seeded};
 use common::time::Span;
@@ -40,6 +42,8 @@ pub struct Plan {
     pub drain: bool,
     pub replicas: Replicas,
     pub standbys: Standbys,
+    /// Faults that do not happen, by their numbers in the order of what the seed draws.
+    pub without: BTreeSet<usize>,
 }
 
 /// Who keeps the state of tasks besides the workers that run them.
@@ -143,7 +147,29 @@ impl Plan {
             fault_every_ms: from_to(random, 1_000, 5_000),
             kinds,
             drain: coin(random),
+            without: BTreeSet::new(),
         }
+    }
+
+    /// Makes what was changed fit together: there are no more copies than workers to have them.
+    pub fn fit(&mut self) {
+        let workers = u32::try_from(self.workers).expect("a few");
+        self.sources = self.sources.min(self.click_partitions);
+        self.standbys.count = self.standbys.count.min(workers - 1);
+        let Replicas {
+            clicks,
+            clicks_enough,
+            tallies,
+            tallies_enough,
+            loses_disk,
+            ..
+        } = &mut self.replicas;
+        *clicks = workers.min(*clicks);
+        *tallies = workers.min(*tallies);
+        *clicks_enough = (*clicks).min(*clicks_enough);
+        *tallies_enough = (*tallies).min(*tallies_enough);
+        // Two must have everything when one is gone, and one of them may be away.
+        *loses_disk &= [*clicks, *tallies] == [3, 3] && [*clicks_enough, *tallies_enough] == [2, 2];
     }
 
     /// The same world without anything that goes wrong.

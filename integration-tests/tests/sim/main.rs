@@ -1,13 +1,17 @@
 //! Simulated worlds: some new seeds each time, past failures by the names of their bugs, and mistakes
 //! made on purpose, which must be found.
 //!
-//! `MILLSTREAM_SIM_SEED=7` runs that seed alone; `MILLSTREAM_SIM_SECONDS=300` runs new seeds for so long.
+//! `MILLSTREAM_SIM_SEED=7` runs that seed alone; `MILLSTREAM_SIM_SECONDS=300` runs new seeds for so long. A world
+//! that fails is made smaller, and its line runs it again: `MILLSTREAM_SIM_WORLD="seed=7 workers=2"`.
 
 mod models;
 mod sabotage;
+mod shrinking;
 
 use common::time::{Span, SystemClock};
+use integration_tests::sim::description::read;
 use integration_tests::sim::plan::Plan;
+use integration_tests::sim::shrink::shrink;
 use integration_tests::sim::{Summary, run, run_plan};
 
 /// New seeds of every run of the tests.
@@ -15,6 +19,14 @@ const NEW_SEEDS: u64 = 12;
 
 fn expect(seed: u64) -> Summary {
     run(seed, None).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+/// A new world, of which a smaller one is told if it fails.
+fn expect_new(plan: &Plan) -> Summary {
+    run_plan(plan, None).unwrap_or_else(|failure| {
+        let smaller = shrink(plan, None, &failure);
+        panic!("{failure}\n{}", smaller.advice());
+    })
 }
 
 /// A world of before there were copies.
@@ -56,7 +68,11 @@ fn a_seed_makes_the_same_world_every_time() {
 #[test]
 fn new_worlds_keep_every_promise() {
     if let Some(seed) = number("MILLSTREAM_SIM_SEED") {
-        println!("seed {seed}: {:?}", expect(seed));
+        println!("seed {seed}: {:?}", expect_new(&Plan::draw(seed)));
+        return;
+    }
+    if let Ok(world) = std::env::var("MILLSTREAM_SIM_WORLD") {
+        println!("{world}: {:?}", expect_new(&read(&world)));
         return;
     }
     let clock = SystemClock::shared();
@@ -75,7 +91,7 @@ fn new_worlds_keep_every_promise() {
             println!("{ran} seeds: {total:?}");
             break;
         }
-        let summary = expect(seed);
+        let summary = expect_new(&Plan::draw(seed));
         total.events += summary.events;
         total.virtual_ms += summary.virtual_ms;
         total.generations += summary.generations;
