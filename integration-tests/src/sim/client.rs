@@ -28,6 +28,7 @@ use super::env::{Env, Event, Timer as WorldTimer};
 use super::network::{CallFailed, CallId, Process, Reply, Request};
 use super::partition::committed_fetch;
 use super::plan::Plan;
+use super::swarm::Kind;
 use super::tally::{self, CLICKS, COUNTED, Click, Shape, Tally};
 use super::task::records;
 
@@ -275,6 +276,7 @@ impl Client {
         if active.len() < copies as usize {
             return;
         }
+        env.strike(Kind::ReplicasMoved);
         let targets = topic.partitions.iter().map(|_| {
             let mut target = active.clone();
             while target.len() > copies as usize {

@@ -19,7 +19,7 @@ pub struct Knob {
 }
 
 /// All that makes a world large or rough, what takes most away first.
-pub const KNOBS: [Knob; 28] = [
+pub const KNOBS: [Knob; 29] = [
     knob("faults", 0, |p| p.faults, |p, n| p.faults = n),
     knob(
         "more_faults",
@@ -117,6 +117,12 @@ pub const KNOBS: [Knob; 28] = [
         0,
         |p| p.replicas.in_memory.into(),
         |p, n| p.replicas.in_memory = n > 0,
+    ),
+    knob(
+        "isolations",
+        0,
+        |p| p.kinds.isolations.into(),
+        |p, n| p.kinds.isolations = n > 0,
     ),
     knob("drain", 0, |p| p.drain.into(), |p, n| p.drain = n > 0),
     knob(

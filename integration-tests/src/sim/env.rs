@@ -10,6 +10,7 @@ use common::time::{Clock, ManualClock, Span, Tick, Timestamp};
 
 use super::network::{CallFailed, CallId, Fate, Network, Process, Reply, Request, ReturnAddress};
 use super::sabotage::Sabotage;
+use super::swarm::{Kind, Kinds};
 use super::{client, coordinator, worker};
 use crate::checkers::{Checkers, Verdict};
 
@@ -62,6 +63,9 @@ pub struct Env {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// Whether the job runs and has something left to do, and what has struck it then.
+    pub at_work: bool,
+    pub struck: Kinds,
     /// Where each task ran last.
     pub ran_on: BTreeMap<TaskId, NodeId>,
     clock: Arc<ManualClock>,
@@ -84,6 +88,8 @@ impl Env {
             cut_off: 0,
             promoted: 0,
             promoted_hot: 0,
+            at_work: false,
+            struck: Kinds::default(),
             ran_on: BTreeMap::new(),
             clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
             random: seeded(seed, 1),
@@ -148,9 +154,10 @@ impl Env {
         let to = callee;
         let answer = Err(CallFailed::Timeout);
         self.after(deadline, Event::Answer { to: from, answer });
-        match self.network.fate(self.now, caller, callee) {
+        match self.fate(caller, callee) {
             Fate::Arrives(delay) => {
                 if let Some(later) = self.network.repetition(caller, callee) {
+                    self.strike(Kind::MessageRepeated);
                     let request = request.clone();
                     let again = Event::Request { to, from, request };
                     self.after(Span(delay.0 + later.0), again);
@@ -168,13 +175,32 @@ impl Env {
 
     pub fn answer(&mut self, to: ReturnAddress, answer: Result<Reply, Problem>) {
         let answer = answer.map_err(CallFailed::Problem);
-        match self.network.fate(self.now, to.callee, to.caller) {
+        match self.fate(to.callee, to.caller) {
             Fate::Arrives(delay) => self.after(delay, Event::Answer { to, answer }),
             Fate::Breaks(delay) => {
                 let answer = Err(CallFailed::Broken);
                 self.after(delay, Event::Answer { to, answer });
             }
             Fate::Vanishes => {}
+        }
+    }
+
+    fn fate(&mut self, from: Process, to: Process) -> Fate {
+        let fate = self.network.fate(self.now, from, to);
+        match fate {
+            Fate::Arrives(delay) if delay.0 > self.network.weather.delay_ms => {
+                self.strike(Kind::MessageSlow);
+            }
+            Fate::Breaks(_) => self.strike(Kind::MessageLost),
+            Fate::Arrives(_) | Fate::Vanishes => {}
+        }
+        fate
+    }
+
+    /// Something strikes the world, maybe while there is work.
+    pub fn strike(&mut self, kind: Kind) {
+        if self.at_work {
+            self.struck.add(kind);
         }
     }
 

@@ -83,7 +83,7 @@ fn leaders_change(plan: &Plan, random: &mut Random) -> Fault {
             b: Process::Coordinator,
             lasts: Span(from_to(random, 1_000, 15_000)),
         },
-        1 => Fault::Isolate {
+        1 if plan.kinds.isolations => Fault::Isolate {
             process,
             lasts: Span(from_to(random, 50, 3_000)),
         },

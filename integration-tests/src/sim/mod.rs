@@ -10,6 +10,7 @@ pub mod plan;
 pub mod network;
 pub mod disk;
 pub mod faults;
+pub mod swarm;
 pub mod sabotage;
 pub mod env;
 pub mod client;
@@ -30,6 +31,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use ::coordinator::metadata::ClusterMetadata;
 use ::coordinator::metadata::nodes::WorkerStatus;
 use common::ids::{CheckpointId, ClusterId, NodeId, TaskId, WorkerEpoch};
 use common::protocol::job::JobState;
@@ -49,6 +51,7 @@ use network::{Network, Process, ReturnAddress};
 use plan::Plan;
 use sabotage::Sabotage;
 use state_checks::{check_counts, contents_of, counts_of, read_copy};
+use swarm::{Kind, Kinds};
 use tally::TALLIES;
 
 /// How long after the last fault everything must be done: several deployments with their pauses.
@@ -63,7 +66,7 @@ const AFTERMATH: Span = Span::from_secs(45);
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub seed: u64,
-    /// What of a world it was.
+    /// What of a world it was, and what might strike it.
     pub world: String,
     pub sabotage: Option<Sabotage>,
     pub broken: String,
@@ -90,6 +93,8 @@ pub struct Summary {
     /// Disks of workers with tasks that were lost, and how often a holder of a checkpoint was looked at.
     pub lost: u64,
     pub looked_at: u64,
+    /// What has struck it while there was work under way.
+    pub struck: Kinds,
     /// Of all that happened, in order.
     pub fingerprint: u64,
 }
@@ -110,6 +115,7 @@ struct World {
     /// Of what the checkers look at.
     looks: Random,
     looked_at: Option<CheckpointId>,
+    kinds: Kinds,
     scratch: PathBuf,
     summary: Summary,
 }
@@ -136,7 +142,7 @@ pub fn run_plan(plan: &Plan, sabotage: Option<Sabotage>) -> Result<Summary, Fail
         None => Ok(world.summary),
         Some(broken) => Err(Failure {
             seed: plan.seed,
-            world: describe(plan),
+            world: format!("{} ({:?})", describe(plan), swarm::kinds(plan)),
             sabotage,
             broken: broken.clone(),
             trace: world.env.trace_tail().cloned().collect(),
@@ -178,6 +184,7 @@ impl World {
             spared_until: Tick(0),
             looks: seeded(plan.seed, 11),
             looked_at: None,
+            kinds: swarm::kinds(plan),
             scratch: directory.join("looked at"),
             summary: Summary::default(),
         };
@@ -199,15 +206,18 @@ impl World {
             };
             self.summary.events += 1;
             self.note(&event);
+            self.env.at_work = self.is_at_work();
             self.dispatch(event);
             self.look_at_completed();
         }
+        self.note_features();
         self.summary.virtual_ms = self.env.now.0;
         self.summary.questions = self.env.questions;
         self.summary.reigns = self.env.reigns;
         self.summary.cut_off = self.env.cut_off;
         self.summary.promoted = self.env.promoted;
         self.summary.promoted_hot = self.env.promoted_hot;
+        self.summary.struck = self.env.struck;
         if let Some(metadata) = self.coordinator.metadata()
             && let Some(row) = metadata.jobs_by_name().next()
         {
@@ -273,6 +283,7 @@ impl World {
             return self.expect_fault(next);
         }
         self.env.trace(|| format!("{fault:?}"));
+        self.note_fault(fault);
         match fault {
             Fault::Crash {
                 process,
@@ -426,6 +437,52 @@ impl World {
                 let holders = &mut self.env.checkers.holders;
                 let verdict = holders.has(at, task, node, contents);
                 self.env.check(verdict);
+            }
+        }
+    }
+
+    /// The job runs, and not all that went in has come out.
+    fn is_at_work(&self) -> bool {
+        let outputs = &self.env.checkers.outputs;
+        self.job_state() == Some(JobState::Running) && outputs.counted() < outputs.expected()
+    }
+
+    fn note_fault(&mut self, fault: Fault) {
+        let kind = match fault {
+            Fault::Crash { process, crash, .. } => match (process, crash) {
+                (Process::Coordinator, Crash::Kill) => Kind::CoordinatorKilled,
+                (Process::Coordinator, Crash::PowerLoss) => Kind::CoordinatorWithoutPower,
+                (_, Crash::Kill) => Kind::WorkerKilled,
+                (_, Crash::PowerLoss) => Kind::WorkerWithoutPower,
+            },
+            Fault::LoseDisk { .. } => Kind::DiskLost,
+            Fault::Isolate { .. } => Kind::WorkerIsolated,
+            Fault::Cut { .. } => Kind::ProcessesCut,
+            Fault::Calm => return,
+        };
+        self.env.strike(kind);
+        if self.kinds.has(Kind::Storm) {
+            self.env.strike(Kind::Storm);
+        }
+    }
+
+    /// What the world has, if that came to something.
+    fn note_features(&mut self) {
+        let has_epochs = |metadata: &ClusterMetadata| {
+            let row = metadata.jobs_by_name().next();
+            row.is_some_and(|row| row.completed.is_some())
+        };
+        let epochs = self.coordinator.metadata().is_some_and(has_epochs);
+        let reigns = epochs && self.env.reigns > 0;
+        for (kind, used) in [
+            (Kind::Copies, reigns),
+            (Kind::CommittedInMemory, reigns),
+            (Kind::Standbys, self.env.promoted > 0),
+            (Kind::StateOnDisk, epochs && self.env.questions > 0),
+            (Kind::Drained, self.job_state() == Some(JobState::Finished)),
+        ] {
+            if used && self.kinds.has(kind) {
+                self.env.struck.add(kind);
             }
         }
     }

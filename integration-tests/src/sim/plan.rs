@@ -1,6 +1,7 @@
 //! What a seed makes of a world: how large it is, what it is given to do, how rough it is.
 //!
-//! Every seed draws its own mixture, so that some worlds know one kind of fault only and others all.
+//! Every seed draws its own mixture, so that some worlds know one kind of fault only and others all
+//! (`swarm`).
 
 use std::collections::BTreeSet;
 
@@ -10,6 +11,7 @@ use common::time::Span;
 
 use super::generation::StoreChoice;
 use super::network::Weather;
+use super::swarm;
 use super::tally::{Click, DELAY, Shape};
 
 /// A checkpoint may take longer than it takes until a silent worker is missed: one that is given up before waits
@@ -77,10 +79,17 @@ pub struct FaultKinds {
     pub coordinator: bool,
     pub power: bool,
     pub cuts: bool,
+    /// Of a worker from all others.
+    pub isolations: bool,
 }
 
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
+        swarm::switch(Plan::draw_all(seed))
+    }
+
+    /// With everything that the seed has.
+    fn draw_all(seed: u64) -> Plan {
         let mut random = seeded(seed, 2);
         let random = &mut random;
         let mut spilling = seeded(seed, 6);
@@ -92,6 +101,7 @@ impl Plan {
             coordinator: coin(random),
             power: coin(random),
             cuts: coin(random),
+            isolations: true,
         };
         if !(kinds.workers || kinds.coordinator || kinds.cuts) {
             kinds.workers = true;
@@ -174,7 +184,7 @@ impl Plan {
 
     /// The same world without anything that goes wrong.
     pub fn undisturbed(seed: u64) -> Plan {
-        let drawn = Plan::draw(seed);
+        let drawn = Plan::draw_all(seed);
         Plan {
             weather: Weather::CALM,
             faults: 0,
@@ -193,7 +203,7 @@ impl Plan {
         Plan {
             replicas: Replicas::NONE,
             standbys: Standbys::NONE,
-            ..Plan::draw(seed)
+            ..Plan::draw_all(seed)
         }
     }
 
@@ -201,13 +211,13 @@ impl Plan {
     pub fn alone(seed: u64) -> Plan {
         Plan {
             standbys: Standbys::NONE,
-            ..Plan::draw(seed)
+            ..Plan::draw_all(seed)
         }
     }
 
     /// The world of this seed with standbys, if it has workers for them.
     pub fn stood_by(seed: u64) -> Plan {
-        let drawn = Plan::draw(seed);
+        let drawn = Plan::draw_all(seed);
         Plan {
             standbys: Standbys {
                 count: drawn.standbys.count.max(1),

@@ -7,6 +7,7 @@
 mod models;
 mod sabotage;
 mod shrinking;
+mod swarm;
 
 use common::time::{Span, SystemClock};
 use integration_tests::sim::description::read;
@@ -92,6 +93,7 @@ fn new_worlds_keep_every_promise() {
             break;
         }
         let summary = expect_new(&Plan::draw(seed));
+        total.struck.join(summary.struck);
         total.events += summary.events;
         total.virtual_ms += summary.virtual_ms;
         total.generations += summary.generations;
