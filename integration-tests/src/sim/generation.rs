@@ -46,7 +46,7 @@ use super::disk::Disk;
 use super::env::Env;
 use super::network::{CallFailed, Reply, ReturnAddress};
 use super::sabotage::Sabotage;
-use super::standby::{self, Lender, Mail, Standby, Wish};
+use super::standby::{self, Began, Lender, Mail, Standby, Wish};
 use super::state_checks::check_counts;
 use super::tally::{self, CLICKS, COUNTED, TALLIES};
 use super::task::{self, ClickSource, RunningTask, TallySink, Wanted};
@@ -78,6 +78,7 @@ pub struct RunningJob {
     deployment: Arc<Deployment>,
     me: (NodeId, WorkerEpoch),
     began_under: WorkerEpoch,
+    begun: u64,
     choice: StoreChoice,
     custom: Arc<CustomOperators>,
     memory: Arc<StateMemory>,
@@ -107,6 +108,7 @@ impl RunningJob {
     pub fn new(
         deployment: Arc<Deployment>,
         me: (NodeId, WorkerEpoch),
+        begun: u64,
         choice: StoreChoice,
         custom: Arc<CustomOperators>,
         memory: Arc<StateMemory>,
@@ -117,6 +119,7 @@ impl RunningJob {
             participant: Participant::new(local.clone()),
             me,
             began_under: me.1,
+            begun,
             choice,
             custom,
             memory,
@@ -125,7 +128,7 @@ impl RunningJob {
             store: None,
             left,
             standby: None,
-            lender: Lender::new((deployment.generation, me.1)),
+            lender: Lender::new((deployment.generation, me.1, begun)),
             writing: None,
             completed: deployment.restore,
             folded: deployment.restore,
@@ -138,8 +141,8 @@ impl RunningJob {
         self.deployment.generation
     }
 
-    pub fn began(&self) -> (Generation, WorkerEpoch) {
-        (self.deployment.generation, self.began_under)
+    pub fn began(&self) -> Began {
+        (self.deployment.generation, self.began_under, self.begun)
     }
 
     /// What it leaves to the next generation here.
@@ -279,6 +282,7 @@ impl RunningJob {
                 let deployment = self.deployment.clone();
                 let mut standby = Standby::new(
                     (self.me.0, self.began_under),
+                    self.begun,
                     deployment,
                     store.clone(),
                     custom,

@@ -54,9 +54,10 @@ pub enum Mail {
     },
 }
 
-/// Which generation, and the life of the worker under which it began here: a worker that registers again may
-/// begin the same one anew.
-pub type Began = (Generation, WorkerEpoch);
+/// Which generation, the life of the worker under which it began here, and how many that process had begun by
+/// then: a worker that registers again, or that stands by again, begins the same one anew, and what was asked
+/// before is nothing to it.
+pub type Began = (Generation, WorkerEpoch, u64);
 
 pub type Held = BTreeMap<TaskId, CheckpointId>;
 
@@ -85,6 +86,7 @@ pub struct Keeping {
 #[derive(Debug)]
 pub struct Standby {
     me: (NodeId, WorkerEpoch),
+    begun: u64,
     deployment: Arc<Deployment>,
     store: Arc<JobStateStore>,
     hot: Arc<Mutex<BTreeMap<TaskId, HotTables>>>,
@@ -126,6 +128,7 @@ impl Keeping {
 impl Standby {
     pub fn new(
         me: (NodeId, WorkerEpoch),
+        begun: u64,
         deployment: Arc<Deployment>,
         store: Arc<JobStateStore>,
         custom: Arc<CustomOperators>,
@@ -134,6 +137,7 @@ impl Standby {
     ) -> Standby {
         Standby {
             me,
+            begun,
             deployment,
             store,
             hot: Arc::default(),
@@ -279,7 +283,7 @@ impl Standby {
     }
 
     fn began(&self) -> Began {
-        (self.deployment.generation, self.me.1)
+        (self.deployment.generation, self.me.1, self.begun)
     }
 
     fn take_left(&mut self) -> Left {

@@ -129,6 +129,8 @@ struct Life {
     lanes: Option<WorkerLanes>,
     jobs: BTreeMap<JobId, RunningJob>,
     stopping: BTreeSet<JobId>,
+    /// Generations this process has begun.
+    begun: u64,
     /// What the generations that are being stopped leave to those that start at once.
     left: BTreeMap<JobId, Handover>,
     kept: BTreeSet<JobId>,
@@ -249,6 +251,7 @@ impl Worker {
             lanes: None,
             jobs: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            begun: 0,
             left: BTreeMap::new(),
             // A directory for a job is there once it was needed.
             kept: BTreeSet::new(),
@@ -845,10 +848,10 @@ impl Life {
     fn follow_jobs(&mut self, env: &mut Env) {
         let Some(session) = self.session else { return };
         let image = self.image.clone();
-        let generations = self
-            .jobs
-            .iter()
-            .map(|(job, running)| (*job, running.began()));
+        let generations = self.jobs.iter().map(|(job, running)| {
+            let (generation, epoch, _) = running.began();
+            (*job, (generation, epoch))
+        });
         let changes = changes(
             &image,
             session.worker,
@@ -879,7 +882,9 @@ impl Life {
             let facts = image.jobs.get(&job);
             let left = left.map(|left| left.for_next(&deployment, facts));
             let (custom, memory) = (self.custom.clone(), self.memory.clone());
-            let running = RunningJob::new(deployment, me, self.choice, custom, memory, left);
+            self.begun += 1;
+            let (begun, choice) = (self.begun, self.choice);
+            let running = RunningJob::new(deployment, me, begun, choice, custom, memory, left);
             running.begin(env, self.who, &self.reports, &self.urgent);
             self.kept.insert(job);
             self.jobs.insert(job, running);

@@ -43,6 +43,11 @@ fn expect_unmoved(seed: u64) {
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
+/// A world by its line.
+fn expect_world(line: &str) {
+    run_plan(&read(line), None).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().expect("the variable is a number"))
@@ -166,4 +171,11 @@ fn a_replica_that_missed_an_epoch_which_its_leader_has_follows_again() {
 #[test]
 fn a_follower_that_had_yet_to_sync_what_it_has_says_so_when_it_has() {
     expect_unmoved(1_795_896_038_445);
+}
+
+/// It stood by no more and then again, all in one generation and one life of its worker. The world gave it an
+/// answer that it had been asked for before.
+#[test]
+fn a_standby_that_begins_again_in_one_generation_is_not_given_answers_of_before() {
+    expect_world("seed=1795923816797 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10");
 }
