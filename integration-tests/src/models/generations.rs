@@ -25,7 +25,6 @@ use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settin
 use coordinator::metadata::command::{Command, Outcome, Rejection};
 use coordinator::metadata::jobs::JobRow;
 use coordinator::metadata::nodes::WorkerStatus;
-use coordinator::placement::tasks::JobShape;
 use uuid::Uuid;
 
 use super::explorer::{Model, Property};
@@ -437,8 +436,7 @@ fn machines(facts: &Facts, job: JobId, now: Tick) -> (JobMachine, CheckpointMach
     };
     let slots = slots_by_job(&facts.metadata);
     let workers = workers_for(&facts.metadata, &slots, job);
-    let shape = JobShape::of(&row.graph);
-    let machine = JobMachine::new(now, settings, shape, JobFacts::of(row), workers);
+    let machine = JobMachine::new(now, settings, JobFacts::of(row), workers);
     let settings = CheckpointSettings {
         interval: INTERVAL,
         timeout: TIMEOUT,
@@ -493,9 +491,9 @@ impl Generations {
                         Checkpointing::Periodic { generation } => {
                             run(generation, CheckpointKind::Periodic)
                         }
-                        Checkpointing::Final { .. } | Checkpointing::Drain { .. } => {
-                            unreachable!("nobody wants it to end")
-                        }
+                        Checkpointing::Final { .. }
+                        | Checkpointing::CutOver { .. }
+                        | Checkpointing::Drain { .. } => unreachable!("nobody wants it to end"),
                     };
                     self.tell_checkpoints(state, event);
                 }
@@ -539,7 +537,7 @@ impl Generations {
         let facts = Arc::make_mut(&mut state.facts);
         let settled = match proposed {
             Proposed::Job(proposal, restore) => {
-                Settled::Job(facts.command(proposal.into_command(job, restore)))
+                Settled::Job(facts.command(proposal.into_command(job, restore, None)))
             }
             Proposed::Reservation(generation) => {
                 Settled::Reservation(facts.command(Command::ReserveEpochs { job, generation }))

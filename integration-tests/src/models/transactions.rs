@@ -24,6 +24,7 @@ use common::protocol::metadata::JobImage;
 use common::protocol::task::{Standbys, TaskAssignment};
 use common::time::{Span, Timestamp};
 use coordinator::metadata::command::{Command, EpochCompleted};
+use coordinator::metadata::division::Dividing;
 use uuid::Uuid;
 use worker::log::derived::Derived;
 use worker::log::producer_state::Verdict;
@@ -471,6 +472,7 @@ impl State {
             job: self.job,
             generation,
             restore,
+            dividing: Dividing::AsBefore,
             tasks: tasks
                 .iter()
                 .map(|task| TaskAssignment {
