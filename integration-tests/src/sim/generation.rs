@@ -199,11 +199,7 @@ impl RunningJob {
         image: &MetadataImage,
     ) {
         let facts = image.jobs.get(&self.job());
-        let alone = env.sabotaged(Sabotage::RestoreByCheckpointAlone);
-        let history = |generation, checkpoint| match facts?.completed {
-            Some(completed) if alone && checkpoint <= completed => Some(true),
-            Some(_) | None => facts?.counts(generation, checkpoint),
-        };
+        let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let opened = match self.left.take() {
             Some(left) => Ok((left.store, left.tasks)),
             None => self

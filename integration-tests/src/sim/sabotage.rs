@@ -51,13 +51,10 @@ pub enum Sabotage {
     NameUnheard,
     /// A standby loses a chunk, and keeps what comes after it as if it followed.
     KeepAcrossGap,
-    /// A restored task takes what an older generation sealed for a checkpoint that was never completed, if one
-    /// with a higher number was.
-    RestoreByCheckpointAlone,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 24] = [
+    pub const ALL: [Sabotage; 23] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -81,6 +78,5 @@ impl Sabotage {
         Sabotage::HoldUnkept,
         Sabotage::NameUnheard,
         Sabotage::KeepAcrossGap,
-        Sabotage::RestoreByCheckpointAlone,
     ];
 }

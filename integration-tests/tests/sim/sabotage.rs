@@ -140,8 +140,3 @@ fn name_unheard_is_found() {
 fn keep_across_gap_is_found() {
     is_found_in(Sabotage::KeepAcrossGap, 1, Plan::stood_by);
 }
-
-#[test]
-fn restore_by_checkpoint_alone_is_found() {
-    is_found(Sabotage::RestoreByCheckpointAlone, 1);
-}
