@@ -57,7 +57,8 @@ impl JobMachine {
         }
     }
 
-    /// The last checkpoint of the old division is complete: everything is where it is to run.
+    /// The last checkpoint of the old division is complete, and what belongs to it is visible: everything is where it is
+    /// to run.
     pub(super) fn take_division(&self) -> Option<Proposal> {
         let next = self.facts.running.as_ref()?.next.clone()?;
         Some(self.begin_divided(next))

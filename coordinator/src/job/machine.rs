@@ -418,8 +418,7 @@ impl JobMachine {
             Desired::Stopped if ended || !runs => Some(self.halt(JobState::Stopped, "", None)),
             Desired::Running if self.facts.halting => self.start_if_wanted(None),
             Desired::Running if self.facts.cutting_over => {
-                let complete = self.final_completed == Some(self.facts.generation);
-                complete.then(|| self.take_division()).flatten()
+                ended.then(|| self.take_division()).flatten()
             }
             Desired::Running | Desired::Drained if runs && ended => {
                 Some(self.halt(JobState::Finished, "", None))

@@ -1025,6 +1025,9 @@ fn a_job_is_divided_once_everything_is_prepared() {
     world.metadata_changed();
     world.tell(Event::FinalCheckpointCompleted { generation });
     world.settle();
+    assert_eq!(world.facts.generation, generation, "sinks may not be done");
+    world.report(TaskState::Finished);
+    world.settle();
     world.expect(Deploying, "its parallelism changes to 4");
     assert_eq!(world.facts.generation, generation.next());
     let tasks = prepared.tasks.iter().map(|of| (of.task, of.worker));
