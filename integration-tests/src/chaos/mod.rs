@@ -133,7 +133,8 @@ async fn run_on(
         // On a machine that is busy with something else it takes longer until each has had its share.
         let longest = Span(options.duration.0 * 3);
         let goes_on = |killer: &Killer, ran: Span| {
-            ran < options.duration || (ran < longest && !killer.has_struck_everyone())
+            let enough = killer.has_struck_everyone() && progress.rescaled() >= summary::RESCALED;
+            ran < options.duration || (ran < longest && !enough)
         };
         while goes_on(&killer, killer.now().since(begin)) {
             killer.strike(cluster, &mut watch).await?;
@@ -149,8 +150,8 @@ async fn run_on(
     progress.end();
     // What a part says of its end explains more than what was seen of it from here.
     let (sent, followed, checked) = (producers.join(), follower.join(), checker.join());
-    let rescaled = rescaler.join();
-    let (sent, followed, checked, rescaled) = (sent?, followed?, checked?, rescaled?);
+    let overtaken = rescaler.join();
+    let (sent, followed, checked, overtaken) = (sent?, followed?, checked?, overtaken?);
     outcome?;
     let verified = verify::verify(seed, &addresses, &sent, &followed).await?;
     let replicas = replicas::compare(seed, &addresses, cluster).await?;
@@ -161,7 +162,8 @@ async fn run_on(
         kills: killer.kills,
         troubled: killer.troubled,
         losses: killer.losses,
-        rescaled,
+        rescaled: progress.rescaled(),
+        overtaken,
         checked,
         sent,
         verified,

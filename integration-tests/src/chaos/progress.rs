@@ -10,6 +10,8 @@ pub struct Progress {
     acknowledged: AtomicU64,
     /// Committed records of the output topics that have been read.
     came_out: AtomicU64,
+    /// Changes of a job's parallelism that came about.
+    rescaled: AtomicU64,
     /// Producers send nothing more.
     input_ends: AtomicBool,
     /// Whoever watches has seen enough: everything is out, or the run has failed.
@@ -28,6 +30,14 @@ impl Progress {
 
     pub fn came_out(&self, records: u64) {
         self.came_out.fetch_add(records, Ordering::SeqCst);
+    }
+
+    pub fn has_rescaled(&self) {
+        self.rescaled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn rescaled(&self) -> u64 {
+        self.rescaled.load(Ordering::SeqCst)
     }
 
     /// Events under way, acknowledged ones, records that came out.

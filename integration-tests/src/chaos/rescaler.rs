@@ -17,22 +17,15 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What has not come about by then is wished otherwise.
 const PATIENCE_LOOKS: u32 = 300;
 
-/// Changes of a job's parallelism that came about, and those that did not in time.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rescaled {
-    pub done: u64,
-    pub overtaken: u64,
-}
-
-/// Goes on until the input ends. Blocks.
-pub fn rescale(seed: u64, addresses: &[String], progress: &Arc<Progress>) -> Result<Rescaled> {
+/// Goes on until the input ends; answers how many changes did not come about in time. Blocks.
+pub fn rescale(seed: u64, addresses: &[String], progress: &Arc<Progress>) -> Result<u64> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let nodes = Nodes::new(addresses)?;
         let mut random = seeded(seed, 4_000);
-        let mut rescaled = Rescaled::default();
+        let mut overtaken = 0;
         let mut wanted = [PARALLELISM; JOBS.len()];
         while !progress.input_ends() {
             let pause = PAUSE_MS.0 + below(&mut random, PAUSE_MS.1 - PAUSE_MS.0);
@@ -44,11 +37,11 @@ pub fn rescale(seed: u64, addresses: &[String], progress: &Arc<Progress>) -> Res
             wanted[which] = (wanted[which] - 1 + step) % PARALLELISM + 1;
             let came_about = change(&nodes, &mut random, JOBS[which], wanted[which], progress);
             match came_about.await? {
-                true => rescaled.done += 1,
-                false => rescaled.overtaken += 1,
+                true => progress.has_rescaled(),
+                false => overtaken += 1,
             }
         }
-        Ok(rescaled)
+        Ok(overtaken)
     })
 }
 

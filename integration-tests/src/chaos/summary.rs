@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 
 use super::killer::{KILLS_OF_EACH, Kill, Victim, everyone};
 use super::producers::Sent;
-use super::rescaler::Rescaled;
 use super::state_check::Checked;
 use super::troubles::Trouble;
 use super::verify::Verified;
@@ -15,7 +14,7 @@ use super::verify::Verified;
 /// Epochs that are completed, over both jobs those of the one that has fewer.
 const EPOCHS: usize = 20;
 /// Changes of a job's parallelism.
-const RESCALED: u64 = 2;
+pub const RESCALED: u64 = 2;
 /// Readings of each operator's state that are compared.
 const READINGS: u64 = 5;
 
@@ -27,7 +26,9 @@ pub struct Summary {
     pub kills: Vec<Kill>,
     pub troubled: BTreeMap<Trouble, usize>,
     pub losses: usize,
-    pub rescaled: Rescaled,
+    /// Changes of a job's parallelism that came about, and that did not in time.
+    pub rescaled: u64,
+    pub overtaken: u64,
     pub checked: Checked,
     pub sent: Sent,
     pub verified: Verified,
@@ -53,9 +54,9 @@ impl Summary {
             );
         }
         ensure!(
-            self.rescaled.done >= RESCALED,
+            self.rescaled >= RESCALED,
             "too quiet: jobs were rescaled {} times, not {RESCALED}",
-            self.rescaled.done
+            self.rescaled
         );
         for (job, epochs) in &self.checked.epochs {
             let completed = epochs.completed.len();
@@ -119,7 +120,7 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "  jobs were rescaled {} times, and {} times that took too long",
-            self.rescaled.done, self.rescaled.overtaken
+            self.rescaled, self.overtaken
         )?;
         for (job, epochs) in &self.checked.epochs {
             writeln!(
