@@ -107,6 +107,7 @@ impl TestLog {
             leader: Some(NodeId(1)),
             leader_epoch: LeaderEpoch(1),
             partition_epoch: PartitionEpoch(1),
+            ..PartitionImage::default()
         };
         let delta = MetadataDelta {
             version: MetadataVersion(1),

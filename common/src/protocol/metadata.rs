@@ -67,14 +67,39 @@ pub struct TopicImage {
     pub partitions: Vec<PartitionImage>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PartitionImage {
     pub replicas: Vec<NodeId>,
-    /// The replicas that have every committed record.
+    /// The replicas that have every committed record, but for those that are suspect.
     pub isr: Vec<NodeId>,
     pub leader: Option<NodeId>,
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
+    /// Those in sync that may have lost records since: they do not lead before they have fetched them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspect: Vec<NodeId>,
+    /// Where the logs of suspects end, as they have said while nobody leads.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub log_ends: BTreeMap<NodeId, LogEnd>,
+    /// The last time that a leader began which may lack committed records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unclean: Option<UncleanElection>,
+}
+
+/// Where a log ends. Of two logs, the greater one has everything that is committed in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Of its last batch.
+    pub last_epoch: Option<LeaderEpoch>,
+    pub log_end: Offset,
+}
+
+/// A leader was elected although records may be lost with that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct UncleanElection {
+    /// The reign that began with it.
+    pub since: LeaderEpoch,
+    pub at: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

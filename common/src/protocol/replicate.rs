@@ -6,12 +6,13 @@
 //! or when its time is over. Of a position there is news once; then the follower says its next one. Whoever
 //! misses an answer begins another session, and says everything again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Call;
+use super::metadata::LogEnd;
 use crate::error::Problem;
 use crate::ids::{LeaderEpoch, NodeId, PartitionEpoch, TopicPartition, WorkerEpoch};
 use crate::offset::Offset;
@@ -123,6 +124,17 @@ pub struct AlterIsr {
     pub worker: NodeId,
     pub worker_epoch: WorkerEpoch,
     pub changes: Vec<IsrChange>,
+    /// Where logs of this worker end that are suspect, of partitions that nobody leads.
+    #[serde(default)]
+    pub log_ends: Vec<LogEndReport>,
+}
+
+/// It counts for the record of this epoch only: while that is the last one the log stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogEndReport {
+    pub partition: TopicPartition,
+    pub partition_epoch: PartitionEpoch,
+    pub log_end: LogEnd,
 }
 
 /// As a compare-and-set on the partition's record.
@@ -133,6 +145,9 @@ pub struct IsrChange {
     pub partition_epoch: PartitionEpoch,
     /// Each with the life that this is about; the leader's own says nothing.
     pub isr: BTreeMap<NodeId, WorkerEpoch>,
+    /// Of these, who was suspect and has fetched everything again.
+    #[serde(default)]
+    pub recovered: BTreeSet<NodeId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -48,7 +48,11 @@ pub struct TopicConfig {
     pub retention_bytes: Option<u64>,
     pub cleanup_policy: CleanupPolicy,
     pub durability: Durability,
-    /// So many replicas have an acknowledged record at least. Absent in a new topic: half of them, rounded up.
+    /// What is done when every in-sync replica of a partition may have lost records. Only of topics whose
+    /// durability is `replicated`.
+    pub unclean_recovery: UncleanRecovery,
+    /// So many replicas have an acknowledged record at least. Absent in a new topic: half of them, rounded up,
+    /// and two where records are acknowledged in memory.
     #[serde(default = "unsaid")]
     pub min_insync_replicas: u32,
     pub max_message_bytes: u32,
@@ -71,15 +75,34 @@ pub enum Durability {
     /// Once it is on the disk of every in-sync replica.
     #[default]
     Fsync,
-    /// Once it is in the memory of every in-sync replica.
+    /// Once it is in the memory of every in-sync replica. It reaches their disks soon afterwards.
     Replicated,
 }
+
+/// How a partition goes on when all of its in-sync replicas have ended without order, and may have lost
+/// records that were acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UncleanRecovery {
+    /// When all of them are back, the one with the longest log leads.
+    #[default]
+    Balanced,
+    /// When somebody says who leads: `POST /v1/topics/{topic}/recover`.
+    Manual,
+}
+
+/// In one memory only, a record would be lost with any loss of power.
+pub const FEWEST_MEMORIES: u32 = 2;
 
 impl TopicConfig {
     /// With what was left out for a topic with so many replicas.
     pub fn complete(mut self, replication_factor: u32) -> TopicConfig {
         if self.min_insync_replicas == UNSAID {
-            self.min_insync_replicas = replication_factor.div_ceil(2);
+            let half = replication_factor.div_ceil(2);
+            self.min_insync_replicas = match self.durability {
+                Durability::Fsync => half,
+                Durability::Replicated => half.max(FEWEST_MEMORIES),
+            };
         }
         self
     }
@@ -92,6 +115,7 @@ impl Default for TopicConfig {
             retention_bytes: None,
             cleanup_policy: CleanupPolicy::Delete,
             durability: Durability::Fsync,
+            unclean_recovery: UncleanRecovery::Balanced,
             min_insync_replicas: 1,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             segment_bytes: 256 << 20,

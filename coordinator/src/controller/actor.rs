@@ -237,6 +237,7 @@ fn registration(request: RegisterWorker) -> Registration {
         memory_bytes: request.memory_bytes,
         operators: request.operators,
         rack: request.rack,
+        clean: request.clean_shutdown,
     }
 }
 

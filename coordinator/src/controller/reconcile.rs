@@ -110,6 +110,7 @@ mod tests {
                     memory_bytes: 1,
                     operators: Vec::new(),
                     rack: None,
+                    clean: true,
                 }),
             );
             let Outcome::Registered { worker, epoch } = registered else {

@@ -1,4 +1,4 @@
-//! Leaders on a worker would have other replicas in sync.
+//! Leaders on a worker would have other replicas in sync, or logs that nobody leads end somewhere.
 
 use common::error::{ErrorCode, Problem};
 use common::protocol::replicate::{AlterIsr, IsrAltered};
@@ -11,6 +11,7 @@ pub async fn handle(reign: Reigning, call: AlterIsr) -> Result<IsrAltered, Probl
         worker: call.worker,
         epoch: call.worker_epoch,
         changes: call.changes,
+        log_ends: call.log_ends,
     };
     match reign.controller.propose(command).await?.outcome {
         Outcome::IsrAltered(verdicts) => Ok(IsrAltered { verdicts }),

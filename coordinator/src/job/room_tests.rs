@@ -43,6 +43,7 @@ fn cluster_with_one_worker(slots: u32) -> ClusterMetadata {
             memory_bytes: 0,
             operators: Vec::new(),
             rack: None,
+            clean: true,
         }),
     );
     let Ok(Outcome::Registered { worker, epoch }) = registered else {

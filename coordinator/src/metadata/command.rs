@@ -11,15 +11,15 @@ use uuid::Uuid;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, ProducerId, StageId,
-    StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, PartitionId,
+    ProducerId, StageId, StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
 };
 use common::objects::location::Location;
 use common::plan::JobGraph;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobState};
-use common::protocol::replicate::{IsrChange, IsrVerdict};
+use common::protocol::replicate::{IsrChange, IsrVerdict, LogEndReport};
 use common::protocol::task::{NextDivision, Standbys, TaskAssignment};
 use common::protocol::topic::TopicConfig;
 use common::time::{Span, Timestamp};
@@ -94,6 +94,16 @@ pub enum Command {
         worker: NodeId,
         epoch: WorkerEpoch,
         changes: Vec<IsrChange>,
+        /// Where suspect logs of this worker end, of partitions that nobody leads.
+        #[serde(default)]
+        log_ends: Vec<LogEndReport>,
+    },
+    /// This partition goes on although committed records may be lost with that. `leader`: with this replica;
+    /// `None`: with the longest of the logs that are known.
+    RecoverPartition {
+        id: TopicId,
+        partition: PartitionId,
+        leader: Option<NodeId>,
     },
 
     CreateJob {
@@ -214,6 +224,9 @@ pub struct Registration {
     pub operators: Vec<String>,
     #[serde(default)]
     pub rack: Option<String>,
+    /// Its last life ended in order: everything it had acknowledged was on its disk.
+    #[serde(default)]
+    pub clean: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -286,6 +299,20 @@ pub enum Rejection {
     TopicChanged(TopicName),
     #[error("partition {partition} has no replica that could lead it")]
     NoReplica { partition: usize },
+    #[error("partition {partition} is led by worker {leader}")]
+    HasLeader {
+        partition: PartitionId,
+        leader: NodeId,
+    },
+    #[error("there is no partition {partition}")]
+    UnknownPartition { partition: PartitionId },
+    #[error("worker {worker} has no replica of partition {partition}, or is not active")]
+    CannotLead {
+        partition: PartitionId,
+        worker: NodeId,
+    },
+    #[error("no active replica of partition {partition} has said where its log ends")]
+    NoLogEnd { partition: PartitionId },
     #[error("job \"{0}\" exists")]
     JobExists(JobName),
     #[error("there is no job {0}")]
@@ -354,9 +381,13 @@ impl Rejection {
             Rejection::UnknownJob(_) => ErrorCode::UnknownJob,
             Rejection::FencedGeneration { .. } => ErrorCode::FencedGeneration,
             Rejection::NoReplica { .. } => ErrorCode::NoWorkers,
+            Rejection::UnknownPartition { .. } => ErrorCode::UnknownPartition,
             Rejection::OtherStorage { .. }
             | Rejection::LastWorker { .. }
             | Rejection::TopicChanged(_)
+            | Rejection::HasLeader { .. }
+            | Rejection::CannotLead { .. }
+            | Rejection::NoLogEnd { .. }
             | Rejection::IllegalTransition { .. }
             | Rejection::NotRunning { .. }
             | Rejection::JobOver { .. }
@@ -391,6 +422,13 @@ impl From<Rejection> for Problem {
             Rejection::LastWorker { .. } => problem.hint("Start another worker first."),
             Rejection::TopicChanged(_) => problem.hint("Read the topic again and repeat."),
             Rejection::DividedMeanwhile { .. } => problem.hint("Read the job again and repeat."),
+            Rejection::HasLeader { .. } => problem.hint("There is nothing to recover."),
+            Rejection::CannotLead { .. } => {
+                problem.hint("GET /v1/topics/{topic} names its replicas, GET /v1/workers says who is active.")
+            }
+            Rejection::NoLogEnd { .. } => problem.hint(
+                "Start one of its in-sync replicas, or name the replica that is to lead: \"leader\".",
+            ),
             Rejection::JobOver { .. } => problem.hint("Deploy it again under another name."),
             Rejection::JobAlive { .. } => problem.hint("Stop or cancel it first."),
             Rejection::SavepointUnderWay { .. } => problem.hint(
@@ -403,6 +441,7 @@ impl From<Rejection> for Problem {
             | Rejection::FencedWorkerEpoch { .. }
             | Rejection::UnknownTopic(_)
             | Rejection::NoReplica { .. }
+            | Rejection::UnknownPartition { .. }
             | Rejection::UnknownJob(_)
             | Rejection::FencedGeneration { .. }
             | Rejection::IllegalTransition { .. }

@@ -14,14 +14,17 @@ use common::ids::{
 };
 use common::limits::{POSITIONS_HISTORY, SAVEPOINT_HISTORY};
 use common::objects::location::Location;
+use common::offset::Offset;
 use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts};
 use common::protocol::job::{CreateJob, JobConfig, JobState};
-use common::protocol::metadata::{JobImage, MetadataDelta, TopicImage, WorkerImage};
-use common::protocol::replicate::{IsrChange, IsrVerdict};
+use common::protocol::metadata::{
+    JobImage, LogEnd, MetadataDelta, PartitionImage, TopicImage, WorkerImage,
+};
+use common::protocol::replicate::{IsrChange, IsrVerdict, LogEndReport};
 use common::protocol::savepoint::RestoredFrom;
 use common::protocol::task::{Deployment, Standbys, TaskAssignment};
-use common::protocol::topic::TopicConfig;
+use common::protocol::topic::{Durability, TopicConfig, UncleanRecovery};
 use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
@@ -76,7 +79,7 @@ impl History {
         outcome
     }
 
-    fn register(&mut self, request: Registration) -> (NodeId, WorkerEpoch) {
+    pub(super) fn register(&mut self, request: Registration) -> (NodeId, WorkerEpoch) {
         match self.command(Command::RegisterWorker(request)) {
             Ok(Outcome::Registered { worker, epoch }) => (worker, epoch),
             other => panic!("not registered: {other:?}"),
@@ -115,7 +118,7 @@ impl History {
     }
 
     /// Leader, leader epoch and partition epoch of a topic's first partition.
-    fn lead(&self, topic: TopicId) -> (Option<NodeId>, LeaderEpoch, PartitionEpoch) {
+    pub(super) fn lead(&self, topic: TopicId) -> (Option<NodeId>, LeaderEpoch, PartitionEpoch) {
         let partition = &self.metadata.topic(topic).unwrap().partitions[0];
         (
             partition.leader,
@@ -125,7 +128,7 @@ impl History {
     }
 }
 
-fn registration(storage: u128) -> Registration {
+pub(super) fn registration(storage: u128) -> Registration {
     Registration {
         cluster: None,
         worker: None,
@@ -138,10 +141,11 @@ fn registration(storage: u128) -> Registration {
         memory_bytes: 1 << 30,
         operators: Vec::new(),
         rack: None,
+        clean: false,
     }
 }
 
-fn create_topic(id: TopicId, name: &str, replicas: &[&[NodeId]]) -> Command {
+pub(super) fn create_topic(id: TopicId, name: &str, replicas: &[&[NodeId]]) -> Command {
     Command::CreateTopic {
         id,
         name: TopicName::new(name).unwrap(),
@@ -151,7 +155,7 @@ fn create_topic(id: TopicId, name: &str, replicas: &[&[NodeId]]) -> Command {
 }
 
 /// A job of one stage with two tasks.
-fn first_of(topic: TopicId) -> TopicPartition {
+pub(super) fn first_of(topic: TopicId) -> TopicPartition {
     TopicPartition {
         topic,
         partition: PartitionId(0),
@@ -508,12 +512,14 @@ fn leaders_go_back_to_who_was_to_lead_once_it_has_everything_again() {
             leader_epoch,
             partition_epoch,
             isr: BTreeMap::from([(a, again), (b, epoch_b)]),
+            recovered: BTreeSet::new(),
         };
         let changes = vec![change];
         let command = Command::AlterIsr {
             worker: b,
             epoch: epoch_b,
             changes,
+            log_ends: Vec::new(),
         };
         history.command(command).unwrap();
     }
@@ -563,12 +569,14 @@ fn a_partition_moves_once_its_new_replicas_are_in_sync_and_not_before() {
         leader_epoch: moving.leader_epoch,
         partition_epoch: moving.partition_epoch,
         isr: lives,
+        recovered: BTreeSet::new(),
     };
     let changes = vec![change];
     let command = Command::AlterIsr {
         worker: a,
         epoch: epoch_a,
         changes,
+        log_ends: Vec::new(),
     };
     history.command(command).unwrap();
     let (moved, target) = partition(&history);
@@ -601,11 +609,13 @@ fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
             leader_epoch,
             partition_epoch,
             isr: members.iter().copied().collect(),
+            recovered: BTreeSet::new(),
         };
         let outcome = history.command(Command::AlterIsr {
             worker: a,
             epoch: epoch_a,
             changes: vec![change],
+            log_ends: Vec::new(),
         });
         match outcome {
             Ok(Outcome::IsrAltered(verdicts)) => verdicts[0] == IsrVerdict::Accepted,
@@ -656,6 +666,7 @@ fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
         worker: a,
         epoch: epoch_a,
         changes: Vec::new(),
+        log_ends: Vec::new(),
     };
     assert!(matches!(
         history.command(late),
@@ -1268,7 +1279,19 @@ enum Intent {
     AlterIsr {
         topic: u8,
         members: [bool; 4],
+        /// Every suspect has everything again.
+        recovers: bool,
         stale: bool,
+    },
+    Report {
+        topic: u8,
+        worker: u32,
+        log_end: i32,
+        stale: bool,
+    },
+    Recover {
+        topic: u8,
+        leader: Option<u32>,
     },
     Prefer {
         most: u8,
@@ -1348,8 +1371,12 @@ fn intent() -> impl Strategy<Value = Intent> {
         3 => (0..4_u8, 1..4_u8, worker.clone()).prop_map(|(topic, partitions, worker)| Intent::Create { topic, partitions, worker }),
         1 => (0..4_u8, worker.clone()).prop_map(|(topic, worker)| Intent::Grow { topic, worker }),
         1 => (0..4_u8).prop_map(|topic| Intent::Delete { topic }),
-        6 => (0..4_u8, any::<[bool; 4]>(), prop::bool::weighted(0.2))
-            .prop_map(|(topic, members, stale)| Intent::AlterIsr { topic, members, stale }),
+        6 => (0..4_u8, any::<[bool; 4]>(), any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(topic, members, recovers, stale)| Intent::AlterIsr { topic, members, recovers, stale }),
+        4 => (0..4_u8, worker.clone(), 0..4_i32, prop::bool::weighted(0.2))
+            .prop_map(|(topic, worker, log_end, stale)| Intent::Report { topic, worker, log_end, stale }),
+        1 => (0..4_u8, prop::option::of(worker.clone()))
+            .prop_map(|(topic, leader)| Intent::Recover { topic, leader }),
         2 => (0..3_u8).prop_map(|most| Intent::Prefer { most }),
         3 => (0..4_u8, prop::sample::subsequence(vec![1, 2, 3], 1..=3).prop_shuffle())
             .prop_map(|(topic, workers)| Intent::Reassign { topic, workers }),
@@ -1384,6 +1411,18 @@ impl Intent {
             let current = metadata.job(JobId(job)).map_or(0, |row| row.generation.0);
             Generation(current.saturating_sub(u32::from(stale)))
         };
+        // Of the odd ones, records are acknowledged in memory.
+        let config = |topic: u8| TopicConfig {
+            durability: match topic % 2 {
+                0 => Durability::Fsync,
+                _ => Durability::Replicated,
+            },
+            unclean_recovery: match topic {
+                3 => UncleanRecovery::Manual,
+                _ => UncleanRecovery::Balanced,
+            },
+            ..TopicConfig::default()
+        };
         let completed = |job: u32| metadata.job(JobId(job)).and_then(|row| row.completed);
         match *self {
             Intent::Announce => Command::LeaderAnnounce {
@@ -1411,12 +1450,12 @@ impl Intent {
             } => Command::CreateTopic {
                 id: TopicId(Uuid::from_u128(u128::from(metadata.version().0) + 1000)),
                 name: name(topic),
-                config: TopicConfig::default(),
+                config: config(topic),
                 replicas: vec![vec![NodeId(worker), NodeId(worker % 3 + 1)]; partitions.into()],
             },
             Intent::Grow { topic, worker } => Command::AlterTopic {
                 id: topic_id(topic),
-                config: TopicConfig::default(),
+                config: config(topic),
                 partitions: 1,
                 added: vec![vec![NodeId(worker)]],
             },
@@ -1426,6 +1465,7 @@ impl Intent {
             Intent::AlterIsr {
                 topic,
                 members,
+                recovers,
                 stale,
             } => {
                 let row = metadata.topic_named(&name(topic));
@@ -1444,14 +1484,49 @@ impl Intent {
                         isr: wanted
                             .map(|(node, _)| (*node, epoch(node.0, false)))
                             .collect(),
+                        recovered: partition
+                            .suspect
+                            .iter()
+                            .copied()
+                            .filter(|node| recovers || node.0 == 2)
+                            .collect(),
                     }
                 });
                 Command::AlterIsr {
                     worker,
                     epoch: epoch(worker.0, false),
                     changes: changes.collect(),
+                    log_ends: Vec::new(),
                 }
             }
+            Intent::Report {
+                topic,
+                worker,
+                log_end,
+                stale,
+            } => {
+                let row = metadata.topic_named(&name(topic));
+                let partition_epoch = row.map_or(0, |row| row.partitions[0].partition_epoch.0);
+                let earlier = partition_epoch.saturating_sub(u32::from(stale));
+                Command::AlterIsr {
+                    worker: NodeId(worker),
+                    epoch: epoch(worker, false),
+                    changes: Vec::new(),
+                    log_ends: vec![LogEndReport {
+                        partition: first_of(topic_id(topic)),
+                        partition_epoch: PartitionEpoch(earlier),
+                        log_end: LogEnd {
+                            last_epoch: Some(LeaderEpoch(log_end % 2)),
+                            log_end: Offset(log_end.into()),
+                        },
+                    }],
+                }
+            }
+            Intent::Recover { topic, leader } => Command::RecoverPartition {
+                id: topic_id(topic),
+                partition: PartitionId(0),
+                leader: leader.map(NodeId),
+            },
             Intent::Prefer { most } => Command::PreferLeaders { most: most.into() },
             Intent::Reassign { topic, ref workers } => {
                 let row = metadata.topic_named(&name(topic));
@@ -1529,24 +1604,41 @@ impl Intent {
     }
 }
 
-/// What holds in every state, and from one state to the next.
-fn check(before: &ClusterMetadata, after: &ClusterMetadata) {
+/// What holds in every state, and from one state to the next. `recovers`: somebody has taken loss into account.
+fn check(before: &ClusterMetadata, after: &ClusterMetadata, recovers: bool) {
     assert_eq!(after.version().0, before.version().0 + 1);
     for topic in after.topics_by_name() {
         for (number, partition) in topic.partitions.iter().enumerate() {
             assert!(partition.isr.len() >= topic.config.min_insync_replicas as usize);
             let replicas: BTreeSet<NodeId> = partition.replicas.iter().copied().collect();
             assert!(partition.isr.iter().all(|node| replicas.contains(node)));
+            let suspect = |node: &NodeId| partition.suspect.contains(node);
             if let Some(leader) = partition.leader {
                 assert!(partition.isr.contains(&leader) && after.is_active(leader));
+                assert!(!suspect(&leader) && partition.log_ends.is_empty());
             } else {
-                let active = |node: &NodeId| after.is_active(*node);
-                assert!(!partition.isr.iter().any(active), "it could be led");
+                let could = |node: &NodeId| after.is_active(*node) && !suspect(node);
+                assert!(!partition.isr.iter().any(could), "it could be led");
             }
+            let in_sync = |node| partition.isr.contains(node);
+            assert!(partition.suspect.iter().all(in_sync));
+            assert!(partition.log_ends.keys().all(suspect));
             let earlier = before
                 .topic(topic.id)
                 .and_then(|t| t.partitions.get(number));
-            if let Some(earlier) = earlier.filter(|earlier| *earlier != partition) {
+            // What suspects say of their logs changes nothing else, or has one of them lead.
+            let but_for_said = |earlier: &PartitionImage| PartitionImage {
+                log_ends: partition.log_ends.clone(),
+                ..earlier.clone()
+            };
+            if let Some(earlier) = earlier.filter(|earlier| but_for_said(earlier) != *partition) {
+                let doubted = earlier
+                    .isr
+                    .iter()
+                    .all(|node| earlier.suspect.contains(node));
+                let unclean = partition.unclean != earlier.unclean;
+                assert!(!unclean || earlier.leader.is_none());
+                assert!(!unclean || doubted || recovers, "somebody had everything");
                 assert!(partition.partition_epoch > earlier.partition_epoch);
                 let same_leader = partition.leader == earlier.leader;
                 let same_reign = partition.leader_epoch == earlier.leader_epoch;
@@ -1612,13 +1704,14 @@ proptest! {
         for (intent, follows) in intents {
             let before = history.metadata.clone();
             let command = intent.command(&before);
+            let recovers = matches!(command, Command::RecoverPartition { .. });
             let outcome = history.command(command);
             if outcome.is_err() {
                 let mut unchanged = before.clone();
                 unchanged.version = history.metadata.version();
                 prop_assert_eq!(&unchanged, &history.metadata);
             }
-            check(&before, &history.metadata);
+            check(&before, &history.metadata, recovers);
             if follows {
                 image.follow(history.metadata.delta_since(image.version));
                 prop_assert_eq!(&image, &Image::of(&history.metadata));

@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod topics;
+pub mod suspects;
 pub mod nodes;
 pub mod jobs;
 pub mod checkpoints;
@@ -17,6 +18,8 @@ pub mod snapshot;
 mod metadata_tests;
 #[cfg(test)]
 mod division_tests;
+#[cfg(test)]
+mod suspects_tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -250,7 +253,9 @@ impl ClusterMetadata {
             Command::LeaderAnnounce { .. } | Command::Batch(_) => Err(Rejection::NestedBatch),
             Command::RegisterWorker(request) => self.register_worker(index, at, request),
             Command::FenceWorker { worker, epoch } => self.fence_worker(index, *worker, *epoch),
-            Command::UnfenceWorker { worker, epoch } => self.unfence_worker(index, *worker, *epoch),
+            Command::UnfenceWorker { worker, epoch } => {
+                self.unfence_worker(index, at, *worker, *epoch)
+            }
             Command::DrainWorker { worker, draining } => {
                 self.drain_worker(index, *worker, *draining)
             }
@@ -273,7 +278,17 @@ impl ClusterMetadata {
                 worker,
                 epoch,
                 changes,
-            } => self.alter_isr(index, *worker, *epoch, changes),
+                log_ends,
+            } => {
+                let altered = self.alter_isr(index, *worker, *epoch, changes)?;
+                self.report_log_ends(index, at, *worker, log_ends);
+                Ok(altered)
+            }
+            Command::RecoverPartition {
+                id,
+                partition,
+                leader,
+            } => self.recover_partition(index, at, *id, *partition, *leader),
             Command::CreateJob {
                 spec,
                 job_graph,

@@ -117,6 +117,8 @@ impl ClusterMetadata {
         let worker = known.unwrap_or(NodeId(self.next_worker));
         let before = self.workers.get(&worker);
         let draining = before.is_some_and(|row| row.draining);
+        // A process that was only not heard of has everything in its memory still.
+        let same_process = before.is_some_and(|row| row.incarnation == request.incarnation);
         let epoch = WorkerEpoch(index.0);
         self.next_worker = self.next_worker.max(worker.0 + 1);
         self.workers.insert(
@@ -140,6 +142,9 @@ impl ClusterMetadata {
         );
         self.changes.touch(index, RowKey::Worker(worker));
         self.elect_without(index, worker);
+        if !request.clean && !same_process {
+            self.suspect(index, worker);
+        }
         Ok(Outcome::Registered { worker, epoch })
     }
 
@@ -176,6 +181,7 @@ impl ClusterMetadata {
     pub(super) fn unfence_worker(
         &mut self,
         index: MetadataVersion,
+        at: Timestamp,
         worker: NodeId,
         epoch: WorkerEpoch,
     ) -> Result<Outcome, Rejection> {
@@ -184,6 +190,7 @@ impl ClusterMetadata {
             Arc::make_mut(row).status = WorkerStatus::Active;
             self.changes.touch(index, RowKey::Worker(worker));
             self.elect_with(index, worker);
+            self.recover_balanced(index, at);
         }
         Ok(Outcome::Done)
     }

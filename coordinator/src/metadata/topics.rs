@@ -1,6 +1,7 @@
 //! Topics, their partitions, and who leads each.
 //!
-//! A partition is led by one of its in-sync replicas, or by nobody while none of them is active. Every
+//! A partition is led by one of its in-sync replicas, or by nobody while none of them is active and has every
+//! record (`suspects.rs`). Every
 //! change of leader is a new leader epoch, which the old leader's appends do not carry; every change of
 //! the record is a new partition epoch. The in-sync replicas never become fewer than the topic demands:
 //! who is the last to have every record stays in the set while it is away.
@@ -24,7 +25,7 @@ use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::command::{Outcome, Rejection};
 use super::nodes::WorkerStatus;
-use crate::election::{leader_of, without};
+use crate::election::{leader_of, may_leave};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopicRow {
@@ -122,6 +123,8 @@ impl ClusterMetadata {
         row.partitions.extend(added);
         row.updated_at = at;
         self.changes.touch(index, RowKey::Topic(id));
+        // What waited for somebody may not have to any more.
+        self.recover_balanced(index, at);
         Ok(Outcome::Done)
     }
 
@@ -175,7 +178,7 @@ impl ClusterMetadata {
         Ok(Outcome::Done)
     }
 
-    /// A partition that is on its way to other replicas is there once all of them are in sync. That is a new reign
+    /// A partition that is on its way to other replicas is there once all of them have everything. That is a new reign
     /// in any case: what the leader knew of replicas that are gone does not count if they come back.
     fn arrive(
         &self,
@@ -186,12 +189,14 @@ impl ClusterMetadata {
         let Some(target) = moving.get(&number) else {
             return;
         };
-        if !target.iter().all(|node| partition.isr.contains(node)) {
+        let has_all = |node| partition.isr.contains(node) && !partition.suspect.contains(node);
+        if !target.iter().all(has_all) {
             return;
         }
         partition.replicas.clone_from(target);
         partition.isr.clone_from(target);
-        partition.leader = leader_of(target, target, |node| self.is_active(node));
+        partition.suspect.clear();
+        partition.leader = leader_of(partition, |node| self.is_active(node));
         partition.leader_epoch = partition.leader_epoch.next();
         partition.partition_epoch = partition.partition_epoch.next();
         moving.remove(&number);
@@ -208,6 +213,7 @@ impl ClusterMetadata {
         let preferred = *partition.replicas.first()?;
         let could = partition.leader.is_some_and(|leader| leader != preferred)
             && partition.isr.contains(&preferred)
+            && !partition.suspect.contains(&preferred)
             && self.is_active(preferred);
         could.then_some(preferred)
     }
@@ -217,7 +223,10 @@ impl ClusterMetadata {
         self.change_partitions(index, |metadata, _, partition| {
             let preferred = metadata.could_prefer(partition)?;
             left.set(left.get().checked_sub(1)?);
-            Some((partition.isr.clone(), Some(preferred)))
+            Some(PartitionImage {
+                leader: Some(preferred),
+                ..partition.clone()
+            })
         });
         Outcome::Done
     }
@@ -251,6 +260,10 @@ impl ClusterMetadata {
             partition.isr = replicas
                 .filter(|node| change.isr.contains_key(node))
                 .collect();
+            let isr = &partition.isr;
+            partition
+                .suspect
+                .retain(|node| isr.contains(node) && !change.recovered.contains(node));
             partition.partition_epoch = partition.partition_epoch.next();
             self.arrive(&mut row.moving, number.0, partition);
             self.topics.insert(topic, Arc::new(row));
@@ -278,8 +291,11 @@ impl ClusterMetadata {
         if reign != (Some(worker), change.leader_epoch, change.partition_epoch) {
             return refuse("the partition's record has changed".to_owned());
         }
-        let added = change.isr.iter().filter(|(node, _)| **node != worker);
-        for (node, life) in added.filter(|(node, _)| !known.isr.contains(node)) {
+        let vouched = |node: &NodeId| {
+            let newly = !known.isr.contains(node) || change.recovered.contains(node);
+            *node != worker && newly
+        };
+        for (node, life) in change.isr.iter().filter(|(node, _)| vouched(node)) {
             let lives = self
                 .worker(*node)
                 .is_some_and(|row| row.epoch == *life && row.status == WorkerStatus::Active);
@@ -291,6 +307,16 @@ impl ClusterMetadata {
         if !change.isr.contains_key(&worker) || change.isr.len() < fewest {
             return refuse(format!("of {fewest} in-sync replicas none may leave"));
         }
+        let leaves = known.isr.iter().any(|node| !change.isr.contains_key(node));
+        let trusted = change
+            .isr
+            .keys()
+            .filter(|node| !known.suspect.contains(node) || change.recovered.contains(node));
+        if leaves && trusted.count() < fewest {
+            return refuse(format!(
+                "fewer than {fewest} would stay that have everything"
+            ));
+        }
         Ok(())
     }
 
@@ -298,17 +324,17 @@ impl ClusterMetadata {
     pub(super) fn elect_without(&mut self, index: MetadataVersion, lost: NodeId) {
         self.change_partitions(index, |metadata, row, partition| {
             partition.replicas.contains(&lost).then(|| {
-                let isr = without(
-                    &partition.isr,
-                    lost,
-                    row.config.min_insync_replicas as usize,
-                );
-                let leader = if partition.leader == Some(lost) {
-                    leader_of(&partition.replicas, &isr, |node| metadata.is_active(node))
-                } else {
-                    partition.leader
-                };
-                (isr, leader)
+                let mut next = partition.clone();
+                if may_leave(partition, lost, row.config.min_insync_replicas as usize) {
+                    next.isr.retain(|node| *node != lost);
+                    next.suspect.retain(|node| *node != lost);
+                }
+                // It is to say so again, in the life that it has next.
+                next.log_ends.remove(&lost);
+                if next.leader == Some(lost) {
+                    next.leader = leader_of(&next, |node| metadata.is_active(node));
+                }
+                next
             })
         });
     }
@@ -316,42 +342,36 @@ impl ClusterMetadata {
     /// A worker has become active: it leads what nobody leads and it has every record of.
     pub(super) fn elect_with(&mut self, index: MetadataVersion, back: NodeId) {
         self.change_partitions(index, |metadata, _, partition| {
-            (partition.leader.is_none() && partition.isr.contains(&back)).then(|| {
-                let isr = partition.isr.clone();
-                let leader = leader_of(&partition.replicas, &isr, |node| metadata.is_active(node));
-                (isr, leader)
+            (partition.leader.is_none() && partition.isr.contains(&back)).then(|| PartitionImage {
+                leader: leader_of(partition, |node| metadata.is_active(node)),
+                ..partition.clone()
             })
         });
     }
 
-    /// Sets the in-sync replicas and the leader that `decide` gives, and counts the epochs on.
-    fn change_partitions(
+    /// Makes of partitions what `decide` gives, and counts the epochs on.
+    pub(super) fn change_partitions(
         &mut self,
         index: MetadataVersion,
-        decide: impl Fn(
-            &ClusterMetadata,
-            &TopicRow,
-            &PartitionImage,
-        ) -> Option<(Vec<NodeId>, Option<NodeId>)>,
+        decide: impl Fn(&ClusterMetadata, &TopicRow, &PartitionImage) -> Option<PartitionImage>,
     ) {
         let mut changed: Vec<Arc<TopicRow>> = Vec::new();
         for row in self.topics.values() {
             let mut next: Option<TopicRow> = None;
             for (number, partition) in row.partitions.iter().enumerate() {
-                let Some((isr, leader)) = decide(self, row, partition) else {
+                let decided = decide(self, row, partition);
+                let Some(mut decided) = decided.filter(|decided| decided != partition) else {
                     continue;
                 };
-                if isr == partition.isr && leader == partition.leader {
-                    continue;
+                if decided.leader != partition.leader {
+                    decided.leader_epoch = partition.leader_epoch.next();
                 }
+                if decided.leader.is_some() {
+                    decided.log_ends.clear();
+                }
+                decided.partition_epoch = partition.partition_epoch.next();
                 let row = next.get_or_insert_with(|| TopicRow::clone(row));
-                let partition = &mut row.partitions[number];
-                if leader != partition.leader {
-                    partition.leader_epoch = partition.leader_epoch.next();
-                }
-                partition.partition_epoch = partition.partition_epoch.next();
-                partition.isr = isr;
-                partition.leader = leader;
+                row.partitions[number] = decided;
             }
             changed.extend(next.map(Arc::new));
         }
@@ -376,13 +396,15 @@ impl ClusterMetadata {
                         partition: first + number,
                     });
                 }
-                Ok(PartitionImage {
+                let mut partition = PartitionImage {
                     replicas: replicas.clone(),
                     isr: replicas.clone(),
-                    leader: leader_of(replicas, replicas, |node| self.is_active(node)),
                     leader_epoch: LeaderEpoch(0),
                     partition_epoch: PartitionEpoch(0),
-                })
+                    ..PartitionImage::default()
+                };
+                partition.leader = leader_of(&partition, |node| self.is_active(node));
+                Ok(partition)
             })
             .collect()
     }

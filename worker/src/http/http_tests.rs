@@ -154,6 +154,7 @@ fn image() -> MetadataImage {
         leader: Some(ME),
         leader_epoch: LeaderEpoch(1),
         partition_epoch: PartitionEpoch(1),
+        ..PartitionImage::default()
     };
     let topic = |id, name| TopicImage {
         id: TopicId(Uuid::from_u128(id)),

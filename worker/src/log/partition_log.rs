@@ -401,11 +401,11 @@ impl PartitionLog {
         Ok(())
     }
 
-    /// Removes everything: the next record has this offset, which is beyond what the log has.
+    /// Removes everything: the next record has this offset, which is not among those that the log has.
     pub fn begin_anew(&mut self, at: Offset) -> Result<(), CutError> {
         assert!(
-            at >= self.next_offset,
-            "a log does not begin before its end"
+            at >= self.next_offset || self.next_offset == self.start_offset(),
+            "a log with records does not begin before its end"
         );
         self.forget_saved()?;
         self.log.sync()?;
@@ -463,6 +463,11 @@ impl PartitionLog {
     /// Records before this survive whatever happens.
     pub fn durable_offset(&self) -> Offset {
         self.durable_offset
+    }
+
+    /// Of what was written, so much may be lost with the power.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.log.end().since(self.log.durable())
     }
 
     pub fn derived(&self) -> &Derived {

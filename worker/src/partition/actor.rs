@@ -55,6 +55,7 @@ pub(super) struct PartitionActor {
     pub(super) early: Vec<(Grant, GrantReply)>,
     timer: Option<(Tick, SpawnHandle)>,
     listening: bool,
+    syncs_later: bool,
     pub(super) looks_at_isr: bool,
     /// Why who is in sync was not changed when it was last asked for.
     pub(super) isr_refused: Option<String>,
@@ -89,6 +90,7 @@ impl PartitionActor {
             early: Vec::new(),
             timer: None,
             listening: false,
+            syncs_later: false,
             looks_at_isr: false,
             isr_refused: None,
             closing: None,
@@ -257,9 +259,12 @@ impl PartitionActor {
     }
 
     fn start_sync(&mut self, context: &mut Context<Self>) {
-        let Some(log) = self.log.as_mut().filter(|_| self.agenda.may_sync()) else {
-            return;
-        };
+        let Some(log) = self.log.as_mut() else { return };
+        let now = self.settings.clock.tick();
+        self.agenda.unsynced(now, log.unsynced_bytes());
+        if !self.agenda.begins_sync(now, self.machine.durability()) {
+            return self.sync_later(now, context);
+        }
         let Some(sync) = log.begin_sync() else { return };
         self.agenda.sync_began(log.end_offset());
         let running = on_disk(self.settings.disk.clone(), move || PendingSync::run(sync));
@@ -267,6 +272,21 @@ impl PartitionActor {
             .into_actor(self)
             .map(|synced, actor, context| actor.sync_ran(synced, context));
         context.spawn(done);
+    }
+
+    /// What is acknowledged in memory is not left there.
+    fn sync_later(&mut self, now: Tick, context: &mut Context<Self>) {
+        let Some(due) = self.agenda.sync_due_at() else {
+            return;
+        };
+        if std::mem::replace(&mut self.syncs_later, true) {
+            return;
+        }
+        let after = Span(due.since(now).0 + 1);
+        context.run_later(after.as_duration(), |actor, context| {
+            actor.syncs_later = false;
+            actor.go_on(context);
+        });
     }
 
     fn sync_ran(

@@ -8,7 +8,10 @@
 use common::error::Problem;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
+use common::protocol::topic::Durability;
+use common::time::Tick;
 
+use super::lazy_sync::LazySync;
 use super::waiting::Readable;
 
 /// Bytes that may queue up for one partition while its disk is busy.
@@ -24,6 +27,7 @@ pub struct Agenda<A> {
     queued_bytes: usize,
     /// The offset a sync under way will make the log durable up to.
     syncing: Option<Offset>,
+    unsynced: LazySync,
     reconcile: bool,
     follow: bool,
     retain: bool,
@@ -80,6 +84,7 @@ impl<A> Default for Agenda<A> {
             queue: Vec::new(),
             queued_bytes: 0,
             syncing: None,
+            unsynced: LazySync::default(),
             reconcile: false,
             follow: false,
             retain: false,
@@ -215,7 +220,8 @@ impl<A> Agenda<A> {
         let close = self.closing && self.syncing.is_none();
         let wanted =
             close || !self.queue.is_empty() || self.reconcile || self.follow || self.retain;
-        if !wanted || self.log != Log::Here {
+        let held = self.syncing.is_some() && self.unsynced.is_too_much();
+        if !wanted || held || self.log != Log::Here {
             return None;
         }
         self.log = Log::Away;
@@ -240,15 +246,31 @@ impl<A> Agenda<A> {
         Ok(())
     }
 
+    /// So much of the log is not on the disk now.
+    pub fn unsynced(&mut self, now: Tick, bytes: u64) {
+        self.unsynced.unsynced(now, bytes);
+    }
+
     /// Whether a sync may begin, should there be something to sync.
     pub fn may_sync(&self) -> bool {
         self.log == Log::Here && self.syncing.is_none()
+    }
+
+    /// Whether one begins that may, where records count as stored like this.
+    pub fn begins_sync(&self, now: Tick, durability: Durability) -> bool {
+        self.may_sync() && self.unsynced.is_due(now, durability)
+    }
+
+    /// When a sync that may begin and does not is due.
+    pub fn sync_due_at(&self) -> Option<Tick> {
+        self.unsynced.due_at().filter(|_| self.may_sync())
     }
 
     /// A sync has begun for everything before this offset.
     pub fn sync_began(&mut self, end: Offset) {
         assert!(self.may_sync(), "one sync runs at a time");
         self.syncing = Some(end);
+        self.unsynced.began();
     }
 
     /// The log was cut off: a sync under way does not vouch for what comes there again.
@@ -279,6 +301,7 @@ mod tests {
     use common::error::ErrorCode;
     use proptest::prelude::*;
 
+    use super::super::lazy_sync::MOST_UNSYNCED_BYTES;
     use super::*;
 
     fn open() -> Agenda<u32> {
@@ -323,6 +346,18 @@ mod tests {
         assert_eq!(agenda.next_turn(), None);
         assert_eq!(agenda.sync_ran(), Some(Offset(7)));
         assert!(agenda.next_turn().unwrap().close);
+    }
+
+    #[test]
+    fn nothing_is_written_while_a_disk_has_too_much_to_sync() {
+        let mut agenda = open();
+        agenda.unsynced(Tick(0), MOST_UNSYNCED_BYTES);
+        agenda.queue(1, 10);
+        assert!(agenda.begins_sync(Tick(0), Durability::Replicated));
+        agenda.sync_began(Offset(7));
+        assert_eq!(agenda.next_turn(), None);
+        assert_eq!(agenda.sync_ran(), Some(Offset(7)));
+        assert_eq!(agenda.next_turn().unwrap().appends, [1]);
     }
 
     #[test]

@@ -5,6 +5,10 @@
 //! in the metadata never shrinks below `min_insync_replicas`; a member that is away keeps its place and
 //! holds the committed offset back. Hence whoever is elected has every committed record.
 //!
+//! A suspect may have lost what it had acknowledged: what it said before does not count, and once it has
+//! fetched everything again its leader says so. Where a leader had to begin that may lack committed records,
+//! nothing counts as committed that was so before.
+//!
 //! The machine knows replicas, epochs and offsets, not sockets or files.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +37,10 @@ pub struct PartitionMachine {
     log_end: Offset,
     durable: Offset,
     committed: Offset,
+    /// The last reign that began without what was committed before, perhaps.
+    unclean: Option<LeaderEpoch>,
+    /// The coordinator waits to hear where this log ends.
+    asked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +59,8 @@ struct Leadership {
     /// earlier leader without this one knowing.
     start: Offset,
     isr: BTreeSet<NodeId>,
+    /// Those of them that may lack records.
+    suspect: BTreeSet<NodeId>,
     /// Everyone who may be in the in-sync set by now: the set, and what was proposed.
     maximal_isr: BTreeSet<NodeId>,
     proposed: Option<PartitionEpoch>,
@@ -137,6 +147,8 @@ pub struct IsrProposal {
     pub partition_epoch: PartitionEpoch,
     /// With the life of each that the proposal is about.
     pub isr: BTreeMap<NodeId, WorkerEpoch>,
+    /// Suspects that have fetched everything again.
+    pub recovered: BTreeSet<NodeId>,
 }
 
 impl PartitionMachine {
@@ -153,6 +165,8 @@ impl PartitionMachine {
             log_end,
             durable: log_end,
             committed: Offset::ZERO,
+            unclean: None,
+            asked: false,
         }
     }
 
@@ -175,6 +189,14 @@ impl PartitionMachine {
         let confirmed = image.partition_epoch > self.partition_epoch || new_reign;
         self.leader_epoch = image.leader_epoch;
         self.partition_epoch = image.partition_epoch;
+        let unclean = image.unclean.map(|unclean| unclean.since);
+        if self.unclean != unclean {
+            self.unclean = unclean;
+            self.committed = Offset::ZERO;
+        }
+        self.asked = image.leader.is_none()
+            && image.suspect.contains(&self.me)
+            && !image.log_ends.contains_key(&self.me);
         if image.leader != Some(self.me) {
             self.role = Role::Follower {
                 leader: image.leader,
@@ -185,6 +207,7 @@ impl PartitionMachine {
             Role::Leader(leadership) if !new_reign => {
                 if confirmed {
                     leadership.isr = image.isr.iter().copied().collect();
+                    leadership.doubt(image.suspect.iter().copied().collect());
                     leadership.maximal_isr = leadership.isr.clone();
                     leadership.proposed = None;
                 }
@@ -196,6 +219,7 @@ impl PartitionMachine {
                     start: self.log_end,
                     maximal_isr: isr.clone(),
                     isr,
+                    suspect: image.suspect.iter().copied().collect(),
                     proposed: None,
                     offline: BTreeSet::new(),
                     followers: BTreeMap::new(),
@@ -336,6 +360,7 @@ impl PartitionMachine {
             return None;
         }
         let mut wanted: BTreeMap<NodeId, WorkerEpoch> = BTreeMap::new();
+        let mut recovered: BTreeSet<NodeId> = BTreeSet::new();
         wanted.insert(me, WorkerEpoch::default());
         for (id, follower) in &leadership.followers {
             // Joining is judged by the same measure as committing, or a record could be committed on
@@ -349,10 +374,16 @@ impl PartitionMachine {
                 && !leadership.offline.contains(id);
             if (member || complete) && !behind {
                 wanted.insert(*id, follower.worker_epoch);
+                if complete && leadership.suspect.contains(id) {
+                    recovered.insert(*id);
+                }
             }
         }
-        // Members may only leave while enough stay.
-        if wanted.len() < self.min_insync {
+        // Members may only leave while enough stay that have everything.
+        let trusted = wanted
+            .keys()
+            .filter(|id| !leadership.suspect.contains(id) || recovered.contains(id));
+        if trusted.count() < self.min_insync {
             for id in &leadership.isr {
                 let life = leadership
                     .followers
@@ -361,7 +392,7 @@ impl PartitionMachine {
                 wanted.entry(*id).or_insert(life);
             }
         }
-        if wanted.keys().eq(leadership.isr.iter()) {
+        if wanted.keys().eq(leadership.isr.iter()) && recovered.is_empty() {
             return None;
         }
         leadership.maximal_isr = leadership
@@ -374,6 +405,7 @@ impl PartitionMachine {
             leader_epoch: self.leader_epoch,
             partition_epoch: self.partition_epoch,
             isr: wanted,
+            recovered,
         })
     }
 
@@ -426,6 +458,22 @@ impl PartitionMachine {
             Role::Leader(_) => Some(self.me),
             Role::Follower { leader } => *leader,
         }
+    }
+
+    /// Whether the coordinator waits to hear where this log ends, and for which of its records. Until there is
+    /// another record the log stays as it is, because nobody leads.
+    pub fn asked(&self) -> Option<PartitionEpoch> {
+        self.asked.then_some(self.partition_epoch)
+    }
+
+    /// The reign began without some of what was committed before, perhaps.
+    pub fn leads_uncleanly(&self) -> bool {
+        self.is_leader() && self.unclean == Some(self.leader_epoch)
+    }
+
+    /// When this replica's records count as stored.
+    pub fn durability(&self) -> Durability {
+        self.durability
     }
 
     pub fn leader_epoch(&self) -> LeaderEpoch {
@@ -484,6 +532,16 @@ impl PartitionMachine {
 }
 
 impl Leadership {
+    /// These may lack records. What one of them said that was not among them before may be of the time before.
+    fn doubt(&mut self, suspect: BTreeSet<NodeId>) {
+        for id in suspect.difference(&self.suspect) {
+            if let Some(follower) = self.followers.get_mut(id) {
+                follower.fetched = false;
+            }
+        }
+        self.suspect = suspect;
+    }
+
     fn follow_only(&mut self, me: NodeId, replicas: &[NodeId], now: Tick) {
         self.followers
             .retain(|id, _| *id != me && replicas.contains(id));

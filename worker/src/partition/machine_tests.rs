@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use common::ids::{LeaderEpoch, NodeId, PartitionEpoch, WorkerEpoch};
 use common::offset::Offset;
-use common::protocol::metadata::PartitionImage;
+use common::protocol::metadata::{LogEnd, PartitionImage, UncleanElection};
 use common::protocol::produce::Acks;
-use common::protocol::topic::TopicConfig;
-use common::time::{Span, Tick};
+use common::protocol::topic::{Durability, TopicConfig};
+use common::time::{Span, Tick, Timestamp};
 use proptest::prelude::*;
 
 use super::machine::*;
@@ -22,6 +22,7 @@ fn image(leader: u32, epoch: i32, partition_epoch: u32, isr: &[u32]) -> Partitio
         leader: Some(NodeId(leader)),
         leader_epoch: LeaderEpoch(epoch),
         partition_epoch: PartitionEpoch(partition_epoch),
+        ..PartitionImage::default()
     }
 }
 
@@ -95,6 +96,159 @@ fn too_few_running_replicas_refuse_before_anything_is_written() {
         })
     ));
     assert!(machine.admit_append(Acks::Leader, None).is_ok());
+}
+
+/// In memory, of nodes 1 and 2, led by the first.
+fn led_in_memory(image: &PartitionImage) -> PartitionMachine {
+    let config = TopicConfig {
+        durability: Durability::Replicated,
+        ..config(2)
+    };
+    let mut machine = PartitionMachine::new(NodeId(1), Offset::ZERO);
+    machine.assign(NOW, image, &config);
+    machine
+}
+
+#[test]
+fn in_memory_a_record_is_committed_once_every_replica_in_sync_has_written_it() {
+    let mut machine = led_in_memory(&image(1, 4, 1, &[1, 2]));
+    machine.appended(Offset(5));
+    let epochs = LeaderEpochs::default();
+    let mut fetched = |log_end| {
+        let fetch = FollowerFetch {
+            last_epoch: None,
+            ..fetch(2, log_end, 0)
+        };
+        let answer = machine.follower_fetched(NOW, fetch, &epochs, Offset::ZERO);
+        (answer.is_ok(), machine.committed())
+    };
+    assert_eq!(fetched(3), (true, Some(Offset(3))));
+    assert_eq!(fetched(5), (true, Some(Offset(5))));
+}
+
+#[test]
+fn what_a_suspect_said_before_does_not_count_and_its_leader_vouches_for_it_once_it_has_everything()
+{
+    let now = image(1, 4, 1, &[1, 2]);
+    let mut machine = led_in_memory(&now);
+    let epochs = LeaderEpochs::default();
+    let fetch = |life, log_end| FollowerFetch {
+        worker_epoch: WorkerEpoch(life),
+        last_epoch: None,
+        ..fetch(2, log_end, 0)
+    };
+    machine.appended(Offset(5));
+    let says = |machine: &mut PartitionMachine, life, log_end| {
+        let answer = machine.follower_fetched(NOW, fetch(life, log_end), &epochs, Offset::ZERO);
+        answer.map(|_| machine.committed())
+    };
+    assert_eq!(says(&mut machine, 1, 4), Ok(Some(Offset(4))));
+    let suspect = PartitionImage {
+        partition_epoch: PartitionEpoch(2),
+        suspect: vec![NodeId(2)],
+        ..now
+    };
+    machine.assign(
+        NOW,
+        &suspect,
+        &TopicConfig {
+            durability: Durability::Replicated,
+            ..config(2)
+        },
+    );
+    machine.appended(Offset(6));
+    assert_eq!(machine.committed(), Some(Offset(4)));
+    assert_eq!(machine.propose_isr(NOW), None, "it has said nothing since");
+    assert_eq!(says(&mut machine, 2, 3), Ok(Some(Offset(4))));
+    assert_eq!(machine.propose_isr(NOW), None, "it lacks what is committed");
+    assert!(
+        says(&mut machine, 1, 6).is_err(),
+        "that was its former life"
+    );
+    assert_eq!(says(&mut machine, 2, 5), Ok(Some(Offset(5))));
+    let proposal = machine.propose_isr(NOW).unwrap();
+    assert_eq!(proposal.recovered, BTreeSet::from([NodeId(2)]));
+    let life = proposal.isr.get(&NodeId(2));
+    assert_eq!(life, Some(&WorkerEpoch(2)));
+}
+
+#[test]
+fn nobody_leaves_while_those_that_stay_are_suspect() {
+    let all = image(1, 4, 1, &[1, 2, 3]);
+    let mut machine = led_in_memory(&all);
+    let epochs = LeaderEpochs::default();
+    machine.appended(Offset(5));
+    // Node 3 has not been heard of, and node 2 had everything a moment ago.
+    let late = NOW.plus(REPLICA_LAG_MAX).plus(Span(1));
+    let fetch = FollowerFetch {
+        last_epoch: None,
+        ..fetch(2, 5, 0)
+    };
+    let said = machine.follower_fetched(late, fetch, &epochs, Offset::ZERO);
+    assert!(said.is_ok());
+    let mut sound = machine.clone();
+    let proposal = sound.propose_isr(late).unwrap();
+    assert!(proposal.isr.keys().eq(&[NodeId(1), NodeId(2)]));
+    let suspect = PartitionImage {
+        partition_epoch: PartitionEpoch(2),
+        suspect: vec![NodeId(2)],
+        ..all
+    };
+    machine.assign(late, &suspect, &config(2));
+    assert_eq!(machine.propose_isr(late), None);
+}
+
+#[test]
+fn a_suspect_is_asked_where_its_log_ends_while_nobody_leads() {
+    let nobody = PartitionImage {
+        leader: None,
+        suspect: vec![NodeId(1)],
+        ..image(1, 4, 2, &[1, 2])
+    };
+    let mut machine = led_in_memory(&nobody);
+    assert_eq!(machine.asked(), Some(PartitionEpoch(2)));
+    let end = LogEnd {
+        last_epoch: None,
+        log_end: Offset(3),
+    };
+    let mut heard = nobody.clone();
+    heard.log_ends.insert(NodeId(1), end);
+    machine.assign(NOW, &heard, &config(2));
+    assert_eq!(machine.asked(), None);
+    let led = image(2, 5, 3, &[1, 2]);
+    machine.assign(NOW, &led, &config(2));
+    assert_eq!(machine.asked(), None);
+}
+
+#[test]
+fn under_a_leader_that_may_lack_records_what_was_committed_may_be_cut_off() {
+    let follows = image(2, 4, 1, &[1, 2]);
+    let mut machine = led_in_memory(&follows);
+    machine.appended(Offset(9));
+    machine.leader_committed(Offset(7));
+    assert_eq!(machine.committed(), Some(Offset(7)));
+    let unclean = PartitionImage {
+        unclean: Some(UncleanElection {
+            since: LeaderEpoch(5),
+            at: Timestamp(0),
+        }),
+        ..image(2, 5, 2, &[1, 2])
+    };
+    machine.assign(NOW, &unclean, &config(2));
+    assert_eq!(machine.committed(), Some(Offset::ZERO));
+    machine.truncated(Offset(4));
+    machine.leader_committed(Offset(3));
+    // Said once more it takes nothing back.
+    machine.assign(NOW, &unclean, &config(2));
+    assert_eq!(machine.committed(), Some(Offset(3)));
+    let leads = PartitionImage {
+        leader: Some(NodeId(1)),
+        ..unclean
+    };
+    let mut elected = led_in_memory(&leads);
+    assert!(elected.leads_uncleanly());
+    elected.assign(NOW, &image(1, 6, 3, &[1, 2]), &config(2));
+    assert!(!elected.leads_uncleanly());
 }
 
 #[test]
@@ -347,6 +501,7 @@ mod cluster {
                 leader: Some(NodeId(0)),
                 leader_epoch: LeaderEpoch(1),
                 partition_epoch: PartitionEpoch(1),
+                ..PartitionImage::default()
             };
             let nodes = (0..3)
                 .map(|number| Node {

@@ -5,7 +5,8 @@
 //! against its producer's numbers and the open transactions, stamped, and written. Back at the actor, a
 //! sync is begun; while it runs, more is written, and the next sync takes all of that (group commit).
 //! What is durable here and on every in-sync replica is committed, and the appends that waited for it
-//! are answered.
+//! are answered. Where a topic's records are acknowledged in memory, what is written is committed, and syncs
+//! follow within a second (`lazy_sync`).
 //!
 //! A replica that follows is told by its leader what comes next (`replication`): a turn of its log writes it
 //! as it is, or cuts off what went another way, and its position is said again once that is safe.
@@ -15,6 +16,7 @@
 
 pub mod machine;
 pub mod agenda;
+pub mod lazy_sync;
 pub mod waiting;
 pub mod transactions;
 pub mod reconcile;

@@ -93,6 +93,7 @@ fn led_by(leader: NodeId, epoch: i32) -> PartitionImage {
         leader: Some(leader),
         leader_epoch: LeaderEpoch(epoch),
         partition_epoch: PartitionEpoch(u32::try_from(epoch).unwrap()),
+        ..PartitionImage::default()
     }
 }
 

@@ -83,13 +83,23 @@ impl QueuedNews {
                     end: *end,
                 };
                 let ours = log.derived().epochs.end_of(*epoch, log.end_offset());
-                let to = cut_at(ours, theirs).max(log.start_offset());
+                let start = log.start_offset();
+                let mut to = cut_at(ours, theirs);
+                // Where ours begins with what theirs has not, all of ours goes. With nothing left of it, theirs ends
+                // before ours begins, as it may when a leader had to begin that lacks committed records.
+                let anew = to < start && log.end_offset() == start;
+                if !anew {
+                    to = to.max(start);
+                }
                 assert!(
                     to >= known,
                     "{}: what is committed up to {known} would be cut off at {to}",
                     self.at.partition
                 );
-                let cut = log.truncate(to, now);
+                let cut = match anew {
+                    true => log.begin_anew(to),
+                    false => log.truncate(to, now),
+                };
                 followed.cut = Some(to);
                 cut.map_err(|error| not_cut(error, followed))
             }

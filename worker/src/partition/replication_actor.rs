@@ -5,7 +5,8 @@ use actix::{AsyncContext, Context, Handler, ResponseFuture};
 use common::error::Problem;
 use common::ids::PartitionEpoch;
 use common::offset::Offset;
-use common::protocol::replicate::{IsrVerdict, ReplicaPosition};
+use common::protocol::metadata::LogEnd;
+use common::protocol::replicate::{IsrVerdict, LogEndReport, ReplicaPosition};
 use common::time::Span;
 use tokio::sync::oneshot;
 
@@ -33,6 +34,12 @@ impl PartitionActor {
         let Assign { image, config } = &self.assigned;
         let was_leader = self.machine.is_leader();
         self.machine.assign(now, image, config);
+        if self.machine.leads_uncleanly() && !was_leader {
+            tracing::error!(
+                partition = %self.id, log_end = %self.machine.log_end(),
+                "DATA_LOSS_POSSIBLE: leads although acknowledged records may be missing here"
+            );
+        }
         if was_leader != self.machine.is_leader() {
             for waiter in self.waiting.drain() {
                 match waiter {
@@ -129,18 +136,38 @@ impl PartitionActor {
         }
     }
 
-    /// While it leads and others follow: asks for those to be in sync who are.
+    /// While it leads and others follow: asks for those to be in sync who are. While nobody leads, and it is asked:
+    /// says where its log ends.
     pub(super) fn look_at_isr(&mut self, context: &mut Context<Self>) {
         let has_followers = self.assigned.image.replicas.len() > 1;
-        if self.looks_at_isr || !has_followers || !self.machine.is_leader() {
+        let leads = has_followers && self.machine.is_leader();
+        if self.looks_at_isr || !(leads || self.machine.asked().is_some()) {
             return;
         }
         self.looks_at_isr = true;
         context.run_later(LOOK_AT_ISR_EVERY.as_duration(), |actor, context| {
             actor.looks_at_isr = false;
             actor.propose_isr(context);
+            actor.say_log_end();
             actor.look_at_isr(context);
         });
+    }
+
+    /// Again and again, until the metadata says that it was heard.
+    fn say_log_end(&self) {
+        let Some(partition_epoch) = self.machine.asked() else {
+            return;
+        };
+        if self.agenda.is_here() && self.agenda.has_role() {
+            self.settings.isr.say(LogEndReport {
+                partition: self.id,
+                partition_epoch,
+                log_end: LogEnd {
+                    last_epoch: self.epochs.latest(),
+                    log_end: self.machine.log_end(),
+                },
+            });
+        }
     }
 
     fn propose_isr(&mut self, context: &mut Context<Self>) {

@@ -1,4 +1,5 @@
-//! Leaders' wishes to change who is in sync, on their way to the coordinator: all that wait go at once.
+//! Leaders' wishes to change who is in sync, and where logs end that nobody leads, on their way to the coordinator:
+//! all that wait go at once.
 //!
 //! A wish that got no answer may have become a fact, so it is repeated until there is one; it is a
 //! compare-and-set, and cannot happen twice.
@@ -6,7 +7,7 @@
 use std::sync::Arc;
 
 use common::ids::TopicPartition;
-use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict};
+use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict, LogEndReport};
 use common::time::Span;
 use common::transport::client::Transport;
 use tokio::sync::{mpsc, oneshot};
@@ -28,9 +29,10 @@ const RETRY_EVERY: Span = Span::from_millis(250);
 pub struct IsrProposals(mpsc::Sender<Wish>);
 
 #[derive(Debug)]
-pub struct Wish {
-    change: IsrChange,
-    answer: oneshot::Sender<IsrVerdict>,
+enum Wish {
+    Change(IsrChange, oneshot::Sender<IsrVerdict>),
+    /// It is said again as long as the metadata does not say it.
+    LogEnd(LogEndReport),
 }
 
 /// Brings wishes to the coordinator.
@@ -58,9 +60,15 @@ impl IsrProposals {
             leader_epoch: proposal.leader_epoch,
             partition_epoch: proposal.partition_epoch,
             isr: proposal.isr,
+            recovered: proposal.recovered,
         };
-        let sent = self.0.try_send(Wish { change, answer });
+        let sent = self.0.try_send(Wish::Change(change, answer));
         sent.is_ok().then_some(answered)
+    }
+
+    /// A suspect's log ends here. Where there is no room for it, it is said again in a moment.
+    pub fn say(&self, report: LogEndReport) {
+        drop(self.0.try_send(Wish::LogEnd(report)));
     }
 }
 
@@ -74,12 +82,20 @@ impl IsrMessenger {
     ) {
         let mut wishes = Vec::new();
         while self.wishes.recv_many(&mut wishes, MAX_CHANGES).await > 0 {
-            let changes: Vec<IsrChange> = wishes.iter().map(|wish| wish.change.clone()).collect();
+            let mut changes = Vec::new();
+            let mut log_ends = Vec::new();
+            for wish in &wishes {
+                match wish {
+                    Wish::Change(change, _) => changes.push(change.clone()),
+                    Wish::LogEnd(report) => log_ends.push(*report),
+                }
+            }
             let verdicts = loop {
                 let call = AlterIsr {
                     worker: session.worker,
                     worker_epoch: session.epoch(),
                     changes: changes.clone(),
+                    log_ends: log_ends.clone(),
                 };
                 match coordinators.call(&transport, &call, DEADLINE).await {
                     Ok(answer) => break answer.verdicts,
@@ -89,9 +105,13 @@ impl IsrMessenger {
                     }
                 }
             };
-            for (wish, verdict) in wishes.drain(..).zip(verdicts) {
+            let answers = wishes.drain(..).filter_map(|wish| match wish {
+                Wish::Change(_, answer) => Some(answer),
+                Wish::LogEnd(_) => None,
+            });
+            for (answer, verdict) in answers.zip(verdicts) {
                 // A partition that is closed does not want to know.
-                drop(wish.answer.send(verdict));
+                drop(answer.send(verdict));
             }
         }
     }

@@ -44,6 +44,7 @@ fn led_by(leader: NodeId, leader_epoch: LeaderEpoch) -> PartitionImage {
         leader: Some(leader),
         leader_epoch,
         partition_epoch: PartitionEpoch(leader_epoch.0.unsigned_abs()),
+        ..PartitionImage::default()
     }
 }
 
