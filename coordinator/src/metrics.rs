@@ -22,6 +22,8 @@ pub struct Metrics {
     topics: Count,
     partitions: Count,
     partitions_without_leader: Count,
+    partitions_data_loss_possible: Count,
+    replicas_suspect: Count,
     jobs: Count,
     jobs_running: Count,
     raft_term: Count,
@@ -46,6 +48,14 @@ impl Metrics {
             partitions_without_leader: gauge(
                 "partitions_without_leader",
                 "Partitions that can be neither written nor read",
+            ),
+            partitions_data_loss_possible: gauge(
+                "partitions_data_loss_possible",
+                "Partitions that went on although acknowledged records may have been lost",
+            ),
+            replicas_suspect: gauge(
+                "replicas_suspect",
+                "Replicas in sync that may lack records and do not lead before they have them again",
             ),
             jobs: gauge("jobs", "Jobs that are not deleted"),
             jobs_running: gauge("jobs_running", "Jobs with tasks that should run"),
@@ -76,6 +86,10 @@ impl Metrics {
         self.partitions.set(count(partitions().count()));
         self.partitions_without_leader
             .set(count(leaderless.count()));
+        let lossy = partitions().filter(|p| p.unclean.is_some());
+        self.partitions_data_loss_possible.set(count(lossy.count()));
+        let suspects = partitions().map(|p| p.suspect.len()).sum();
+        self.replicas_suspect.set(count(suspects));
         self.jobs.set(count(metadata.jobs_by_name().count()));
         self.jobs_running.set(count(running.count()));
         let leads = group

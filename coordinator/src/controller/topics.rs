@@ -9,7 +9,9 @@ use utoipa::ToSchema;
 use common::error::{ErrorCode, Problem};
 use common::ids::{NodeId, TopicId, TopicName};
 use common::limits::{MAX_MESSAGE_BYTES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR};
-use common::protocol::topic::{CleanupPolicy, CreateTopic, Durability, TopicConfig};
+use common::protocol::topic::{
+    CleanupPolicy, CreateTopic, Durability, FEWEST_MEMORIES, TopicConfig,
+};
 
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
@@ -77,6 +79,12 @@ pub fn alter(
     let config = changed(&row.config, &change.config)?;
     let replication_factor = u32::try_from(row.replication_factor()).unwrap_or(u32::MAX);
     check_config(&config, replication_factor)?;
+    if config.durability != row.config.durability {
+        // What was acknowledged until then may be in memories only, whatever the topic promises afterwards.
+        let detail = format!("the durability of topic \"{name}\" cannot be changed");
+        return Err(invalid("durability", detail)
+            .hint("Create another topic with it, and have its producers write there."));
+    }
     let before = u32::try_from(row.partitions.len()).unwrap_or(u32::MAX);
     let after = change.partitions.unwrap_or(before);
     check_partitions(after)?;
@@ -327,13 +335,14 @@ fn check_replication_factor(replication_factor: u32) -> Result<(), Problem> {
 }
 
 fn check_config(config: &TopicConfig, replication_factor: u32) -> Result<(), Problem> {
-    if config.durability != Durability::Fsync {
+    let in_memory = config.durability == Durability::Replicated;
+    if in_memory && replication_factor < FEWEST_MEMORIES {
         return Err(Problem::new(
             ErrorCode::UnsupportedDurability,
-            "records are acknowledged when they are on disks in this version",
+            "with one replica, a record that is acknowledged in memory would be in one memory only",
         )
         .at("/config/durability")
-        .hint("Leave it out, or set it to \"fsync\"."));
+        .hint("Set replication_factor to 2 or more, or durability to \"fsync\"."));
     }
     if config.cleanup_policy != CleanupPolicy::Delete {
         return Err(Problem::new(
@@ -349,6 +358,13 @@ fn check_config(config: &TopicConfig, replication_factor: u32) -> Result<(), Pro
             config.min_insync_replicas
         );
         return Err(invalid("min_insync_replicas", detail));
+    }
+    if in_memory && config.min_insync_replicas < FEWEST_MEMORIES {
+        let detail = format!(
+            "with durability \"replicated\", min_insync_replicas is {FEWEST_MEMORIES} or more"
+        );
+        return Err(invalid("min_insync_replicas", detail)
+            .hint("In one memory only, an acknowledged record would be lost with the power."));
     }
     if !(1..=MAX_MESSAGE_BYTES).contains(&config.max_message_bytes) {
         let detail = format!(
@@ -413,6 +429,14 @@ mod tests {
                 "/config/durability",
             ),
             (
+                json!({
+                    "replication_factor": 3,
+                    "config": {"durability": "replicated", "min_insync_replicas": 1},
+                }),
+                "INVALID_CONFIG",
+                "/config/min_insync_replicas",
+            ),
+            (
                 json!({"config": {"cleanup_policy": "compact"}}),
                 "UNSUPPORTED_CLEANUP_POLICY",
                 "/config/cleanup_policy",
@@ -473,6 +497,24 @@ mod tests {
         assert_eq!(wrong.at.as_deref(), Some("/config/max_message_bytes"));
         let unknown = change(json!({"retention": 5})).unwrap_err();
         assert!(unknown.hint.contains("retention_"), "{unknown:?}");
+    }
+
+    #[test]
+    fn in_memory_a_record_is_in_two_of_them_at_least() {
+        for (durability, replicas, fewest) in [
+            (Durability::Fsync, 1, 1),
+            (Durability::Fsync, 2, 1),
+            (Durability::Fsync, 3, 2),
+            (Durability::Replicated, 2, 2),
+            (Durability::Replicated, 3, 2),
+            (Durability::Replicated, 5, 3),
+        ] {
+            let request = json!({"name": "t", "config": {"durability": durability}});
+            let request: CreateTopic = serde_json::from_value(request).unwrap();
+            let config = request.config.complete(replicas);
+            assert_eq!(config.min_insync_replicas, fewest, "{durability:?}");
+            check_config(&config, replicas).unwrap();
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod list_topics;
 pub mod describe_topic;
 pub mod alter_topic;
 pub mod reassign_topic;
+pub mod recover_topic;
 pub mod delete_topic;
 pub mod forward_records;
 mod records_api;
@@ -104,6 +105,7 @@ pub struct State {
         describe_topic::describe_topic,
         alter_topic::alter_topic,
         reassign_topic::reassign_topic,
+        recover_topic::recover_topic,
         delete_topic::delete_topic,
         records_api::produce,
         records_api::fetch,
@@ -199,6 +201,9 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
         .service(
             resource("/v1/topics/{topic}/reassign")
                 .route(post().to(reassign_topic::reassign_topic)),
+        )
+        .service(
+            resource("/v1/topics/{topic}/recover").route(post().to(recover_topic::recover_topic)),
         )
         // Only what workers answer: they pass on everything else, and it would come back.
         .service(
