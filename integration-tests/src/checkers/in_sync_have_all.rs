@@ -24,10 +24,10 @@ struct Known {
 }
 
 impl InSyncHaveAll {
-    /// The metadata says that these are in sync.
-    pub fn in_sync(&mut self, partition: TopicPartition, nodes: &[NodeId]) -> Verdict {
+    /// The metadata says that these are in sync, and not suspect.
+    pub fn in_sync(&mut self, partition: TopicPartition, nodes: BTreeSet<NodeId>) -> Verdict {
         let known = self.partitions.entry(partition).or_default();
-        known.in_sync = nodes.iter().copied().collect();
+        known.in_sync = nodes;
         known.check(partition)
     }
 
@@ -113,7 +113,7 @@ mod tests {
         let (one, two, three) = (NodeId(1), NodeId(2), NodeId(3));
         let ours = epochs(&[(2, 0), (4, 5)]);
         let mut checker = InSyncHaveAll::default();
-        checker.in_sync(partition, &[one, two]).unwrap();
+        checker.in_sync(partition, [one, two].into()).unwrap();
         checker.has(partition, one, Offset(9), &ours).unwrap();
         checker.has(partition, two, Offset(7), &ours).unwrap();
         let other = epochs(&[(2, 0), (3, 5)]);
@@ -121,8 +121,8 @@ mod tests {
         checker
             .committed(partition, Offset(7), LeaderEpoch(4))
             .unwrap();
-        assert!(checker.in_sync(partition, &[one, three]).is_err());
-        checker.in_sync(partition, &[one, two]).unwrap();
+        assert!(checker.in_sync(partition, [one, three].into()).is_err());
+        checker.in_sync(partition, [one, two].into()).unwrap();
         assert!(checker.has(partition, two, Offset(6), &ours).is_err());
         checker.has(partition, two, Offset(7), &ours).unwrap();
         assert!(

@@ -16,7 +16,7 @@ use common::offset::Offset;
 use common::protocol::job::{CreateJob, JobConfig};
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::produce::{Acks, Append, PartitionAppend};
-use common::protocol::topic::{Durability, TopicConfig};
+use common::protocol::topic::{Durability, FEWEST_MEMORIES, TopicConfig};
 use common::time::Span;
 use coordinator::metadata::command::Command;
 use coordinator::metadata::jobs::Desired;
@@ -248,7 +248,8 @@ impl Client {
             config: TopicConfig {
                 segment_bytes: self.plan.segment_bytes,
                 min_insync_replicas: enough,
-                durability: match copies.in_memory {
+                // In one memory only, a record would be lost with it.
+                durability: match copies.in_memory && enough >= FEWEST_MEMORIES {
                     true => Durability::Replicated,
                     false => Durability::Fsync,
                 },

@@ -59,6 +59,7 @@ pub struct Env {
     /// How often a replica of several began to lead, and how often a log was cut off.
     pub reigns: u64,
     pub cut_off: u64,
+    pub suspected: u64,
     /// How often a task with state went on elsewhere than before, and how often of that what a standby had in
     /// memory was enough.
     pub promoted: u64,
@@ -86,6 +87,7 @@ impl Env {
             questions: 0,
             reigns: 0,
             cut_off: 0,
+            suspected: 0,
             promoted: 0,
             promoted_hot: 0,
             at_work: false,

@@ -36,6 +36,7 @@ use ::coordinator::metadata::nodes::WorkerStatus;
 use common::ids::{CheckpointId, ClusterId, NodeId, TaskId, WorkerEpoch};
 use common::protocol::job::JobState;
 use common::protocol::metadata::PartitionImage;
+use common::protocol::topic::Durability;
 use common::random::{Random, below, coin, seeded};
 use common::time::{Span, Tick};
 use uuid::Uuid;
@@ -90,6 +91,9 @@ pub struct Summary {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// Partitions that were led uncleanly, and changes of who is suspect.
+    pub unclean: u64,
+    pub suspected: u64,
     /// Disks of workers with tasks that were lost, and how often a holder of a checkpoint was looked at.
     pub lost: u64,
     pub looked_at: u64,
@@ -224,6 +228,12 @@ impl World {
             self.summary.generations = u64::from(row.generation.0);
             self.summary.epochs = row.checkpoints.len() as u64;
         }
+        if let Some(metadata) = self.coordinator.metadata() {
+            let topics = metadata.topics_by_name();
+            let unclean = topics.flat_map(|row| &row.partitions);
+            self.summary.unclean = unclean.filter(|p| p.unclean.is_some()).count() as u64;
+        }
+        self.summary.suspected = self.env.suspected;
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -496,12 +506,21 @@ impl World {
     }
 
     fn crash(&mut self, process: Process, crash: Crash, down: Span) {
+        let is_remembered = match process {
+            Process::Worker(index) => self.is_remembered_without(index),
+            Process::Coordinator | Process::Client => true,
+        };
         let env = &mut self.env;
         match process {
             Process::Coordinator if self.coordinator.is_up() => {
                 self.coordinator.crash(env, crash);
             }
             Process::Worker(index) if self.workers[index].is_up() => {
+                // What is acknowledged is lost only if all that are in sync lose their power.
+                let crash = match is_remembered {
+                    true => crash,
+                    false => Crash::Kill,
+                };
                 self.workers[index].crash(env, crash);
             }
             Process::Coordinator | Process::Worker(_) | Process::Client => return,
@@ -509,6 +528,29 @@ impl World {
         self.summary.crashes += 1;
         env.after(down, Event::Restart(process));
         self.look_at_holders();
+    }
+
+    /// Whether everything that was acknowledged in memory is in that of another worker, which is up and has been in
+    /// the cluster since.
+    fn is_remembered_without(&self, index: usize) -> bool {
+        let Some(metadata) = self.coordinator.metadata() else {
+            return false;
+        };
+        let node = self.workers[index].node();
+        let lives = |node: NodeId| {
+            let session = metadata.worker(node).map(|row| (node, row.epoch));
+            let mut sessions = self.workers.iter().filter_map(Worker::session);
+            sessions.any(|life| Some(life) == session)
+        };
+        let in_memory = metadata
+            .topics_by_name()
+            .filter(|row| row.config.durability == Durability::Replicated);
+        let mut partitions = in_memory.flat_map(|row| &row.partitions);
+        partitions.all(|partition| {
+            let others = partition.isr.iter().filter(|other| Some(**other) != node);
+            let mut trusted = others.filter(|other| !partition.suspect.contains(other));
+            trusted.any(|other| lives(*other))
+        })
     }
 
     fn restart(&mut self, process: Process) {
@@ -580,9 +622,12 @@ impl World {
                 isr,
                 leader,
                 leader_epoch,
+                suspect,
                 ..
             } = partition;
-            format!(", {isr:?} of {replicas:?} led by {leader:?} in {leader_epoch}")
+            format!(
+                ", {isr:?} (suspect {suspect:?}) of {replicas:?} led by {leader:?} in {leader_epoch}"
+            )
         });
         format!(
             "{} of {} clicks came out, all produced: {}, {}{}",

@@ -63,7 +63,7 @@ pub struct Replicas {
     pub clicks_enough: u32,
     pub tallies: u32,
     pub tallies_enough: u32,
-    /// What is in the memory of all counts as committed.
+    /// What is in the memory of all counts as committed, where two are needed.
     pub in_memory: bool,
     /// A worker loses its disk.
     pub loses_disk: bool,
@@ -238,12 +238,38 @@ impl Plan {
                 clicks_enough: 2,
                 tallies: 3,
                 tallies_enough: 2,
+                in_memory: false,
                 loses_disk: true,
                 ..drawn.replicas
             },
             standbys: Standbys {
                 loser_works: true,
                 ..drawn.standbys
+            },
+            ..drawn
+        }
+    }
+
+    /// The world of this seed with records that are acknowledged in memory, and power that goes.
+    pub fn in_memory(seed: u64) -> Plan {
+        let drawn = Plan::alone(seed);
+        let copies = 2 + u32::from(seed.is_multiple_of(2));
+        Plan {
+            workers: drawn.workers.max(3),
+            kinds: FaultKinds {
+                workers: true,
+                power: true,
+                ..drawn.kinds
+            },
+            replicas: Replicas {
+                clicks: copies,
+                clicks_enough: 2,
+                tallies: copies,
+                tallies_enough: 2,
+                in_memory: true,
+                loses_disk: false,
+                more_faults: drawn.replicas.more_faults.max(6),
+                ..drawn.replicas
             },
             ..drawn
         }
@@ -350,7 +376,7 @@ impl Replicas {
             clicks_enough,
             tallies,
             tallies_enough,
-            in_memory: !kinds.power && coin(random),
+            in_memory: drawn_in_memory(seed, kinds, random) && !loses_disk,
             loses_disk,
             more_faults: match clicks.max(tallies) {
                 1 => 0,
@@ -361,6 +387,14 @@ impl Replicas {
                 _ => below(random, 2) * below(random, 6),
             },
         }
+    }
+}
+
+/// Where the power goes, it is drawn by itself, so that the worlds of older seeds stay what they were but for that.
+fn drawn_in_memory(seed: u64, kinds: FaultKinds, random: &mut Random) -> bool {
+    match kinds.power {
+        true => coin(&mut seeded(seed, 12)),
+        false => coin(random),
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Sabotage {
     ServeBeforeCaughtUp,
     /// A leader tells its followers that all it has is committed.
     TellUncommitted,
+    /// A coordinator takes a worker that comes back for one that has everything it had acknowledged.
+    TrustUncleanRestart,
     /// A standby says that it has what it has not written yet.
     HoldUnkept,
     /// A checkpoint names standbys that have not said that they have it.
@@ -54,7 +56,7 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 23] = [
+    pub const ALL: [Sabotage; 24] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -75,6 +77,7 @@ impl Sabotage {
         Sabotage::ForgetIsrWish,
         Sabotage::ServeBeforeCaughtUp,
         Sabotage::TellUncommitted,
+        Sabotage::TrustUncleanRestart,
         Sabotage::HoldUnkept,
         Sabotage::NameUnheard,
         Sabotage::KeepAcrossGap,

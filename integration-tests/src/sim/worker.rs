@@ -14,7 +14,7 @@ use common::limits::{HEARTBEAT_INTERVAL, MAX_WAIT};
 use common::protocol::checkpoint::{AckCheckpoint, InjectBarrier};
 use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
-use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict};
+use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict, LogEndReport};
 use common::protocol::standby::{AckStandby, FetchState};
 use common::time::Span;
 use tokio::sync::Notify;
@@ -63,6 +63,7 @@ pub enum Timer {
     Remove(TopicPartition),
     Work(TopicPartition),
     Synced(TopicPartition),
+    SyncDue(TopicPartition),
     Patience(TopicPartition),
     LookAtIsr(TopicPartition),
     /// A leader's wish goes to the coordinator, once more.
@@ -159,6 +160,8 @@ enum Purpose {
     /// Who is asked, and in which session.
     Replicate(NodeId, u64),
     AlterIsr(IsrChange),
+    /// It is said again as long as the metadata does not say it.
+    LogEnd,
     Acknowledge(JobId, Generation, AckCheckpoint),
     Append(JobId, Generation, TaskId, NextAppend),
     Fetch(JobId, Generation, TaskId, u32),
@@ -341,6 +344,11 @@ impl Life {
                     partition.sync_ran(env, who);
                 }
             }
+            Timer::SyncDue(id) => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.sync_is_due(env, who);
+                }
+            }
             Timer::Patience(id) => {
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.time_passed(env, who);
@@ -349,8 +357,12 @@ impl Life {
             Timer::LookAtIsr(id) => {
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.note_offline(&self.image);
+                    let report = partition.log_end_report();
                     if let Some(change) = partition.look_at_isr(env, who) {
                         self.alter_isr(env, change);
+                    }
+                    if let Some(report) = report {
+                        self.say_log_end(env, report);
                     }
                 }
             }
@@ -551,6 +563,7 @@ impl Life {
                     self.replicate(env, calls);
                 }
             }
+            (Purpose::LogEnd, _) => {}
             (Purpose::AlterIsr(change), Ok(Reply::IsrAltered(altered))) => {
                 let partition = self.partitions.get_mut(&change.partition);
                 if let (Some(partition), [verdict]) = (partition, &altered.verdicts[..]) {
@@ -818,12 +831,25 @@ impl Life {
             worker: session.worker,
             worker_epoch: session.epoch,
             changes: vec![change.clone()],
+            log_ends: Vec::new(),
         });
         // Too short for nearly every answer.
         let impatient = env.sabotaged(Sabotage::ForgetIsrWish);
         let deadline = if impatient { Span(5) } else { CALL_DEADLINE };
         let purpose = Purpose::AlterIsr(change);
         self.call(env, Process::Coordinator, request, deadline, purpose);
+    }
+
+    fn say_log_end(&mut self, env: &mut Env, report: LogEndReport) {
+        let Some(session) = self.session else { return };
+        let request = Request::AlterIsr(AlterIsr {
+            worker: session.worker,
+            worker_epoch: session.epoch,
+            changes: Vec::new(),
+            log_ends: vec![report],
+        });
+        let purpose = Purpose::LogEnd;
+        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
     }
 
     fn leader(&self, partition: TopicPartition) -> Option<Process> {

@@ -107,6 +107,8 @@ fn new_worlds_keep_every_promise() {
         total.questions += summary.questions;
         total.reigns += summary.reigns;
         total.cut_off += summary.cut_off;
+        total.unclean += summary.unclean;
+        total.suspected += summary.suspected;
         total.promoted += summary.promoted;
         total.promoted_hot += summary.promoted_hot;
         total.lost += summary.lost;
@@ -130,6 +132,20 @@ fn a_job_outlives_a_worker_with_its_tasks_and_that_workers_disk() {
         lost += run.unwrap_or_else(|failure| panic!("{failure}")).lost;
     }
     assert!(lost > 0, "no disk with tasks on it was lost");
+}
+
+/// Power goes while records are acknowledged in memory, though never everywhere at once.
+#[test]
+fn what_is_acknowledged_in_memory_outlives_the_loss_of_all_memories_but_one() {
+    let (mut suspected, mut unclean) = (0, 0);
+    for seed in 1..=8 {
+        let run = run_plan(&Plan::in_memory(seed), None);
+        let summary = run.unwrap_or_else(|failure| panic!("{failure}"));
+        suspected += summary.suspected;
+        unclean += summary.unclean;
+    }
+    assert!(suspected > 0, "nobody was suspect");
+    assert!(unclean > 0, "all were never suspect at once");
 }
 
 // Past failures, by the names of their bugs.

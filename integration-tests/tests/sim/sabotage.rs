@@ -127,6 +127,11 @@ fn tell_uncommitted_is_found() {
 }
 
 #[test]
+fn trust_unclean_restart_is_found() {
+    is_found_in(Sabotage::TrustUncleanRestart, 1, Plan::in_memory);
+}
+
+#[test]
 fn hold_unkept_is_found() {
     is_found_in(Sabotage::HoldUnkept, 1, Plan::stood_by);
 }

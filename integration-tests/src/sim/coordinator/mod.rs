@@ -252,7 +252,9 @@ impl Reign {
     fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
         match request {
             Request::Register(request) => {
-                let command = Command::RegisterWorker(registration(request));
+                let mut registration = registration(request);
+                registration.clean |= env.sabotaged(Sabotage::TrustUncleanRestart);
+                let command = Command::RegisterWorker(registration);
                 self.propose(env, command, Proposer::Registration(from));
             }
             Request::Heartbeat(heartbeat) => {
@@ -298,6 +300,7 @@ impl Reign {
                     worker: call.worker,
                     epoch: call.worker_epoch,
                     changes: call.changes,
+                    log_ends: call.log_ends,
                 };
                 self.propose(env, command, Proposer::Isr(from));
             }
@@ -404,7 +407,9 @@ impl Reign {
         index: MetadataVersion,
         entry: &Entry,
     ) -> Result<Outcome, Rejection> {
+        let before = suspects(&self.metadata);
         let outcome = self.metadata.apply(index, entry);
+        env.suspected += suspects(&self.metadata).saturating_sub(before);
         if let (Command::EpochCompleted(completed), Ok(_)) = (&entry.command, &outcome) {
             let (checkpoint, generation) = (completed.checkpoint, completed.generation);
             env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
@@ -425,7 +430,9 @@ impl Reign {
                     topic: row.id,
                     partition: number,
                 };
-                let verdict = env.checkers.in_sync.in_sync(id, &partition.isr);
+                let isr = partition.isr.iter().copied();
+                let trusted = isr.filter(|node| !partition.suspect.contains(node));
+                let verdict = env.checkers.in_sync.in_sync(id, trusted.collect());
                 env.check(verdict);
             }
         }
@@ -661,7 +668,17 @@ fn registration(request: RegisterWorker) -> Registration {
         memory_bytes: request.memory_bytes,
         operators: request.operators,
         rack: request.rack,
+        clean: request.clean_shutdown,
     }
+}
+
+/// Replicas in sync that may lack records.
+fn suspects(metadata: &ClusterMetadata) -> u64 {
+    let topics = metadata.topics_by_name();
+    let partitions = topics.flat_map(|row| &row.partitions);
+    partitions
+        .map(|partition| partition.suspect.len() as u64)
+        .sum()
 }
 
 /// If a checkpoint was completed, the checkers are told what it holds.

@@ -72,6 +72,7 @@ pub struct Partition {
     waiting: Waiting<Waiter>,
     early: Vec<(FetchBatches, ReturnAddress)>,
     timer: Option<Tick>,
+    syncs_later: bool,
     looks_at_isr: bool,
     /// The reign that the checkers were told of, and up to where they know what is committed here.
     reign: Option<LeaderEpoch>,
@@ -115,6 +116,7 @@ impl Partition {
             waiting: Waiting::default(),
             early: Vec::new(),
             timer: None,
+            syncs_later: false,
             looks_at_isr: false,
             reign: None,
             checked: Offset::ZERO,
@@ -378,15 +380,7 @@ impl Partition {
     }
 
     fn go_on(&mut self, env: &mut Env, who: Who) {
-        if let Some(log) = self.log.as_mut().filter(|_| self.agenda.may_sync())
-            && let Some(sync) = log.begin_sync()
-        {
-            self.agenda.sync_began(log.end_offset());
-            self.syncing = Some(sync);
-            let early = env.sabotaged(Sabotage::AcknowledgeBeforeSync);
-            let delay = env.some_ms(if early { 500 } else { SYNC_MS });
-            who.after(env, delay, Timer::Synced(self.id));
-        }
+        self.start_sync(env, who);
         if self.agenda.is_opening() {
             return;
         }
@@ -415,10 +409,35 @@ impl Partition {
         self.deliver(env, who);
         self.set_timer(env, who);
         let has_followers = self.image.replicas.len() > 1;
-        if self.machine.is_leader() && has_followers && !self.looks_at_isr {
+        let leads = has_followers && self.machine.is_leader();
+        if (leads || self.machine.asked().is_some()) && !self.looks_at_isr {
             self.looks_at_isr = true;
             who.after(env, LOOK_AT_ISR_EVERY, Timer::LookAtIsr(self.id));
         }
+    }
+
+    fn start_sync(&mut self, env: &mut Env, who: Who) {
+        let Some(log) = self.log.as_mut() else { return };
+        self.agenda.unsynced(env.now, log.unsynced_bytes());
+        if self.agenda.begins_sync(env.now, self.machine.durability()) {
+            if let Some(sync) = log.begin_sync() {
+                self.agenda.sync_began(log.end_offset());
+                self.syncing = Some(sync);
+                let early = env.sabotaged(Sabotage::AcknowledgeBeforeSync);
+                let delay = env.some_ms(if early { 500 } else { SYNC_MS });
+                who.after(env, delay, Timer::Synced(self.id));
+            }
+        } else if let Some(due) = self.agenda.sync_due_at()
+            && !std::mem::replace(&mut self.syncs_later, true)
+        {
+            who.after(env, due.since(env.now), Timer::SyncDue(self.id));
+        }
+    }
+
+    /// What is acknowledged in memory is not left there.
+    pub fn sync_is_due(&mut self, env: &mut Env, who: Who) {
+        self.syncs_later = false;
+        self.go_on(env, who);
     }
 
     /// Answers a fetch with what there is, or lets it wait.

@@ -6,7 +6,8 @@ use common::ids::{LeaderEpoch, NodeId, WorkerEpoch};
 use common::log_batch::LogBatches;
 use common::offset::Offset;
 use common::plan::connector::Isolation;
-use common::protocol::replicate::{IsrChange, IsrVerdict, ReplicaPosition, Verdict};
+use common::protocol::metadata::LogEnd;
+use common::protocol::replicate::{IsrChange, IsrVerdict, LogEndReport, ReplicaPosition, Verdict};
 use common::protocol::topic::Durability;
 use common::time::Span;
 use tokio::sync::oneshot;
@@ -162,6 +163,7 @@ impl Partition {
             leader_epoch,
             partition_epoch,
             isr,
+            recovered,
         } = proposal?;
         if env.sabotaged(Sabotage::CommitByInSync) {
             self.machine.isr_refused(partition_epoch);
@@ -172,6 +174,21 @@ impl Partition {
             leader_epoch,
             partition_epoch,
             isr,
+            recovered,
+        })
+    }
+
+    /// Where this log ends, if the coordinator waits to hear of it.
+    pub fn log_end_report(&self) -> Option<LogEndReport> {
+        let partition_epoch = self.machine.asked()?;
+        let known = self.agenda.is_here() && self.agenda.has_role();
+        known.then(|| LogEndReport {
+            partition: self.id,
+            partition_epoch,
+            log_end: LogEnd {
+                last_epoch: self.epochs.latest(),
+                log_end: self.machine.log_end(),
+            },
         })
     }
 
