@@ -81,6 +81,17 @@ impl SegLog {
         storage: Arc<dyn LogStorage>,
         options: Options,
     ) -> Result<(SegLog, Recovery), LogError> {
+        let (log, recovery) = SegLog::open_unverified(storage, options)?;
+        log.verified()?;
+        Ok((log, recovery))
+    }
+
+    /// The same, for who knows more of its records than the scanner: where they do not belong there, and begin at or
+    /// after `Recovery::verified_from`, a crash tore the log, and it is to be cut off there. Then it is `verified`.
+    pub fn open_unverified(
+        storage: Arc<dyn LogStorage>,
+        options: Options,
+    ) -> Result<(SegLog, Recovery), LogError> {
         let recovered = recovery::recover(&*storage, options.scanner, options.recovery_point)?;
         let active = Arc::clone(recovered.segments.last().expect("a log has a segment"));
         let end = active.end();
@@ -99,6 +110,11 @@ impl SegLog {
             shared: Arc::default(),
         };
         Ok((log, recovered.recovery))
+    }
+
+    /// All of its records are what was written: from now on anything else among them is damage.
+    pub fn verified(&self) -> Result<(), LogError> {
+        recovery::note_recovery_point(&*self.storage, self.end, false)
     }
 
     /// Where the oldest record begins.

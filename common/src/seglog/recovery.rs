@@ -79,9 +79,6 @@ pub(super) fn recover(
         sync_result(&segment.name, segment.file.sync())?;
     }
     sync_result("directory", storage.sync_directory())?;
-    let end = segments.last().expect("there is one").end();
-    note_recovery_point(storage, end, false)?;
-
     Ok(Recovered {
         segments,
         recovery: Recovery {

@@ -195,3 +195,10 @@ fn a_follower_that_had_yet_to_sync_what_it_has_says_so_when_it_has() {
 fn a_standby_that_begins_again_in_one_generation_is_not_given_answers_of_before() {
     expect_world("seed=1795923816797 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10");
 }
+
+/// Of a batch that was written and not synced, the power took a sector with nothing of it but its offset, and its log
+/// could not be opened.
+#[test]
+fn a_log_that_was_torn_between_a_batchs_offset_and_its_checksum_opens() {
+    expect(1_795_924_056_698);
+}

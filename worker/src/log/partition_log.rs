@@ -135,9 +135,9 @@ impl PartitionLog {
                 .as_ref()
                 .map_or(Position::ZERO, |restored| restored.covered.position),
         };
-        let (log, _) = SegLog::open(Arc::clone(&storage), options)?;
+        let (log, recovery) = SegLog::open_unverified(Arc::clone(&storage), options)?;
         let mut opened = PartitionLog {
-            storage,
+            storage: Arc::clone(&storage),
             log,
             derived: Derived::default(),
             view: Arc::default(),
@@ -169,7 +169,19 @@ impl PartitionLog {
             }
         }
         index.truncate(from.position);
-        opened.replay(from, index, now)?;
+        match opened.replay(from, index, now) {
+            // A batch's offset lies before its checksum, and perhaps in another sector: with the power one may be lost
+            // without the other.
+            Err(OpenError::Broken { position, source }) if position >= recovery.verified_from => {
+                tracing::warn!(%position, %source, "a log is cut off where it was torn");
+                opened.log.truncate_suffix(position)?;
+                let saved = opened.saved.take().map(|saved| saved.store);
+                drop(opened);
+                return PartitionLog::open(storage, saved, config, now);
+            }
+            replayed => replayed?,
+        }
+        opened.log.verified()?;
         opened.derived.drop_before(start);
         opened.derived.expire(now);
         opened.change_view(|view| view.start = start);

@@ -597,6 +597,42 @@ fn damage_is_reported_and_never_opened() {
     }
 }
 
+/// Of a batch that crosses two sectors the first was lost, which had nothing of it but its offset: its checksum was
+/// right, and the log could not be opened.
+#[test]
+fn a_batch_whose_offset_was_lost_with_the_power_ends_the_log_unless_it_was_durable() {
+    let disk = Disk::new(1 << 20);
+    let mut log = disk.open().unwrap();
+    append(&mut log, &batch(&[1]));
+    append(&mut log, &batch(&[2]));
+    sync(&mut log);
+    let durable = usize::try_from(log.bytes()).unwrap();
+    append(&mut log, &batch(&[3]));
+    append(&mut log, &batch(&[4]));
+    drop(log);
+    let file = "00000000000000000000.log";
+    let sound = disk.storage.contents(file);
+    let torn_at = |at: usize| {
+        let mut torn = sound.clone();
+        torn[at..at + 8].fill(0);
+        torn
+    };
+    disk.storage.set_contents(file, &torn_at(durable));
+    let mut log = disk.open().unwrap();
+    assert_eq!(log.end_offset(), Offset(2));
+    assert_eq!(append(&mut log, &batch(&[5])), Offset(2));
+    sync(&mut log);
+    let all = read_all(&log, Offset(0), Offset(3), Isolation::ReadUncommitted);
+    assert_eq!(all, [(0, 1), (1, 2), (2, 5)]);
+    drop(log);
+    disk.storage.set_contents(file, &torn_at(durable / 2));
+    let damaged = disk.open();
+    assert!(
+        matches!(damaged, Err(OpenError::Broken { .. })),
+        "{damaged:?}"
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append(usize),
