@@ -12,6 +12,7 @@ mod coordinator_group;
 mod damage;
 mod exactly_once;
 mod expressions;
+mod in_memory;
 mod larger_than_memory;
 mod live_tail;
 mod operating;

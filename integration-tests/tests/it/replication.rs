@@ -49,7 +49,12 @@ pub(crate) fn in_sync(partition: &Value) -> usize {
 }
 
 /// The index, in the order they were started, of the worker that leads a partition.
-async fn leader(cluster: &Cluster, client: &Client, topic: &str, partition: usize) -> usize {
+pub(crate) async fn leader(
+    cluster: &Cluster,
+    client: &Client,
+    topic: &str,
+    partition: usize,
+) -> usize {
     let led = |partition: &Value| partition["leader"].is_u64();
     let partitions = partitions_when(client, topic, "nobody leads", led).await;
     index_of(cluster, client, &partitions[partition]["leader"]).await
@@ -70,7 +75,7 @@ fn numbers(range: std::ops::Range<i64>) -> Vec<u8> {
 }
 
 /// Sends until it is acknowledged; what was appended before an answer got lost is not appended again.
-async fn send(client: &Client, topic: &str, range: std::ops::Range<i64>) {
+pub(crate) async fn send(client: &Client, topic: &str, range: std::ops::Range<i64>) {
     let key = format!("{}-{}", range.start, range.end);
     let mut last = String::new();
     let sending = async {
@@ -90,7 +95,7 @@ async fn send(client: &Client, topic: &str, range: std::ops::Range<i64>) {
     sent.unwrap_or_else(|_| panic!("it is never acknowledged: {last}"));
 }
 
-async fn found(client: &Client, topic: &str) -> Vec<i64> {
+pub(crate) async fn found(client: &Client, topic: &str) -> Vec<i64> {
     let values = all_values(client, topic).await;
     let mut numbers: Vec<i64> = values.iter().map(|v| v["n"].as_i64().unwrap()).collect();
     numbers.sort_unstable();
