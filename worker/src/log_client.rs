@@ -14,6 +14,7 @@ use common::protocol::produce::{Acks, Append, AppendedBatch, PartitionAppend};
 use common::time::Span;
 use common::transport::client::{CallError, Transport};
 
+use crate::link::lease::Lease;
 use crate::metadata_image::{ImageWatch, MetadataImage};
 use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
@@ -35,8 +36,15 @@ const MAX_APPEND_BYTES: usize = MAX_CALL_BYTES / 2;
 pub struct LogClient {
     image: ImageWatch,
     transport: Transport,
-    /// Who this node is, and its partitions.
-    local: Option<(NodeId, Partitions)>,
+    local: Option<Local>,
+}
+
+/// Who this node is, its partitions, and whether it may say what is newest in them.
+#[derive(Clone, Debug)]
+struct Local {
+    me: NodeId,
+    partitions: Partitions,
+    lease: Lease,
 }
 
 /// Why a partition was not reached or did not do what it was asked.
@@ -56,9 +64,13 @@ impl LogClient {
     }
 
     /// Reaches the partitions that this node leads directly.
-    pub fn with_local(self, me: NodeId, partitions: Partitions) -> LogClient {
+    pub fn with_local(self, me: NodeId, partitions: Partitions, lease: Lease) -> LogClient {
         LogClient {
-            local: Some((me, partitions)),
+            local: Some(Local {
+                me,
+                partitions,
+                lease,
+            }),
             ..self
         }
     }
@@ -142,7 +154,10 @@ impl LogClient {
     pub async fn offsets(&self, request: ListOffsets) -> Result<PartitionOffsets, Problem> {
         self.patiently(|| async {
             match self.local(request.partition) {
-                Some(partition) => partition.offsets(request.at).await.map_err(Failure::local),
+                Some(partition) => {
+                    self.may_say(&request).map_err(Failure::local)?;
+                    partition.offsets(request.at).await.map_err(Failure::local)
+                }
                 None => self.call(request.partition, &request, DEADLINE).await,
             }
         })
@@ -175,9 +190,17 @@ impl LogClient {
 
     /// The partition, if this node leads it.
     fn local(&self, partition: TopicPartition) -> Option<PartitionHandle> {
-        let (me, partitions) = self.local.as_ref()?;
+        let Local { me, partitions, .. } = self.local.as_ref()?;
         let leads = |image: &MetadataImage| image.partition(partition)?.leader;
         (leads(&self.image.borrow()) == Some(*me)).then(|| partitions.get(partition))?
+    }
+
+    /// Whether this node may answer for what it leads.
+    fn may_say(&self, request: &ListOffsets) -> Result<(), Problem> {
+        match &self.local {
+            Some(local) if request.newest => local.lease.check(),
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn call<C: Call>(

@@ -28,6 +28,7 @@ use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::keyed_state::base_file;
 use crate::link::coordinators::Coordinators;
+use crate::link::lease::Lease;
 use crate::link::reports::TaskReports;
 use crate::link::{self, Link, Session};
 use crate::load::{SharedLoad, keep_measuring};
@@ -237,8 +238,12 @@ async fn run(
             return;
         }
     };
-    let log = LogClient::new(image.clone(), parts.transport.clone())
-        .with_local(session.worker, partitions.clone());
+    let lease = Lease::new(session.clone(), clock.clone());
+    let log = LogClient::new(image.clone(), parts.transport.clone()).with_local(
+        session.worker,
+        partitions.clone(),
+        lease.clone(),
+    );
     let exchange = Exchange::new(
         session.worker,
         session.epoch(),
@@ -279,6 +284,7 @@ async fn run(
         transport: parts.transport.clone(),
         coordinators: parts.coordinators.clone(),
         session: session.clone(),
+        lease,
         clock: clock.clone(),
         reports: reports.clone(),
         load: load.clone(),

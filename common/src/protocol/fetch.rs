@@ -88,6 +88,9 @@ pub struct ListOffsets {
     pub partition: TopicPartition,
     /// Also look up the first record at or after this time.
     pub at: Option<Timestamp>,
+    /// The ends are to be no older than the question: a worker that may have been given up cannot say.
+    #[serde(default)]
+    pub newest: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

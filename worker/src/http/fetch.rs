@@ -110,7 +110,12 @@ pub(super) async fn resolve(
         Start::Time(time) => Some(time),
         Start::Earliest | Start::Latest => None,
     };
-    let offsets = match routes.log.offsets(ListOffsets { partition, at }).await {
+    let request = ListOffsets {
+        partition,
+        at,
+        newest: start == Start::Latest,
+    };
+    let offsets = match routes.log.offsets(request).await {
         // Of a damaged log the beginning may be all that is left.
         Err(problem) if problem.code == ErrorCode::CorruptLog && start == Start::Earliest => {
             return Ok(Offset::ZERO);

@@ -37,6 +37,7 @@ use crate::job::jobs_actor::Jobs;
 use crate::job::services::Services;
 use crate::link::Session;
 use crate::link::coordinators::Coordinators;
+use crate::link::lease::Lease;
 use crate::log_client::LogClient;
 use crate::metadata_image::MetadataImage;
 use crate::operator::custom::CustomOperators;
@@ -191,8 +192,15 @@ fn with_address(image: &MetadataImage, address: &str) -> MetadataImage {
     image.after(delta).unwrap()
 }
 
-/// Runs a test against a worker of its own.
+/// Runs a test against a worker of its own. Nobody sends heartbeats for it: its session is longer than any test.
 fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
+    with_worker_that_is_heard_for(Span::from_secs(3_600), test);
+}
+
+fn with_worker_that_is_heard_for<F: Future<Output = ()>>(
+    session_timeout: Span,
+    test: impl FnOnce(Arc<Worker>) -> F,
+) {
     System::new().block_on(async {
         let composed: Composed = Arc::new(OnceLock::new());
         let serving = composed.clone();
@@ -236,10 +244,11 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             epoch: WorkerEpoch(1),
             control_epoch: ControlEpoch(1),
             heartbeat_interval: HEARTBEAT_INTERVAL,
-            session_timeout: Span::from_secs(3),
+            session_timeout,
         };
         let session = Session::of(&registered);
         session.hears(clock.tick(), image.borrow().version);
+        let lease = Lease::new(session.clone(), clock.clone());
         let services = Services {
             session: session.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),
@@ -259,7 +268,9 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
         let (_stop, stopping) = watch::channel(false);
         let parts = Routes {
             partitions: partitions.clone(),
-            log: log.clone().with_local(ME, partitions.clone()),
+            log: log
+                .clone()
+                .with_local(ME, partitions.clone(), lease.clone()),
             replication: Sessions::new(clock.clone(), partitions.clone()),
             turn: Arc::default(),
             intake: Intake::new(256 << 20),
@@ -269,6 +280,7 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
             transport: transport.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),
             session,
+            lease,
             clock,
             reports: Arc::default(),
             load: Arc::default(),
@@ -289,6 +301,42 @@ fn with_worker<F: Future<Output = ()>>(test: impl FnOnce(Arc<Worker>) -> F) {
         tokio::task::spawn_blocking(move || http.stop())
             .await
             .unwrap();
+    });
+}
+
+#[test]
+fn a_worker_that_hears_no_coordinator_gives_what_is_committed_and_does_not_say_what_is_newest() {
+    with_worker_that_is_heard_for(Span(0), |worker| async move {
+        worker.post(NDJSON, "?acks=leader", b"1\n2\n").await;
+        for (place, status) in [("earliest", 200), ("0", 200), ("latest", 503)] {
+            for partition in 0..PARTITIONS {
+                let answer = worker.get(partition, &format!("?offset={place}")).await;
+                assert_eq!(answer.status, status, "{place}");
+                if status == 503 {
+                    assert_eq!(answer.json()["code"], "METADATA_STALE");
+                }
+            }
+        }
+        let mut request = ListOffsets {
+            partition: TopicPartition {
+                topic: TopicId(Uuid::from_u128(1)),
+                partition: PartitionId(0),
+            },
+            at: None,
+            newest: true,
+        };
+        let ask = |request: ListOffsets| {
+            let (transport, address) = (worker.transport.clone(), worker.address.clone());
+            async move {
+                transport
+                    .call(&address, &request, Span::from_secs(60))
+                    .await
+            }
+        };
+        let refused = ask(request.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::MetadataStale));
+        request.newest = false;
+        ask(request).await.unwrap();
     });
 }
 
@@ -525,6 +573,7 @@ fn a_repeated_request_is_answered_with_the_first_result() {
                     partition: PartitionId(partition),
                 },
                 at: None,
+                newest: false,
             };
             stored += worker.log.offsets(offsets).await.unwrap().log_end_offset.0;
         }
@@ -713,6 +762,7 @@ fn other_nodes_append_fetch_and_ask_over_calls() {
         let found = ListOffsets {
             partition,
             at: Some(Timestamp(9)),
+            newest: true,
         };
         let found = worker.log.offsets(found).await.unwrap();
         assert_eq!(

@@ -6,5 +6,8 @@ use common::protocol::fetch::{ListOffsets, PartitionOffsets};
 use super::{Routes, led};
 
 pub async fn list_offsets(routes: Routes, call: ListOffsets) -> Result<PartitionOffsets, Problem> {
+    if call.newest {
+        routes.lease.check()?;
+    }
     led(&routes, call.partition)?.offsets(call.at).await
 }

@@ -48,6 +48,7 @@ use crate::http::intake::Intake;
 use crate::job::jobs_actor::Jobs;
 use crate::link::Session;
 use crate::link::coordinators::Coordinators;
+use crate::link::lease::Lease;
 use crate::link::reports::TaskReports;
 use crate::load::SharedLoad;
 use crate::log_client::LogClient;
@@ -75,6 +76,8 @@ pub struct Routes {
     pub transport: Transport,
     pub coordinators: Coordinators,
     pub session: Arc<Session>,
+    /// Whether it may be said what is newest.
+    pub lease: Lease,
     pub clock: Arc<dyn Clock>,
     pub reports: Arc<TaskReports>,
     pub load: SharedLoad,

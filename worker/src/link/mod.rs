@@ -4,6 +4,7 @@
 //! never look dead.
 
 pub mod coordinators;
+pub mod lease;
 pub mod reports;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,10 +51,18 @@ impl Session {
     /// Whether facts of this version are all there are, or were a moment ago: of what is not among them it can be
     /// said that it is not there. A worker that hears no coordinator cannot say that.
     pub fn is_up_to_date(&self, version: MetadataVersion, now: Tick) -> bool {
-        let silence = now.since(Tick(self.heard.load(Ordering::Acquire)));
-        // Others may have given it up a little later.
-        let is_heard = silence.0 * 5 < self.session_timeout.0 * 4;
+        let is_heard = self.is_heard(self.silence(now));
         is_heard && version.0 > 0 && version.0 >= self.latest.load(Ordering::Acquire)
+    }
+
+    /// For how long no coordinator has answered.
+    fn silence(&self, now: Tick) -> Span {
+        now.since(Tick(self.heard.load(Ordering::Acquire)))
+    }
+
+    /// Whether nobody can have given up this worker after so long a silence: they do so a little later.
+    fn is_heard(&self, silence: Span) -> bool {
+        silence.0 * 5 < self.session_timeout.0 * 4
     }
 }
 
@@ -251,8 +260,10 @@ impl Drop for LinkGuard {
 #[cfg(test)]
 mod tests {
     use common::ids::ControlEpoch;
+    use common::time::{ManualClock, Timestamp};
     use uuid::Uuid;
 
+    use super::lease::Lease;
     use super::*;
 
     /// It answered that a topic did not exist which it had only not heard of yet.
@@ -273,6 +284,13 @@ mod tests {
         assert!(!session.is_up_to_date(version(6), Tick(10_001)));
         assert!(session.is_up_to_date(version(7), Tick(12_399)));
         assert!(!session.is_up_to_date(version(7), Tick(12_400)));
+        // It says what is newest for as long, whatever version it knows.
+        let clock = Arc::new(ManualClock::at(Timestamp(0)));
+        let lease = Lease::new(session.clone(), clock.clone());
+        clock.advance(Span(12_399));
+        lease.check().unwrap();
+        clock.advance(Span(1));
+        assert_eq!(lease.check().unwrap_err().code, ErrorCode::MetadataStale);
         // An answer that comes late says nothing new.
         session.hears(Tick(9_000), version(5));
         assert!(session.is_up_to_date(version(7), Tick(12_399)));

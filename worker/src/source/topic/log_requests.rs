@@ -37,6 +37,8 @@ pub(super) async fn fetch(
                 .offsets(ListOffsets {
                     partition,
                     at: None,
+                    // A source goes on without a coordinator.
+                    newest: false,
                 })
                 .await?;
             Some((offsets, at))
@@ -66,6 +68,7 @@ pub(super) async fn start(
     let request = ListOffsets {
         partition,
         at: at.map(Timestamp),
+        newest: spec.bounded == BoundedMode::Latest || spec.startup == StartupMode::Latest,
     };
     let offsets = list_offsets(&context.log, &*context.clock, request).await?;
     let readable_end = match spec.isolation {
