@@ -48,7 +48,8 @@ pub fn move_replicas(metadata: &ClusterMetadata, gone: &BTreeSet<NodeId>) -> Vec
         .collect()
 }
 
-/// Ends the epochs of the dead, and gives work to those who are ready for it.
+/// Ends the epochs of the dead, gives work to those who are ready for it, and as little as can be to those that come
+/// and go.
 pub fn reconcile(metadata: &ClusterMetadata, heard: &LivenessMachine, now: Tick) -> Vec<Command> {
     let status = |(worker, epoch): (NodeId, WorkerEpoch)| {
         let row = metadata.worker(worker).filter(|row| row.epoch == epoch);
@@ -64,16 +65,26 @@ pub fn reconcile(metadata: &ClusterMetadata, heard: &LivenessMachine, now: Tick)
         .filter(|ready| status(*ready) == Some(WorkerStatus::Registered))
         .filter(|(worker, _)| !dead.contains(worker))
         .map(|(worker, epoch)| Command::UnfenceWorker { worker, epoch });
-    fences.chain(unfences).collect()
+    let quarantined = heard.quarantined(now);
+    let quarantines = metadata.workers().filter_map(|row| {
+        let is_now = quarantined.contains_key(&row.id);
+        (is_now != row.quarantined).then_some(Command::QuarantineWorker {
+            worker: row.id,
+            quarantined: is_now,
+        })
+    });
+    fences.chain(unfences).chain(quarantines).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use uuid::Uuid;
 
     use common::ids::{ClusterId, ControlEpoch, MetadataVersion, StorageId, TopicId, TopicName};
     use common::protocol::topic::TopicConfig;
-    use common::time::Timestamp;
+    use common::time::{Span, Timestamp};
 
     use super::*;
     use crate::metadata::command::{Entry, Outcome, Registration};
@@ -136,6 +147,60 @@ mod tests {
             other => panic!("replicas are moved by {other:?}"),
         });
         targets.flatten().collect()
+    }
+
+    #[test]
+    fn new_replicas_go_to_those_that_are_not_quarantined_where_there_are_enough() {
+        let mut metadata = cluster(4);
+        let nodes: Vec<NodeId> = metadata.workers().map(|row| row.id).collect();
+        let quarantine = |metadata: &mut ClusterMetadata, worker| {
+            let quarantined = true;
+            apply(
+                metadata,
+                Command::QuarantineWorker {
+                    worker,
+                    quarantined,
+                },
+            );
+        };
+        let fence = Command::FenceWorker {
+            worker: nodes[0],
+            epoch: metadata.worker(nodes[0]).unwrap().epoch,
+        };
+        apply(&mut metadata, fence);
+        // The third has the fewest replicas.
+        quarantine(&mut metadata, nodes[2]);
+        assert_eq!(targets(&metadata, &nodes[..1]), [[nodes[1], nodes[3]]]);
+        // What is there stays.
+        quarantine(&mut metadata, nodes[1]);
+        assert_eq!(targets(&metadata, &nodes[..1]), [[nodes[1], nodes[3]]]);
+        quarantine(&mut metadata, nodes[3]);
+        assert_eq!(targets(&metadata, &nodes[..1]), [[nodes[1], nodes[2]]]);
+    }
+
+    #[test]
+    fn a_worker_that_comes_and_goes_is_quarantined_and_not_for_ever() {
+        let mut metadata = cluster(2);
+        let row = metadata.workers().next().unwrap().clone();
+        let mut heard = LivenessMachine::new(Span::from_secs(3));
+        for life in 0..6 {
+            let epochs = BTreeMap::from([(row.id, WorkerEpoch(life))]);
+            heard.follow(Tick(life), &epochs);
+        }
+        let commands = reconcile(&metadata, &heard, Tick(100));
+        let quarantine = |quarantined| Command::QuarantineWorker {
+            worker: row.id,
+            quarantined,
+        };
+        assert_eq!(commands, [quarantine(true)]);
+        apply(&mut metadata, quarantine(true));
+        assert_eq!(reconcile(&metadata, &heard, Tick(100)), []);
+        heard.follow(Tick(70_000), &BTreeMap::from([(row.id, WorkerEpoch(5))]));
+        heard.heard(Tick(70_000), row.id, WorkerEpoch(5), 1, true);
+        assert_eq!(
+            reconcile(&metadata, &heard, Tick(70_000)),
+            [quarantine(false)]
+        );
     }
 
     #[test]

@@ -188,15 +188,32 @@ pub(super) fn chosen(
     row: &TopicRow,
     factor: Option<u32>,
 ) -> Result<Vec<Vec<NodeId>>, Problem> {
-    let mut workers = held(metadata)?;
-    let count = workers.len();
+    let mut all = held(metadata)?;
+    let mut preferred = not_avoided(metadata, &all);
+    let racks = racks(metadata);
     let mut targets = Vec::with_capacity(row.partitions.len());
     for (number, partition) in (0..).zip(&row.partitions) {
         // While it moves it has more replicas than it is to have.
         let previous = row.moving.get(&number).unwrap_or(&partition.replicas);
         let factor = factor.unwrap_or(u32::try_from(previous.len()).unwrap_or(u32::MAX));
-        let target = fill(previous, factor, &mut workers, &racks(metadata));
-        targets.push(target.ok_or_else(|| too_few_workers(factor, count))?);
+        // What is on one that is avoided stays there, and nothing is added.
+        let mut known = preferred.clone();
+        let here = previous
+            .iter()
+            .filter_map(|node| Some((*node, *all.get(node)?)));
+        known.extend(here);
+        let target = fill(previous, factor, &mut known, &racks);
+        let target = match target {
+            Some(target) => {
+                for (node, held) in &mut preferred {
+                    *held = known[node];
+                }
+                target
+            }
+            None => fill(previous, factor, &mut all, &racks)
+                .ok_or_else(|| too_few_workers(factor, all.len()))?,
+        };
+        targets.push(target);
     }
     Ok(targets)
 }
@@ -243,9 +260,23 @@ fn placed(
     partitions: u32,
     replication_factor: u32,
 ) -> Result<Vec<Vec<NodeId>>, Problem> {
-    let workers = held(metadata)?;
-    place(partitions, replication_factor, &workers, &racks(metadata))
-        .ok_or_else(|| too_few_workers(replication_factor, workers.len()))
+    let all = held(metadata)?;
+    let racks = racks(metadata);
+    let on =
+        |workers: &BTreeMap<NodeId, Held>| place(partitions, replication_factor, workers, &racks);
+    on(&not_avoided(metadata, &all))
+        .or_else(|| on(&all))
+        .ok_or_else(|| too_few_workers(replication_factor, all.len()))
+}
+
+/// Without those that nothing new is given to while there are enough others.
+fn not_avoided(
+    metadata: &ClusterMetadata,
+    workers: &BTreeMap<NodeId, Held>,
+) -> BTreeMap<NodeId, Held> {
+    let quarantined = |node: &NodeId| metadata.worker(*node).is_some_and(|row| row.quarantined);
+    let others = workers.iter().filter(|(node, _)| !quarantined(node));
+    others.map(|(node, held)| (*node, *held)).collect()
 }
 
 fn too_few_workers(replication_factor: u32, workers: usize) -> Problem {

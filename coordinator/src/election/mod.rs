@@ -11,12 +11,25 @@ use std::cmp::Reverse;
 use common::ids::NodeId;
 use common::protocol::metadata::PartitionImage;
 
-/// The first replica, in the order of preference, that is in sync, not suspect, and active.
-pub fn leader_of(partition: &PartitionImage, is_active: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-    let may_lead = |node: &NodeId| {
-        partition.isr.contains(node) && !partition.suspect.contains(node) && is_active(*node)
-    };
-    partition.replicas.iter().copied().find(may_lead)
+/// Whether a worker may be given something to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Standing {
+    Active,
+    /// Where there is nobody else.
+    Avoided,
+    Away,
+}
+
+/// The first replica, in the order of preference, that is in sync, not suspect, and active; one that is avoided only
+/// if there is no other.
+pub fn leader_of(
+    partition: &PartitionImage,
+    standing: impl Fn(NodeId) -> Standing,
+) -> Option<NodeId> {
+    let has_all = |node: &NodeId| partition.isr.contains(node) && !partition.suspect.contains(node);
+    let could = partition.replicas.iter().copied().filter(has_all);
+    let could = could.filter(|node| standing(*node) != Standing::Away);
+    could.min_by_key(|node| standing(*node))
 }
 
 /// Whether a replica may leave those in sync: enough stay that have every committed record.
@@ -91,8 +104,34 @@ mod tests {
         ] {
             let active = nodes(active);
             let partition = partition(replicas, in_sync, suspect);
-            let chosen = leader_of(&partition, |node| active.contains(&node));
+            let chosen = leader_of(&partition, |node| match active.contains(&node) {
+                true => Standing::Active,
+                false => Standing::Away,
+            });
             assert_eq!(chosen, leader.map(NodeId), "{partition:?} {active:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_avoided_leads_only_where_nobody_else_could() {
+        let partition = partition(&[1, 2, 3], &[1, 2], &[]);
+        for (standings, leader) in [
+            (
+                [Standing::Avoided, Standing::Active, Standing::Active],
+                Some(2),
+            ),
+            (
+                [Standing::Avoided, Standing::Avoided, Standing::Active],
+                Some(1),
+            ),
+            (
+                [Standing::Avoided, Standing::Away, Standing::Active],
+                Some(1),
+            ),
+            ([Standing::Away, Standing::Away, Standing::Active], None),
+        ] {
+            let chosen = leader_of(&partition, |node| standings[node.0 as usize - 1]);
+            assert_eq!(chosen, leader.map(NodeId), "{standings:?}");
         }
     }
 

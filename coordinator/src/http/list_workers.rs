@@ -1,7 +1,5 @@
 //! The workers the cluster knows, how they stand, and what they use.
 
-use std::collections::BTreeMap;
-
 use actix_web::web::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,7 +10,7 @@ use common::transport::server::Query;
 
 use super::gate::Reigning;
 use super::paging::Page;
-use crate::liveness::messages::LastHeard;
+use crate::liveness::messages::Described;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::nodes::{WorkerRow, WorkerStatus};
 
@@ -33,6 +31,11 @@ pub struct WorkerDescription {
     pub status: WorkerStatus,
     /// It is being emptied: nothing new is given to it.
     pub draining: bool,
+    /// Its sessions ended too often lately: it is given nothing new while others can take it.
+    pub quarantined: bool,
+    /// For how long yet, if its sessions go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantined_ms: Option<u64>,
     /// Replicas of partitions, tasks, and tasks it stands by for, as they are to be. One that is being emptied
     /// may be stopped when there are none.
     pub replicas: usize,
@@ -75,13 +78,13 @@ pub(crate) async fn list_workers(
     state: Reigning,
     Query(page): Query<Page>,
 ) -> Result<Json<WorkerList>, Problem> {
-    let heard = state.liveness.describe().await;
+    let known = state.liveness.describe().await;
     let (workers, next) = state.controller.view().read(|metadata| {
         // Ten digits sort as the numbers do.
         let (rows, next) = page.of(metadata.workers().cloned(), |row| {
             format!("{:010}", row.id.0)
         })?;
-        let workers = rows.iter().map(|row| describe(metadata, row, &heard));
+        let workers = rows.iter().map(|row| describe(metadata, row, &known));
         Ok::<_, Problem>((workers.collect(), next))
     })?;
     Ok(Json(WorkerList { workers, next }))
@@ -89,19 +92,18 @@ pub(crate) async fn list_workers(
 
 /// One of them, if there is such a worker.
 pub(crate) async fn described(state: &Reigning, worker: NodeId) -> Option<WorkerDescription> {
-    let heard = state.liveness.describe().await;
+    let known = state.liveness.describe().await;
     state.controller.view().read(|metadata| {
         let row = metadata.worker(worker)?;
-        Some(describe(metadata, row, &heard))
+        Some(describe(metadata, row, &known))
     })
 }
 
-fn describe(
-    metadata: &ClusterMetadata,
-    row: &WorkerRow,
-    heard: &BTreeMap<NodeId, LastHeard>,
-) -> WorkerDescription {
-    let last = heard.get(&row.id).filter(|last| last.epoch == row.epoch);
+fn describe(metadata: &ClusterMetadata, row: &WorkerRow, known: &Described) -> WorkerDescription {
+    let last = known
+        .heard
+        .get(&row.id)
+        .filter(|last| last.epoch == row.epoch);
     let partitions = metadata
         .topics_by_name()
         .flat_map(|topic| &topic.partitions);
@@ -117,6 +119,8 @@ fn describe(
         address: row.address.clone(),
         status: row.status,
         draining: row.draining,
+        quarantined: row.quarantined,
+        quarantined_ms: known.quarantined.get(&row.id).map(|left| left.0),
         replicas: partitions.filter(|p| p.replicas.contains(&row.id)).count(),
         tasks: tasks.filter(|task| task.worker == row.id).count(),
         standbys: standbys.filter(|workers| workers.contains(&row.id)).count(),

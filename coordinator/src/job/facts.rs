@@ -68,7 +68,7 @@ pub struct NextTasks {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerRoom {
     pub epoch: WorkerEpoch,
-    /// It is to be emptied.
+    /// It is to be emptied, or its sessions end too often: tasks go elsewhere where they can.
     pub draining: bool,
     pub rack: Option<String>,
     /// Slots that no other job uses.
@@ -280,7 +280,7 @@ pub fn workers_for(
         .map(|row| {
             let room = WorkerRoom {
                 epoch: row.epoch,
-                draining: row.draining,
+                draining: row.draining || row.quarantined,
                 rack: row.rack.clone(),
                 free_slots: row.slots.saturating_sub(used_by_others(row.id)),
                 operators: row.operators.iter().cloned().collect(),

@@ -503,7 +503,7 @@ impl JobMachine {
             standbys: self.standbys_of(&tasks),
             tasks,
             state: JobState::Deploying,
-            reason: format!("worker {leaving} is being drained"),
+            reason: format!("worker {leaving} is drained or quarantined"),
             failure: None,
         })
     }

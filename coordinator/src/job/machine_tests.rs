@@ -427,7 +427,7 @@ fn a_worker_that_is_drained_gives_up_its_tasks_once_others_hold_them() {
     );
     hold_all(&mut world);
     world.settle();
-    world.expect(Deploying, "worker 1 is being drained");
+    world.expect(Deploying, "worker 1 is drained or quarantined");
     assert!(world.runs_on().values().all(|worker| *worker == NodeId(2)));
     assert!(world.failures.is_empty());
     world.report(TaskState::Running);

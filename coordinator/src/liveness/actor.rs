@@ -19,7 +19,7 @@ use common::time::{Clock, Span, Tick};
 use common::transport::client::{CallError, Forward, Transport};
 
 use super::machine::LivenessMachine;
-use super::messages::{Describe, Heard, LastHeard};
+use super::messages::{Describe, Described, Heard, LastHeard};
 use crate::controller::Controller;
 use crate::controller::reconcile::{balance, move_replicas, reconcile};
 use crate::metadata::command::Command;
@@ -76,8 +76,8 @@ impl Liveness {
         })
     }
 
-    /// What was last heard of each worker.
-    pub async fn describe(&self) -> BTreeMap<NodeId, LastHeard> {
+    /// What was last heard of each worker, and who is quarantined.
+    pub async fn describe(&self) -> Described {
         // Without the actor nothing is heard of anyone.
         self.actor.send(Describe).await.unwrap_or_default()
     }
@@ -138,7 +138,7 @@ impl LivenessActor {
 
     fn follow(&mut self) {
         let now = self.clock.tick();
-        let (fenced, epochs) = self.controller.view().read(|metadata| {
+        let (fenced, quarantined, epochs) = self.controller.view().read(|metadata| {
             let workers = metadata.workers();
             let fenced = workers.filter(|row| row.status == WorkerStatus::Fenced);
             let fenced: BTreeSet<NodeId> = fenced.map(|row| row.id).collect();
@@ -146,8 +146,11 @@ impl LivenessActor {
             let living = workers.filter(|row| row.status != WorkerStatus::Fenced);
             let epochs: BTreeMap<NodeId, WorkerEpoch> =
                 living.map(|row| (row.id, row.epoch)).collect();
-            (fenced, epochs)
+            let workers = metadata.workers().filter(|row| row.quarantined);
+            let quarantined: BTreeSet<NodeId> = workers.map(|row| row.id).collect();
+            (fenced, quarantined, epochs)
         });
+        self.machine.quarantine(now, &quarantined);
         self.machine.miss(now, &fenced);
         self.machine.follow(now, &epochs);
         self.last.retain(|worker, _| epochs.contains_key(worker));
@@ -164,6 +167,12 @@ impl LivenessActor {
                     }
                     Command::UnfenceWorker { worker, epoch } => {
                         info!(%worker, %epoch, "a worker is ready for work");
+                    }
+                    Command::QuarantineWorker {
+                        worker,
+                        quarantined: true,
+                    } => {
+                        warn!(%worker, "its sessions end too often: it is given nothing new for a while");
                     }
                     other => info!(command = ?other, "proposing"),
                 }
@@ -297,6 +306,9 @@ impl Handler<Describe> for LivenessActor {
             };
             (*worker, last)
         });
-        MessageResult(described.collect())
+        MessageResult(Described {
+            heard: described.collect(),
+            quarantined: self.machine.quarantined(now),
+        })
     }
 }

@@ -11,6 +11,8 @@ use common::ids::{NodeId, WorkerEpoch};
 use common::limits::HEARTBEAT_INTERVAL;
 use common::time::{Span, Tick};
 
+use super::flapping::Flapping;
+
 /// Silent for this long, a worker is asked whether it is there: more than one heartbeat is missing.
 const SUSPECT_AFTER: Span = Span::from_millis(HEARTBEAT_INTERVAL.0 + 100);
 const PROBE_EVERY: Span = Span::from_millis(200);
@@ -23,6 +25,7 @@ pub struct LivenessMachine {
     sessions: BTreeMap<NodeId, Session>,
     /// Since when workers have been seen to have no session.
     gone: BTreeMap<NodeId, Tick>,
+    flapping: Flapping,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,13 +46,21 @@ impl LivenessMachine {
             session_timeout,
             sessions: BTreeMap::new(),
             gone: BTreeMap::new(),
+            flapping: Flapping::default(),
         }
     }
 
     /// The epochs that have not ended are these.
     pub fn follow(&mut self, now: Tick, epochs: &BTreeMap<NodeId, WorkerEpoch>) {
-        self.sessions
-            .retain(|worker, session| epochs.get(worker) == Some(&session.epoch));
+        let flapping = &mut self.flapping;
+        self.sessions.retain(|worker, session| {
+            let goes_on = epochs.get(worker) == Some(&session.epoch);
+            if !goes_on {
+                flapping.ended(now, *worker);
+            }
+            goes_on
+        });
+        self.flapping.forget(now);
         for (worker, epoch) in epochs {
             self.sessions.entry(*worker).or_insert(Session {
                 epoch: *epoch,
@@ -68,6 +79,16 @@ impl LivenessMachine {
         for worker in fenced {
             self.gone.entry(*worker).or_insert(now);
         }
+    }
+
+    /// These are quarantined, as the metadata says.
+    pub fn quarantine(&mut self, now: Tick, quarantined: &BTreeSet<NodeId>) {
+        self.flapping.found(now, quarantined);
+    }
+
+    /// Workers whose sessions ended too often, and for how long yet they are given nothing new.
+    pub fn quarantined(&self, now: Tick) -> BTreeMap<NodeId, Span> {
+        self.flapping.quarantined(now)
     }
 
     /// Workers that are not waited for any more.
@@ -226,6 +247,22 @@ mod tests {
         machine.miss(Tick(302_000), &BTreeSet::new());
         machine.miss(Tick(303_000), &gone);
         assert!(machine.given_up(Tick(304_000)).is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_ends_again_and_again_is_quarantined_whether_it_was_fenced_or_came_back_first()
+    {
+        let mut machine = machine(0);
+        let mut epoch = EPOCH;
+        for end in 1..=5 {
+            assert!(machine.quarantined(Tick(end)).is_empty());
+            if end % 2 == 0 {
+                machine.follow(Tick(end), &BTreeMap::new());
+            }
+            epoch = WorkerEpoch(epoch.0 + 1);
+            machine.follow(Tick(end), &BTreeMap::from([(WORKER, epoch)]));
+        }
+        assert!(machine.quarantined(Tick(5)).contains_key(&WORKER));
     }
 
     #[test]

@@ -16,12 +16,19 @@ impl Message for Heard {
     type Result = Result<HeartbeatReply, Problem>;
 }
 
-/// What was last heard of each worker.
+/// What is known of the workers beside the metadata.
 #[derive(Debug)]
 pub struct Describe;
 
 impl Message for Describe {
-    type Result = BTreeMap<NodeId, LastHeard>;
+    type Result = Described;
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Described {
+    pub heard: BTreeMap<NodeId, LastHeard>,
+    /// For how long yet they are given nothing new.
+    pub quarantined: BTreeMap<NodeId, Span>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -62,6 +62,11 @@ pub enum Command {
         worker: NodeId,
         draining: bool,
     },
+    /// The worker's sessions end too often, or did not for a while.
+    QuarantineWorker {
+        worker: NodeId,
+        quarantined: bool,
+    },
 
     CreateTopic {
         id: TopicId,

@@ -675,6 +675,52 @@ fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
 }
 
 #[test]
+fn a_quarantined_worker_leads_only_what_nobody_else_can() {
+    let mut history = History::announced();
+    let (a, epoch_a) = history.active_worker(10);
+    let (b, _) = history.active_worker(20);
+    let both = history.topic("both", &[&[a, b]]);
+    let alone = history.topic("alone", &[&[a]]);
+    let quarantine = |quarantined| Command::QuarantineWorker {
+        worker: a,
+        quarantined,
+    };
+    history.command(quarantine(true)).unwrap();
+    assert_eq!(history.lead(both).0, Some(a), "what it has it keeps");
+    let fence = Command::FenceWorker {
+        worker: a,
+        epoch: epoch_a,
+    };
+    history.command(fence).unwrap();
+    let (_, again) = history.active_worker(10);
+    assert_eq!(history.lead(both).0, Some(b));
+    assert_eq!(history.lead(alone).0, Some(a));
+    assert!(
+        history.metadata.worker(a).unwrap().quarantined,
+        "in its next life, too"
+    );
+    let (_, leader_epoch, partition_epoch) = history.lead(both);
+    let change = IsrChange {
+        partition: first_of(both),
+        leader_epoch,
+        partition_epoch,
+        isr: BTreeMap::from([(a, again), (b, WorkerEpoch(0))]),
+        recovered: BTreeSet::new(),
+    };
+    let command = Command::AlterIsr {
+        worker: b,
+        epoch: history.metadata.worker(b).unwrap().epoch,
+        changes: vec![change],
+        log_ends: Vec::new(),
+    };
+    history.command(command).unwrap();
+    let elsewhere = |history: &History| history.metadata.leaders_elsewhere().count();
+    assert_eq!(elsewhere(&history), 0);
+    history.command(quarantine(false)).unwrap();
+    assert_eq!(elsewhere(&history), 1);
+}
+
+#[test]
 fn topics_have_one_name_each_and_grow_only_from_what_was_seen() {
     let mut history = History::announced();
     let (worker, _) = history.active_worker(10);
@@ -1296,6 +1342,10 @@ enum Intent {
     Prefer {
         most: u8,
     },
+    Quarantine {
+        worker: u32,
+        quarantined: bool,
+    },
     Reassign {
         topic: u8,
         workers: Vec<u32>,
@@ -1378,6 +1428,8 @@ fn intent() -> impl Strategy<Value = Intent> {
         1 => (0..4_u8, prop::option::of(worker.clone()))
             .prop_map(|(topic, leader)| Intent::Recover { topic, leader }),
         2 => (0..3_u8).prop_map(|most| Intent::Prefer { most }),
+        1 => (worker.clone(), any::<bool>())
+            .prop_map(|(worker, quarantined)| Intent::Quarantine { worker, quarantined }),
         3 => (0..4_u8, prop::sample::subsequence(vec![1, 2, 3], 1..=3).prop_shuffle())
             .prop_map(|(topic, workers)| Intent::Reassign { topic, workers }),
         2 => (0..3_u8).prop_map(|job| Intent::Deploy { job }),
@@ -1526,6 +1578,13 @@ impl Intent {
                 id: topic_id(topic),
                 partition: PartitionId(0),
                 leader: leader.map(NodeId),
+            },
+            Intent::Quarantine {
+                worker,
+                quarantined,
+            } => Command::QuarantineWorker {
+                worker: NodeId(worker),
+                quarantined,
             },
             Intent::Prefer { most } => Command::PreferLeaders { most: most.into() },
             Intent::Reassign { topic, ref workers } => {

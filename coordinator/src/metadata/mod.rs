@@ -259,6 +259,10 @@ impl ClusterMetadata {
             Command::DrainWorker { worker, draining } => {
                 self.drain_worker(index, *worker, *draining)
             }
+            Command::QuarantineWorker {
+                worker,
+                quarantined,
+            } => self.quarantine_worker(index, *worker, *quarantined),
             Command::CreateTopic {
                 id,
                 name,

@@ -17,6 +17,7 @@ use common::time::Timestamp;
 use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::command::{Outcome, Registration, Rejection};
+use crate::election::Standing;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerRow {
@@ -28,6 +29,9 @@ pub struct WorkerRow {
     /// Its user wants it empty: nothing new is given to it, and what it has goes elsewhere.
     #[serde(default)]
     pub draining: bool,
+    /// Its sessions end too often: others are preferred to it.
+    #[serde(default)]
+    pub quarantined: bool,
     pub address: String,
     pub version: String,
     pub cores: u32,
@@ -86,6 +90,16 @@ impl ClusterMetadata {
             .is_some_and(|row| row.status == WorkerStatus::Active)
     }
 
+    /// How well a worker leads, if it may: the others are taken where one of the first kind can be had.
+    pub(super) fn standing(&self, worker: NodeId) -> Standing {
+        match self.workers.get(&worker) {
+            Some(row) if row.status != WorkerStatus::Active => Standing::Away,
+            Some(row) if row.quarantined => Standing::Avoided,
+            Some(_) => Standing::Active,
+            None => Standing::Away,
+        }
+    }
+
     pub(super) fn register_worker(
         &mut self,
         index: MetadataVersion,
@@ -117,6 +131,7 @@ impl ClusterMetadata {
         let worker = known.unwrap_or(NodeId(self.next_worker));
         let before = self.workers.get(&worker);
         let draining = before.is_some_and(|row| row.draining);
+        let quarantined = before.is_some_and(|row| row.quarantined);
         // A process that was only not heard of has everything in its memory still.
         let same_process = before.is_some_and(|row| row.incarnation == request.incarnation);
         let epoch = WorkerEpoch(index.0);
@@ -130,6 +145,7 @@ impl ClusterMetadata {
                 epoch,
                 status: WorkerStatus::Registered,
                 draining,
+                quarantined,
                 address: request.address.clone(),
                 version: request.version.clone(),
                 cores: request.cores,
@@ -161,6 +177,19 @@ impl ClusterMetadata {
             return Err(Rejection::LastWorker { worker });
         }
         Arc::make_mut(row).draining = draining;
+        self.changes.touch(index, RowKey::Worker(worker));
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn quarantine_worker(
+        &mut self,
+        index: MetadataVersion,
+        worker: NodeId,
+        quarantined: bool,
+    ) -> Result<Outcome, Rejection> {
+        let row = self.workers.get_mut(&worker);
+        let row = row.ok_or(Rejection::UnknownWorker { worker })?;
+        Arc::make_mut(row).quarantined = quarantined;
         self.changes.touch(index, RowKey::Worker(worker));
         Ok(Outcome::Done)
     }

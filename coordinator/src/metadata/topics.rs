@@ -25,7 +25,7 @@ use super::ClusterMetadata;
 use super::changes::RowKey;
 use super::command::{Outcome, Rejection};
 use super::nodes::WorkerStatus;
-use crate::election::{leader_of, may_leave};
+use crate::election::{Standing, leader_of, may_leave};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopicRow {
@@ -196,7 +196,7 @@ impl ClusterMetadata {
         partition.replicas.clone_from(target);
         partition.isr.clone_from(target);
         partition.suspect.clear();
-        partition.leader = leader_of(partition, |node| self.is_active(node));
+        partition.leader = leader_of(partition, |node| self.standing(node));
         partition.leader_epoch = partition.leader_epoch.next();
         partition.partition_epoch = partition.partition_epoch.next();
         moving.remove(&number);
@@ -214,7 +214,7 @@ impl ClusterMetadata {
         let could = partition.leader.is_some_and(|leader| leader != preferred)
             && partition.isr.contains(&preferred)
             && !partition.suspect.contains(&preferred)
-            && self.is_active(preferred);
+            && self.standing(preferred) == Standing::Active;
         could.then_some(preferred)
     }
 
@@ -332,7 +332,7 @@ impl ClusterMetadata {
                 // It is to say so again, in the life that it has next.
                 next.log_ends.remove(&lost);
                 if next.leader == Some(lost) {
-                    next.leader = leader_of(&next, |node| metadata.is_active(node));
+                    next.leader = leader_of(&next, |node| metadata.standing(node));
                 }
                 next
             })
@@ -343,7 +343,7 @@ impl ClusterMetadata {
     pub(super) fn elect_with(&mut self, index: MetadataVersion, back: NodeId) {
         self.change_partitions(index, |metadata, _, partition| {
             (partition.leader.is_none() && partition.isr.contains(&back)).then(|| PartitionImage {
-                leader: leader_of(partition, |node| metadata.is_active(node)),
+                leader: leader_of(partition, |node| metadata.standing(node)),
                 ..partition.clone()
             })
         });
@@ -403,7 +403,7 @@ impl ClusterMetadata {
                     partition_epoch: PartitionEpoch(0),
                     ..PartitionImage::default()
                 };
-                partition.leader = leader_of(&partition, |node| self.is_active(node));
+                partition.leader = leader_of(&partition, |node| self.standing(node));
                 Ok(partition)
             })
             .collect()

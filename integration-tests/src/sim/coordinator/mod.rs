@@ -564,6 +564,9 @@ impl Reign {
             .workers()
             .filter(|row| row.status != WorkerStatus::Fenced);
         let epochs = living.map(|row| (row.id, row.epoch)).collect();
+        let quarantined = self.metadata.workers().filter(|row| row.quarantined);
+        let quarantined = quarantined.map(|row| row.id).collect();
+        self.liveness.quarantine(env.now, &quarantined);
         self.liveness.follow(env.now, &epochs);
     }
 
