@@ -76,6 +76,7 @@ impl Facts {
             memory_bytes: 0,
             operators: operators().names().map(str::to_owned).collect(),
             rack: None,
+            clean: false,
         }));
         let Ok(Outcome::Registered { worker, epoch }) = registered else {
             unreachable!("a worker can always register: {registered:?}");

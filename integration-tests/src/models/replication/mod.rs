@@ -341,6 +341,10 @@ impl Model for Replication {
             leader,
             leader_epoch,
             partition_epoch,
+            // Of records that are acknowledged in memory, of which there are none here.
+            suspect: _,
+            log_ends: _,
+            unclean: _,
         } = state.image();
         (replicas, isr, leader, leader_epoch, partition_epoch).hash(hasher);
         for replica in &state.replicas {
@@ -556,6 +560,7 @@ impl Replication {
                 leader_epoch: proposal.leader_epoch,
                 partition_epoch: proposal.partition_epoch,
                 isr: proposal.isr,
+                recovered: proposal.recovered,
             },
             verdict: None,
         });
@@ -631,6 +636,7 @@ impl State {
             worker,
             epoch,
             changes: vec![change],
+            log_ends: Vec::new(),
         });
         match outcome {
             Ok(Outcome::IsrAltered(mut verdicts)) => verdicts.pop(),
