@@ -113,6 +113,10 @@ pub struct JobStateStore {
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
     /// Predecessor and successor → the checkpoint after which the former's chunks are still to go to the latter.
     pub(super) awaited: Mutex<BTreeMap<(TaskId, TaskId), CheckpointId>>,
+    /// Tasks that were let go of, and of which something is still on the disk.
+    pub(super) unswept: Mutex<BTreeSet<TaskId>>,
+    /// Held by the one that removes it.
+    pub(super) sweeping: Mutex<()>,
     /// The last to be dropped: then the next store of this directory may open.
     _lock: DirectoryLock,
 }
@@ -214,6 +218,8 @@ impl JobStateStore {
             bases: Mutex::new(bases),
             lent: Mutex::default(),
             awaited: Mutex::default(),
+            unswept: Mutex::default(),
+            sweeping: Mutex::default(),
             _lock: lock,
         })
     }

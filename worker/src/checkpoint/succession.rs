@@ -28,6 +28,9 @@ use crate::keyed_state::section::TableId;
 /// What belongs to a task itself and to no key of its operators, by table.
 pub type OwnTables = BTreeMap<TableId, Overlay>;
 
+/// Makes of what tasks have of their own what their successor has.
+pub type Inherit = dyn Fn(Vec<(&Share, OwnTables)>) -> OwnTables + Send + Sync;
+
 /// A task that is to take the place of others.
 #[derive(Clone)]
 pub struct Successor {
@@ -36,7 +39,7 @@ pub struct Successor {
     /// Whether a table belongs to the task itself.
     pub is_own: fn(&TableId) -> bool,
     /// What a successor has of its own, from what its predecessors have.
-    pub inherit: Arc<dyn Fn(Vec<(&Share, OwnTables)>) -> OwnTables + Send + Sync>,
+    pub inherit: Arc<Inherit>,
 }
 
 /// How an attempt to get a successor further ended.
@@ -68,6 +71,11 @@ impl JobStateStore {
         at: CheckpointId,
         history: History<'_>,
     ) -> Result<(), StateError> {
+        // What is left of an earlier attempt goes first.
+        if lock(&self.unswept).contains(&successor.task) {
+            let directory = self.directory.join(successor.task.to_string());
+            return Err(StateError::InUse { directory });
+        }
         for share in &successor.shares {
             let place = (share.of, successor.task);
             lock(&self.awaited).insert(place, CheckpointId(0));
@@ -203,23 +211,31 @@ impl JobStateStore {
         lock(&self.awaited).clear();
     }
 
-    /// Lets go of everything that is kept of other tasks. Blocks.
-    pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) -> Result<(), StateError> {
+    /// Lets go of everything that is kept of other tasks: `sweep` removes it.
+    pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) {
         let mut folding = lock(&self.folding);
         let known = folding.tasks.keys().copied().chain(self.log.tasks());
         let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
-        if others.is_empty() {
-            return Ok(());
-        }
-        let view = self.view()?;
-        for task in &others {
-            folding.tasks.remove(task);
-            lock(&self.bases).remove(task);
-            self.open_view.begin(*task);
-            TaskView::begin(&view, *task)?;
-            base_file::remove_job(&self.directory.join(task.to_string()))?;
-        }
+        folding.tasks.retain(|task, _| tasks.contains(task));
+        lock(&self.bases).retain(|task, _| tasks.contains(task));
         self.log.keep_only(tasks);
+        lock(&self.unswept).extend(others);
+    }
+
+    /// Removes what is left on the disk of tasks that were let go of. It takes as long as they were large. Blocks.
+    ///
+    /// What is not removed by the time the process ends is found again by the tasks' directories, which go last.
+    pub fn sweep(&self) -> Result<(), StateError> {
+        // Another one that works on the same task would go on with it after this one has said that it is done.
+        let _turn = lock(&self.sweeping);
+        // Not held while it works: who asks whether a task is among them does not wait.
+        let next = || lock(&self.unswept).first().copied();
+        while let Some(task) = next() {
+            self.open_view.begin(task);
+            TaskView::begin(&self.view()?, task)?;
+            base_file::remove_job(&self.directory.join(task.to_string()))?;
+            lock(&self.unswept).remove(&task);
+        }
         Ok(())
     }
 

@@ -162,11 +162,12 @@ impl Division {
         let history = self.job.history();
         let after = u32::try_from(self.successors.len()).unwrap();
         let kept: BTreeSet<TaskId> = self.successors.iter().map(|(of, _)| of.task).collect();
-        self.job.store().keep_only(&kept).unwrap();
+        self.job.store().keep_only(&kept);
+        self.job.store().sweep().unwrap();
         for reopened in [false, true] {
             if reopened {
                 self.job.reopen();
-                self.job.store().keep_only(&kept).unwrap();
+                self.job.store().keep_only(&kept);
             }
             for (successor, _) in &self.successors {
                 let restored = self.job.store().restore(

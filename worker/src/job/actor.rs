@@ -143,7 +143,7 @@ impl JobActor {
                 };
                 store.go_on_with(options);
                 store.await_no_successors();
-                store.keep_only(&wanted)?;
+                store.keep_only(&wanted);
                 Ok::<_, StateError>((store, left))
             });
             let (store, mut left) = opening.await.map_err(Unrestored::Panicked)??;
@@ -163,9 +163,10 @@ impl JobActor {
                 .into_actor(self)
                 .map(move |outcome, actor, context| match outcome {
                     Ok((store, restored, left)) => {
-                        actor.store = Some(store);
+                        actor.store = Some(store.clone());
                         actor.start_tasks(restored, share, context);
                         actor.stand_by(left);
+                        sweep(store);
                     }
                     Err(error) => actor.fail_all(error.to_string(), error.is_final()),
                 });
@@ -542,6 +543,16 @@ impl Unrestored {
             Unrestored::Panicked(_) => false,
         }
     }
+}
+
+/// Removes what is on the disk of tasks of a former division, behind the job's back.
+fn sweep(store: Arc<JobStateStore>) {
+    let sweeping = move || {
+        if let Err(error) = store.sweep() {
+            warn!(%error, "what is left of former tasks stays on the disk for now");
+        }
+    };
+    drop(tokio::task::spawn_blocking(sweeping));
 }
 
 /// Brings here what a savepoint has of these tasks, unless it has come already.

@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::copies::{Copies, Found, lock};
 use super::machine::{Effect, Event, StandbyMachine};
-use super::preparing::Successors;
+use super::preparing_actor::Successors;
 use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::job::assembly::Left;

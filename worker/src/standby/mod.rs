@@ -15,5 +15,5 @@ pub mod successors;
 mod standby_tests;
 pub mod copies;
 pub(crate) mod actor;
-mod preparing;
+mod preparing_actor;
 pub(crate) mod serving;
