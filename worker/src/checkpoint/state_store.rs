@@ -292,7 +292,8 @@ impl JobStateStore {
     /// file. In the background, one at a time. Blocks.
     ///
     /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
-    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first.
+    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. Successors get a
+    /// view once they run: building it takes long, and whoever begins a generation waits for a fold.
     /// Answers how far the view of each task is.
     pub fn fold(
         &self,
@@ -320,6 +321,9 @@ impl JobStateStore {
                     self.write_base_from_view(&mut folding, task, to, &counted)?;
                 }
                 written => written?,
+            }
+            if self.is_successor(task) {
+                continue;
             }
             let at_once = at_once.contains(&task);
             match self.fold_into_view(&mut folding, task, to, at_once, &counted) {
