@@ -162,6 +162,7 @@ impl Division {
         let history = self.job.history();
         let after = u32::try_from(self.successors.len()).unwrap();
         let kept: BTreeSet<TaskId> = self.successors.iter().map(|(of, _)| of.task).collect();
+        self.job.store().await_no_successors();
         self.job.store().keep_only(&kept);
         self.job.store().sweep().unwrap();
         for reopened in [false, true] {
