@@ -4,6 +4,7 @@
 //! worker as well wherever the job keeps state. Afterwards the lost replicas are replaced by hand, as somebody
 //! who runs the cluster does; jobs find other standbys by themselves.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -33,8 +34,13 @@ pub(super) async fn wait_until_whole(nodes: &Nodes, random: &mut Random) -> bool
     tokio::time::timeout(WHOLE_WITHIN, waiting).await.is_ok()
 }
 
-/// Other workers get the replicas of those that are gone.
+/// Other workers get the replicas of those that are gone, once these are known to be gone: the one that came in its
+/// place may be there before that.
 pub(super) async fn replace_replicas(nodes: &Nodes, random: &mut Random) -> Result<()> {
+    let what = "waiting for the end of a lost worker";
+    while !nodes.ask(random, what, is_missed).await? {
+        tokio::time::sleep(LOOK).await;
+    }
     let what = "replacing lost replicas";
     let question = async |client: &Client| {
         for topic in topics(client).await? {
@@ -44,6 +50,18 @@ pub(super) async fn replace_replicas(nodes: &Nodes, random: &mut Random) -> Resu
         Ok(())
     };
     nodes.ask(random, what, question).await.context(what)
+}
+
+/// Whether no two active workers are at the same place.
+async fn is_missed(client: &Client) -> Result<bool, ClientError> {
+    let list: Value = client.get("/v1/workers").await?;
+    let workers = list["workers"].as_array().into_iter().flatten();
+    let active = workers.filter(|worker| worker["status"] == "active");
+    let places: Vec<&str> = active
+        .filter_map(|worker| worker["address"].as_str())
+        .collect();
+    let distinct: BTreeSet<&str> = places.iter().copied().collect();
+    Ok(distinct.len() == places.len())
 }
 
 /// All there are: those that jobs have made for themselves, too.
