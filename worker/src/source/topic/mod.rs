@@ -386,7 +386,8 @@ impl TopicSource {
             self.said.push_back(SourceEvent::Rows(rows));
         }
         self.end_if_read(index);
-        if let Some(at) = caught_up.filter(|_| !self.splits[index].ended) {
+        // Of one that has an end there is more before that, though it may not be read yet.
+        if let Some(at) = caught_up.filter(|_| self.splits[index].end.is_none()) {
             let split = place.split;
             self.said.push_back(SourceEvent::CaughtUp { split, at });
         }
