@@ -1,8 +1,8 @@
 //! Workers whose sessions end too often, and for how long they are given nothing new (pure).
 //!
 //! Each return of such a worker makes leaders, tasks and copies move to it, and each of its ends moves them again. So
-//! after a few ends in a row it is quarantined: what it has it keeps, and others are preferred to it wherever
-//! something has to go somewhere. Every further end makes the quarantine longer, and a long life ends the row.
+//! after a few ends in a row it is quarantined: its replicas stay, and others are preferred to it wherever something
+//! has to go somewhere. Of jobs it counts as one that is drained: their tasks go elsewhere, where they can. Every further end makes the quarantine longer, and a long life ends the row.
 //! Where there is nobody else, it serves as before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
