@@ -1,7 +1,8 @@
 //! Brings completed checkpoints into base files and the view, task by task.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::ids::{CheckpointId, TaskId};
 use common::kv::KvStore;
@@ -13,6 +14,14 @@ use super::state_store::{JobStateStore, lock};
 use super::view::{InMemory, TaskView};
 use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
 use crate::keyed_state::section::TableId;
+
+/// How far all tasks have been folded, and whose turn it is with that.
+#[derive(Default)]
+pub(super) struct FoldingTurn {
+    folding: Mutex<Folding>,
+    /// Those who begin a generation and wait for it.
+    urgent: AtomicUsize,
+}
 
 #[derive(Default)]
 pub(super) struct Folding {
@@ -160,7 +169,8 @@ impl JobStateStore {
         if let Some(mut view) = view
             && let Some(chunks) = chain(counted, view.at(), to)
         {
-            view.fold(to, &Changes::of(&self.log, chunks)?)?;
+            let changes = Changes::of(&self.log, chunks)?;
+            view.fold(to, &changes, &|| self.folding.give_way())?;
             folded.view = Some(view);
             return Ok(());
         }
@@ -176,11 +186,44 @@ impl JobStateStore {
             base,
             &since(&changes, &read),
             self.options().key_groups,
-            &mut |table, change| Ok::<(), StateError>(view.set(table, change)?),
+            &mut |table, change| {
+                self.folding.give_way()?;
+                Ok::<(), StateError>(view.set(table, change)?)
+            },
         )?;
         view.mark(to)?;
         folded.view = Some(view);
         Ok(())
+    }
+}
+
+impl FoldingTurn {
+    pub(super) fn new(folding: Folding) -> FoldingTurn {
+        FoldingTurn {
+            folding: Mutex::new(folding),
+            urgent: AtomicUsize::new(0),
+        }
+    }
+
+    /// For work behind the job's back: it asks now and then whether to `give_way`.
+    pub(super) fn take(&self) -> MutexGuard<'_, Folding> {
+        lock(&self.folding)
+    }
+
+    /// For who keeps a job waiting: what is under way is cut short.
+    pub(super) fn take_urgently(&self) -> MutexGuard<'_, Folding> {
+        self.urgent.fetch_add(1, Ordering::SeqCst);
+        let folding = lock(&self.folding);
+        self.urgent.fetch_sub(1, Ordering::SeqCst);
+        folding
+    }
+
+    /// `CutShort`: somebody keeps a job waiting. What is left of a fold is as after a crash, and done anew.
+    pub(super) fn give_way(&self) -> Result<(), StateError> {
+        match self.urgent.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(StateError::CutShort),
+        }
     }
 }
 

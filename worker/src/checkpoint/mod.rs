@@ -33,3 +33,5 @@ mod savepoint_tests;
 mod spill_tests;
 #[cfg(test)]
 mod succession_tests;
+#[cfg(test)]
+mod turn_tests;

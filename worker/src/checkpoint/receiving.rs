@@ -80,7 +80,7 @@ impl JobStateStore {
         let Some(base) = base_copy::add(&directory, original, at.offset, bytes)? else {
             return Ok(());
         };
-        let mut folding = lock(&self.folding);
+        let mut folding = self.folding.take();
         let folded = folding.tasks.entry(task).or_default();
         // The view follows chunks that are not here.
         folded.view = None;

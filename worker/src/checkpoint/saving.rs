@@ -180,7 +180,7 @@ impl JobStateStore {
         let place = self.directory.join(task.to_string());
         let whole = base_file::write(&place, at, key_groups, base.as_ref(), &since)?;
         {
-            let mut folding = lock(&self.folding);
+            let mut folding = self.folding.take();
             let folded = folding.tasks.entry(task).or_default();
             // The view is of what was before.
             folded.view = None;

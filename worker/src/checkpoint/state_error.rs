@@ -37,6 +37,8 @@ pub enum StateError {
         task: TaskId,
         generation: Generation,
     },
+    #[error("a fold was cut short: the job's next generation begins")]
+    CutShort,
     #[error("the state of task {task} at checkpoint {at} is not on this worker")]
     Lost { task: TaskId, at: CheckpointId },
 }
@@ -53,6 +55,7 @@ impl StateError {
             | StateError::InUse { .. }
             | StateError::Directory { .. }
             | StateError::Stale { .. }
+            | StateError::CutShort
             | StateError::Lost { .. } => false,
         }
     }
@@ -67,7 +70,8 @@ impl StateError {
             | StateError::Reading(_)
             | StateError::InUse { .. }
             | StateError::Directory { .. }
-            | StateError::Stale { .. } => false,
+            | StateError::Stale { .. }
+            | StateError::CutShort => false,
         }
     }
 
@@ -84,6 +88,7 @@ impl StateError {
             | StateError::DamagedLog(_)
             | StateError::InUse { .. }
             | StateError::Stale { .. }
+            | StateError::CutShort
             | StateError::Lost { .. } => false,
         }
     }

@@ -32,7 +32,7 @@ use common::time::Span;
 use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
-use super::folding::{Folded, Folding};
+use super::folding::{Folded, Folding, FoldingTurn};
 use super::lending::Loan;
 use super::state_error::StateError;
 use super::view::{InMemory, Loaded, TaskView};
@@ -106,7 +106,7 @@ pub struct JobStateStore {
     pub(super) open_view: ViewSlot,
     /// Sealed, but not durable yet: after a failure they go with the next ones.
     unpersisted: Mutex<Vec<TaskChunk>>,
-    pub(super) folding: Mutex<Folding>,
+    pub(super) folding: FoldingTurn,
     /// The newest base file of each task, also while a fold is under way.
     pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
     /// Base files that standbys are fetching.
@@ -214,7 +214,7 @@ impl JobStateStore {
             view,
             open_view: ViewSlot::default(),
             unpersisted: Mutex::default(),
-            folding: Mutex::new(folding),
+            folding: FoldingTurn::new(folding),
             bases: Mutex::new(bases),
             lent: Mutex::default(),
             awaited: Mutex::default(),
@@ -259,7 +259,7 @@ impl JobStateStore {
         history: History<'_>,
         spilling: &BTreeSet<String>,
     ) -> Result<RestoredTask, StateError> {
-        let mut folding = lock(&self.folding);
+        let mut folding = self.folding.take_urgently();
         lock(&self.unpersisted).retain(|chunk| chunk.task != task);
         let restored = match at {
             Some(at) => self.read(&mut folding, task, at, history, spilling)?,
@@ -301,7 +301,7 @@ impl JobStateStore {
         at_once: &BTreeSet<TaskId>,
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
-        let mut folding = lock(&self.folding);
+        let mut folding = self.folding.take();
         let known: BTreeSet<TaskId> = folding
             .tasks
             .keys()
@@ -310,6 +310,7 @@ impl JobStateStore {
             .collect();
         let mut last_changed = BTreeMap::new();
         for task in known {
+            self.folding.give_way()?;
             let counted = self.counted(task, completed, history);
             let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
                 continue;

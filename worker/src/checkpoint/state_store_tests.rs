@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
-use common::kv::MemoryStore;
+use common::kv::{KvStore, MemoryStore};
 use common::random::{Random, below, seeded};
 use common::seglog::memory::MemoryStorage;
 use common::time::ManualClock;
@@ -82,9 +82,18 @@ impl Disk {
     }
 
     pub(super) fn open_with(&self, options: StoreOptions) -> JobStateStore {
-        let (view, thrown_away) = (self.view.clone(), self.view.clone());
+        self.open_viewing(options, Arc::new(self.view.clone()))
+    }
+
+    /// `view`: what is before `self.view`.
+    pub(super) fn open_viewing(
+        &self,
+        options: StoreOptions,
+        view: Arc<dyn KvStore>,
+    ) -> JobStateStore {
+        let thrown_away = self.view.clone();
         let place = ViewPlace {
-            open: Box::new(move || Ok(Arc::new(view.clone()))),
+            open: Box::new(move || Ok(Arc::clone(&view))),
             set_aside: Box::new(move || {
                 thrown_away.wipe();
                 Ok(())

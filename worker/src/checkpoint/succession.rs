@@ -42,10 +42,10 @@ pub struct Successor {
     pub inherit: Arc<Inherit>,
 }
 
-/// How an attempt to get a successor further ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Advanced {
-    Done,
+/// What gets a successor further.
+#[derive(Clone, Debug)]
+pub enum Advance {
+    By(TaskChunk),
     /// What is here of its predecessors does not meet at that checkpoint; at a later one it will.
     Later,
     /// Something in between has gone: it has to begin anew.
@@ -125,7 +125,7 @@ impl JobStateStore {
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
         let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
-        let mut folding = lock(&self.folding);
+        let mut folding = self.folding.take();
         let folded = folding.tasks.entry(successor.task).or_default();
         folded.view = None;
         self.put_base(folded, successor.task, base)?;
@@ -145,25 +145,25 @@ impl JobStateStore {
         self.await_after(successor, at);
     }
 
-    /// Adds to a successor what its predecessors have sealed from one checkpoint to another, of which all is
-    /// here, and makes it durable. Blocks.
+    /// What a successor gets of what its predecessors have sealed from one checkpoint to another, of which all is
+    /// here. Blocks.
     ///
     /// A namespace that one predecessor has emptied is empty in the others too: it is by what all of them had heard of
     /// event time.
-    pub fn advance_successor(
+    pub fn advance_of_successor(
         &self,
         generation: Generation,
         successor: &Successor,
         from: CheckpointId,
         to: CheckpointId,
         history: History<'_>,
-    ) -> Result<Advanced, StateError> {
+    ) -> Result<Advance, StateError> {
         let mut predecessors = Vec::new();
         let mut tables: BTreeMap<TableId, Vec<Overlay>> = BTreeMap::new();
         for share in &successor.shares {
             let following = self.following(share.of, Some(from), generation, history);
             if !meets(&following, from) {
-                return Ok(Advanced::Gap);
+                return Ok(Advance::Gap);
             }
             let end = following.partition_point(|chunk| chunk.checkpoint <= to);
             for (table, changes) in self.share_of(share, &following[..end])? {
@@ -173,7 +173,7 @@ impl JobStateStore {
             let base_at = base.as_deref().map(BaseFile::checkpoint);
             let whole = self.following(share.of, base_at, generation, history);
             let Some(chunks) = chain(&whole, base_at, to) else {
-                return Ok(Advanced::Later);
+                return Ok(Advance::Later);
             };
             let changes = Changes::of(&self.log, chunks)?;
             predecessors.push(Predecessor {
@@ -193,17 +193,29 @@ impl JobStateStore {
             add(&mut anew, &state);
             (table, anew)
         });
-        let chunk = TaskChunk {
+        Ok(Advance::By(TaskChunk {
             task: successor.task,
             checkpoint: to,
             tables: keyed
                 .chain(own)
                 .map(|(table, changes)| (table, Arc::new(changes)))
                 .collect(),
-        };
-        self.log.append(generation, &[chunk])?;
-        self.await_after(successor, to);
-        Ok(Advanced::Done)
+        }))
+    }
+
+    /// Makes durable what successors get, each a chunk, with one sync. Blocks.
+    pub fn advance_successors(
+        &self,
+        generation: Generation,
+        successors: &[&Successor],
+        chunks: &[TaskChunk],
+    ) -> Result<(), StateError> {
+        self.log.append(generation, chunks)?;
+        for (successor, chunk) in successors.iter().zip(chunks) {
+            assert_eq!(successor.task, chunk.task, "each gets its own");
+            self.await_after(successor, chunk.checkpoint);
+        }
+        Ok(())
     }
 
     /// There are no successors any more, or none yet.
@@ -213,7 +225,7 @@ impl JobStateStore {
 
     /// Lets go of everything that is kept of other tasks: `sweep` removes it.
     pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) {
-        let mut folding = lock(&self.folding);
+        let mut folding = self.folding.take_urgently();
         let known = folding.tasks.keys().copied().chain(self.log.tasks());
         let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
         folding.tasks.retain(|task, _| tasks.contains(task));

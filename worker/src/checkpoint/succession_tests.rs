@@ -10,7 +10,7 @@ use common::plan::redistribution::Share;
 use proptest::prelude::*;
 
 use super::state_store_tests::{Job, Map, OPTIONS, contents};
-use super::succession::{Advanced, OwnTables, Successor};
+use super::succession::{Advance, OwnTables, Successor};
 use crate::keyed_state::section::TableId;
 
 const GROUPS: u16 = OPTIONS.key_groups;
@@ -111,16 +111,23 @@ impl Division {
 
     fn advance(&mut self, to: CheckpointId) {
         let history = self.job.history();
+        let store = self.job.store.as_ref().unwrap();
+        let generation = self.job.generation;
+        let (mut successors, mut chunks) = (Vec::new(), Vec::new());
         for (successor, held) in &mut self.successors {
             let Some(from) = held.filter(|from| *from < to) else {
                 continue;
             };
-            let store = self.job.store.as_ref().unwrap();
-            let generation = self.job.generation;
-            let advanced = store.advance_successor(generation, successor, from, to, &history);
-            assert_eq!(advanced.unwrap(), Advanced::Done);
+            let advance = store.advance_of_successor(generation, successor, from, to, &history);
+            let Ok(Advance::By(chunk)) = advance else {
+                panic!("{advance:?}");
+            };
+            successors.push(&*successor);
+            chunks.push(chunk);
             *held = Some(to);
         }
+        let advanced = store.advance_successors(generation, &successors, &chunks);
+        advanced.unwrap();
     }
 
     /// The generation ends, and the next one goes on with what counts of the successors.
@@ -262,12 +269,12 @@ fn what_has_gone_before_a_successor_had_it_is_noticed() {
     let (from, to) = (CheckpointId(1), division.job.completed.unwrap());
     let (successor, _) = &division.successors[0];
     let history = division.job.history();
-    let advanced = division.job.store().advance_successor(
+    let advance = division.job.store().advance_of_successor(
         division.job.generation,
         successor,
         from,
         to,
         &history,
     );
-    assert_eq!(advanced.unwrap(), Advanced::Gap);
+    assert!(matches!(advance, Ok(Advance::Gap)), "{advance:?}");
 }

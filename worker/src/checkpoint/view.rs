@@ -146,13 +146,15 @@ impl TaskView {
     }
 
     /// Applies everything that changed up to a checkpoint, durably. After an error the view has to be
-    /// loaded again.
+    /// loaded again. `go_on`: asked before each step.
     pub(super) fn fold(
         &mut self,
         to: CheckpointId,
         changes: &Changes<'_>,
+        go_on: &dyn Fn() -> Result<(), StateError>,
     ) -> Result<(), StateError> {
         for_each_step(changes, &mut |number, table, step| {
+            go_on()?;
             self.take_step(UnderWay { to, step: number }, table, step)?;
             Ok(ControlFlow::Continue(()))
         })?;

@@ -13,7 +13,7 @@ use super::actor::StandbyActor;
 use super::copies::Copies;
 use super::successors::{Effect, Event, Prepared, SuccessorsMachine};
 use crate::checkpoint::state_error::StateError;
-use crate::checkpoint::succession::{Advanced, Successor};
+use crate::checkpoint::succession::{Advance, Successor};
 use crate::job::assignment::successors_here;
 use crate::source;
 use crate::task::task_state;
@@ -100,13 +100,7 @@ impl StandbyActor {
                 }
                 Effect::Advance(tasks) => {
                     let successors = self.successors.tasks.clone();
-                    self.step(context, move |copies| {
-                        let advance = |(task, from, to)| {
-                            let held = advance(copies, &successors[&task], from, to);
-                            (task, settle(held, Some(from)))
-                        };
-                        tasks.into_iter().map(advance).collect()
-                    });
+                    self.step(context, move |copies| advance(copies, &successors, tasks));
                 }
                 Effect::Acknowledge(held) => self.acknowledge(held, context),
             }
@@ -161,26 +155,41 @@ fn begin(
     Ok(Some(held))
 }
 
-/// Takes a successor from one checkpoint to another. Blocks.
+/// Takes successors from one checkpoint to another, each. Blocks.
 fn advance(
     copies: &Copies,
-    successor: &Successor,
-    from: CheckpointId,
-    to: CheckpointId,
-) -> Result<Option<CheckpointId>, StateError> {
-    let generation = copies.deployment.generation;
-    let advanced =
-        copies
-            .store
-            .advance_successor(generation, successor, from, to, &copies.history())?;
-    match advanced {
-        Advanced::Done => {
-            copies.catch_up(successor.task, from)?;
-            Ok(Some(to))
+    successors: &BTreeMap<TaskId, Arc<Successor>>,
+    tasks: Vec<(TaskId, CheckpointId, CheckpointId)>,
+) -> Reached {
+    let (store, generation) = (&copies.store, copies.deployment.generation);
+    let mut reached = Reached::new();
+    let (mut advancing, mut chunks) = (Vec::new(), Vec::new());
+    for (task, from, to) in tasks {
+        let successor = &*successors[&task];
+        let history = copies.history();
+        match store.advance_of_successor(generation, successor, from, to, &history) {
+            Ok(Advance::By(chunk)) => {
+                advancing.push((successor, from));
+                chunks.push(chunk);
+            }
+            Ok(Advance::Later) => drop(reached.insert(task, Some(from))),
+            Ok(Advance::Gap) => drop(reached.insert(task, None)),
+            Err(error) => drop(reached.insert(task, settle(Err(error), Some(from)))),
         }
-        Advanced::Later => Ok(Some(from)),
-        Advanced::Gap => Ok(None),
     }
+    let getting: Vec<&Successor> = advancing.iter().map(|(successor, _)| *successor).collect();
+    let advanced = store.advance_successors(generation, &getting, &chunks);
+    if let Err(error) = advanced {
+        settle(Err(error), None);
+        reached.extend(advancing.iter().map(|(of, from)| (of.task, Some(*from))));
+        return reached;
+    }
+    for ((successor, from), chunk) in advancing.iter().zip(&chunks) {
+        let caught_up = copies.catch_up(successor.task, *from);
+        let held = caught_up.map(|()| Some(chunk.checkpoint));
+        reached.insert(successor.task, settle(held, Some(*from)));
+    }
+    reached
 }
 
 /// `otherwise`: what there is if the step has failed.
