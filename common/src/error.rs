@@ -34,6 +34,8 @@ pub enum ErrorCode {
     UnknownSavepoint,
     CorruptSavepoint,
     SavepointMismatch,
+    /// A change would drop state, and nobody has accepted that.
+    StateWouldBeLost,
     OffsetOutOfRange,
     AlreadyExists,
     Conflict,
@@ -198,6 +200,12 @@ impl ErrorCode {
                 "The savepoint is of another job",
                 false,
                 "Deploy the job as it was when the savepoint was made.",
+            ),
+            ErrorCode::StateWouldBeLost => (
+                409,
+                "State would be lost",
+                false,
+                "PUT with ?plan=true shows what becomes of each operator.",
             ),
             ErrorCode::OffsetOutOfRange => (
                 416,
@@ -522,6 +530,7 @@ mod tests {
         ErrorCode::UnknownSavepoint,
         ErrorCode::CorruptSavepoint,
         ErrorCode::SavepointMismatch,
+        ErrorCode::StateWouldBeLost,
         ErrorCode::OffsetOutOfRange,
         ErrorCode::AlreadyExists,
         ErrorCode::Conflict,

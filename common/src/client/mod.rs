@@ -105,6 +105,16 @@ impl Client {
         self.decode(path, self.send(path, request).await?).await
     }
 
+    /// The JSON answer to a PUT of this body.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let request = self.request(Method::PUT, path).json_body(path, body)?;
+        self.decode(path, self.send(path, request).await?).await
+    }
+
     /// The JSON answer to a PATCH of this body.
     pub async fn patch<T: DeserializeOwned>(
         &self,

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod form;
 pub mod validate;
 pub mod task_graph;
+pub mod upgrade;
 pub mod redistribution;
 
 use std::collections::BTreeMap;

@@ -149,6 +149,16 @@ impl OperatorSpec {
         }
     }
 
+    /// Whether it remembers anything of the rows it has seen.
+    pub fn has_state(&self) -> bool {
+        match self {
+            OperatorSpec::Filter(_) | OperatorSpec::Project(_) | OperatorSpec::Union(_) => false,
+            OperatorSpec::WindowAggregate(_)
+            | OperatorSpec::Aggregate(_)
+            | OperatorSpec::Custom(_) => true,
+        }
+    }
+
     /// The keys by which this operator's rows must meet, if it is keyed. `Some(&[])` is one group for all.
     pub fn keys(&self) -> Option<&[NamedExpression]> {
         match self {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::operator::OperatorSpec;
 use super::task_graph::{Stage, TaskGraph};
+use super::upgrade;
 use crate::ids::TaskId;
 use crate::key_group::KeyGroupRange;
 
@@ -22,17 +23,28 @@ pub struct Share {
     pub splits: bool,
     /// Whether it takes what the sink has prepared.
     pub committables: bool,
+    /// Whether it goes on from what was said of event time.
+    pub time: bool,
 }
 
 /// What a task of `after` takes over of tasks of `before`: by key groups, so that what is taken of an operator is in
-/// order. Never nothing, since it goes on from what others had said of event time.
+/// order. Never no share, so that it becomes what it is at the same checkpoint as all others.
 pub fn shares(before: &TaskGraph, after: &TaskGraph, task: TaskId) -> Vec<Share> {
     let stage = after.stage(task.stage);
     let own = KeyGroupRange::of_task(task.index, after.key_groups, stage.parallelism);
     let former = before.stages.iter().filter(|former| meet(former, stage));
-    former
-        .flat_map(|former| shares_of(former, stage, task, own, before.key_groups))
-        .collect()
+    let time = goes_on(before, after, stage);
+    let shares: Vec<Share> = former
+        .flat_map(|former| shares_of(former, stage, task, own, before.key_groups, time))
+        .collect();
+    match (shares.is_empty(), before.stages.first()) {
+        // Nothing of any other.
+        (true, Some(any)) => {
+            let nothing = share_of_nobody(any, task, own, before.key_groups, time);
+            vec![nothing]
+        }
+        _ => shares,
+    }
 }
 
 /// The operators whose state cannot be divided: each task has some that belongs to no key.
@@ -50,31 +62,22 @@ fn shares_of(
     task: TaskId,
     own: KeyGroupRange,
     key_groups: u16,
+    time: bool,
 ) -> Vec<Share> {
-    let keyed = |of: &Stage| -> BTreeSet<String> {
-        let operators = of.operators.iter().map(|operator| &operator.spec);
-        let keyed = operators.filter(|spec| spec.keys().is_some());
-        keyed.map(|spec| spec.id().to_owned()).collect()
-    };
-    let operators = &keyed(former) & &keyed(stage);
+    let operators = common_state(former, stage);
     let splits = has_same_source(former, stage);
     let sink = has_same_sink(former, stage);
     let share = |index: u32| {
-        let range = KeyGroupRange::of_task(index, key_groups, former.parallelism);
-        let groups = range.and(own);
-        let operators = match groups.is_empty() {
+        let nothing = share_of_nobody(former, TaskId { index, ..task }, own, key_groups, time);
+        let operators = match nothing.groups.is_empty() {
             true => BTreeSet::new(),
             false => operators.clone(),
         };
         Share {
-            of: TaskId {
-                stage: former.id,
-                index,
-            },
             operators,
-            groups,
             splits,
             committables: sink && index % stage.parallelism == task.index,
+            ..nothing
         }
     };
     let all = (0..former.parallelism).map(share);
@@ -85,6 +88,53 @@ fn shares_of(
         true => vec![share(task.index % former.parallelism)],
         false => taken,
     }
+}
+
+/// Only what it has said of event time, if that, of the task with the same index.
+fn share_of_nobody(
+    former: &Stage,
+    task: TaskId,
+    own: KeyGroupRange,
+    key_groups: u16,
+    time: bool,
+) -> Share {
+    let index = task.index % former.parallelism;
+    let range = KeyGroupRange::of_task(index, key_groups, former.parallelism);
+    Share {
+        of: TaskId {
+            stage: former.id,
+            index,
+        },
+        operators: BTreeSet::new(),
+        groups: range.and(own),
+        splits: false,
+        committables: false,
+        time,
+    }
+}
+
+/// The keyed operators of two stages that mean the same by their state.
+fn common_state(former: &Stage, stage: &Stage) -> BTreeSet<String> {
+    let keyed = stage.operators.iter().filter(|of| of.spec.keys().is_some());
+    let kept = keyed.filter(|operator| {
+        let mut formers = former.operators.iter();
+        let was = formers.find(|was| was.spec.id() == operator.spec.id());
+        was.is_some_and(|was| upgrade::operator_differs(was, operator).is_none())
+    });
+    kept.map(|operator| operator.spec.id().to_owned()).collect()
+}
+
+/// Whether what a stage's tasks say of event time follows what was said before: it goes on with state, or with what a
+/// source brings that goes on. What comes of other sources only may be of any time.
+fn goes_on(before: &TaskGraph, after: &TaskGraph, stage: &Stage) -> bool {
+    let mut formers = before.stages.iter();
+    if formers
+        .any(|former| has_same_source(former, stage) || !common_state(former, stage).is_empty())
+    {
+        return true;
+    }
+    let mut inputs = after.inputs_of(stage.id);
+    inputs.any(|(_, edge)| goes_on(before, after, after.stage(edge.from)))
 }
 
 /// Whether two stages have anything in common.
@@ -99,13 +149,17 @@ fn meet(former: &Stage, stage: &Stage) -> bool {
 }
 
 fn has_same_source(former: &Stage, stage: &Stage) -> bool {
-    let name = |of: &Stage| of.source.as_ref().map(|source| source.name.clone());
-    former.source.is_some() && name(former) == name(stage)
+    match (&former.source, &stage.source) {
+        (Some(was), Some(is)) => was.name == is.name && upgrade::source_differs(was, is).is_none(),
+        _ => false,
+    }
 }
 
 fn has_same_sink(former: &Stage, stage: &Stage) -> bool {
-    let name = |of: &Stage| of.sink.as_ref().map(|sink| sink.name.clone());
-    former.sink.is_some() && name(former) == name(stage)
+    match (&former.sink, &stage.sink) {
+        (Some(was), Some(is)) => was.name == is.name && upgrade::sink_differs(was, is).is_none(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -119,11 +119,9 @@ impl Stage {
     pub fn has_state(&self) -> bool {
         self.source.is_some()
             || self.sink.is_some()
-            || self.operators.iter().any(|operator| {
-                !matches!(
-                    operator.spec,
-                    OperatorSpec::Filter(_) | OperatorSpec::Project(_) | OperatorSpec::Union(_)
-                )
-            })
+            || self
+                .operators
+                .iter()
+                .any(|operator| operator.spec.has_state())
     }
 }

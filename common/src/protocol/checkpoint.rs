@@ -88,6 +88,17 @@ impl TaskCounts {
             late_rows: self.late_rows + other.late_rows,
         }
     }
+
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: TaskCounts) -> TaskCounts {
+        TaskCounts {
+            rows_in: self.rows_in.max(other.rows_in),
+            rows_out: self.rows_out.max(other.rows_out),
+            dead_letters: self.dead_letters.max(other.dead_letters),
+            late_rows: self.late_rows.max(other.late_rows),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,6 +36,9 @@ pub struct Deployment {
     /// How the job is to be divided into tasks next. It comes and goes within a generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Arc<NextDivision>>,
+    /// Its sources read nothing: it is there only to be taken over by the next division.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub still: bool,
     pub checkpoint_interval: Span,
 }
 

@@ -17,7 +17,7 @@ use common::time::{Clock, Span, Tick, Timestamp};
 use common::transport::client::Transport;
 
 use super::history::Record;
-use super::machine::{CheckpointMachine, Effect, Event, Fence, INJECT_AGAIN, Settings, Team};
+use super::machine::{CheckpointMachine, Effect, Event, Fence, INJECT_AGAIN, Pace, Settings, Team};
 use super::permit::CommitPermit;
 use crate::controller::Controller;
 use crate::job::messages::FinalCheckpointCompleted;
@@ -44,6 +44,7 @@ pub(crate) enum TakeCheckpoints {
     Of {
         generation: Generation,
         team: Team,
+        pace: Pace,
         /// A last one, after which sources read nothing, or periodic ones.
         kind: CheckpointKind,
         /// The last completed one.
@@ -106,6 +107,15 @@ pub(crate) struct DatedRecord {
     pub(crate) triggered_at: Timestamp,
 }
 
+impl Pace {
+    pub(crate) fn of(row: &JobRow) -> Pace {
+        Pace {
+            interval: row.checkpoint_interval,
+            timeout: row.spec.config.checkpoint_timeout,
+        }
+    }
+}
+
 impl CheckpointActor {
     pub(crate) fn new(
         controller: Controller,
@@ -116,8 +126,7 @@ impl CheckpointActor {
         job_actor: Recipient<FinalCheckpointCompleted>,
     ) -> CheckpointActor {
         let settings = Settings {
-            interval: row.checkpoint_interval,
-            timeout: row.spec.config.checkpoint_timeout,
+            pace: Pace::of(row),
             session_timeout,
         };
         CheckpointActor {
@@ -327,14 +336,18 @@ impl Handler<TakeCheckpoints> for CheckpointActor {
             TakeCheckpoints::Of {
                 generation,
                 team,
+                pace,
                 kind,
                 completed,
-            } => Event::Run {
-                generation,
-                team,
-                kind,
-                completed,
-            },
+            } => {
+                self.happen(Event::Paced(pace), ctx);
+                Event::Run {
+                    generation,
+                    team,
+                    kind,
+                    completed,
+                }
+            }
         };
         self.happen(event, ctx);
     }

@@ -30,10 +30,16 @@ const MAX_OPEN: usize = 2;
 /// The next block of numbers is reserved when so few are left, so that no checkpoint waits for one.
 const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Settings {
+/// How often a job wants checkpoints, and after how long one is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pace {
     pub interval: Span,
     pub timeout: Span,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    pub pace: Pace,
     /// A worker that says nothing for so long is gone.
     pub session_timeout: Span,
 }
@@ -53,6 +59,8 @@ pub struct Team {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
+    /// The job was changed, and takes checkpoints so from its next generation on.
+    Paced(Pace),
     /// Every task of this generation runs; checkpoints of this kind are wanted, a last one until it completes.
     /// Told again when the kind or the standbys change.
     /// `completed`: the last completed checkpoint, which may be a state that was restored meanwhile.
@@ -224,6 +232,7 @@ impl CheckpointMachine {
         self.asked = now;
         let mut effects = Vec::new();
         match event {
+            Event::Paced(pace) => self.settings.pace = pace,
             Event::Run {
                 generation,
                 team,
@@ -304,7 +313,7 @@ impl CheckpointMachine {
     pub fn wake_at(&self) -> Option<Tick> {
         let run = self.run.as_ref()?;
         let timeouts = run.open.iter().filter(|open| open.phase != Phase::Proposed);
-        let timeouts = timeouts.map(|open| open.triggered.plus(self.settings.timeout));
+        let timeouts = timeouts.map(|open| open.triggered.plus(self.settings.pace.timeout));
         let repeats = run.open.iter().flat_map(|open| match &open.phase {
             Phase::Aligning { unconfirmed } => unconfirmed.values().copied().min(),
             Phase::Persisting | Phase::Proposed => None,
@@ -364,7 +373,7 @@ impl CheckpointMachine {
             kind,
             done: false,
             open: Vec::new(),
-            due: now.plus(self.settings.interval),
+            due: now.plus(self.settings.pace.interval),
             not_before: now,
         });
     }
@@ -537,7 +546,7 @@ impl CheckpointMachine {
             .iter()
             // What only standbys are missing from is completed without them.
             .filter(|open| open.acknowledged.is_none() || !self.is_prepared(run, open))
-            .filter(|open| now >= open.triggered.plus(self.settings.timeout))
+            .filter(|open| now >= open.triggered.plus(self.settings.pace.timeout))
             .map(|open| (open.checkpoint, self.settings.describe_delay(open)))
             .collect();
         for (checkpoint, reason) in late {
@@ -557,8 +566,7 @@ impl CheckpointMachine {
     /// When a checkpoint that all tasks have acknowledged waits no longer for standbys.
     fn patience_ends(&self, open: &Open) -> Option<Tick> {
         let Settings {
-            interval,
-            timeout,
+            pace: Pace { interval, timeout },
             session_timeout,
         } = self.settings;
         let patience = Span(session_timeout.0 + STANDBY_PATIENCE.0).max(Span(interval.0 * 2));
@@ -673,7 +681,7 @@ impl CheckpointMachine {
         let kind = run.kind;
         let sources = run.team.sources.iter();
         let workers: BTreeSet<NodeId> = sources.map(|task| run.team.worker_of[task]).collect();
-        run.due = now.plus(self.settings.interval);
+        run.due = now.plus(self.settings.pace.interval);
         run.open.push(Open {
             checkpoint,
             kind,
@@ -758,7 +766,7 @@ impl Settings {
         let more = waiting_for.len().saturating_sub(5);
         let mut reason = format!(
             "not complete after {}: waiting for {}",
-            self.timeout,
+            self.pace.timeout,
             waiting_for[..waiting_for.len() - more].join(", ")
         );
         if more > 0 {

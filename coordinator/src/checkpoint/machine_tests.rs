@@ -73,8 +73,10 @@ struct World {
 impl World {
     fn idle() -> World {
         let settings = Settings {
-            interval: INTERVAL,
-            timeout: TIMEOUT,
+            pace: Pace {
+                interval: INTERVAL,
+                timeout: TIMEOUT,
+            },
             session_timeout: SESSION,
         };
         World {
@@ -443,8 +445,10 @@ fn the_next_block_is_reserved_before_the_last_one_is_used_up() {
 fn a_new_coordinator_starts_above_every_reserved_number() {
     let mut world = World::idle();
     let settings = Settings {
-        interval: INTERVAL,
-        timeout: TIMEOUT,
+        pace: Pace {
+            interval: INTERVAL,
+            timeout: TIMEOUT,
+        },
         session_timeout: SESSION,
     };
     world.reserved = 1024;

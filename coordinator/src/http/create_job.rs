@@ -132,7 +132,7 @@ pub(crate) async fn create_job(
 }
 
 /// Of a graph that is none, the place says what of it is not as it should be.
-fn read_job(body: &[u8]) -> Result<CreateJob, Problem> {
+pub(super) fn read_job(body: &[u8]) -> Result<CreateJob, Problem> {
     read_json(body).map_err(|problem| {
         let document: Option<serde_json::Value> = serde_json::from_slice(body).ok();
         let graph = document.as_ref().and_then(|document| document.get("graph"));

@@ -29,6 +29,7 @@ pub mod create_savepoint;
 pub mod list_savepoints;
 pub mod restore_job;
 pub mod rescale_job;
+pub mod update_job;
 pub mod job_offsets;
 pub mod query_state;
 pub mod dead_letters;
@@ -57,7 +58,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use actix_web::middleware::from_fn;
-use actix_web::web::{self, Data, ServiceConfig, delete, get, patch, post};
+use actix_web::web::{self, Data, ServiceConfig, delete, get, patch, post, put};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
@@ -123,6 +124,7 @@ pub struct State {
         list_savepoints::list_savepoints,
         restore_job::restore_job,
         rescale_job::rescale_job,
+        update_job::update_job,
         job_offsets::job_offsets,
         query_state::query_state,
         dead_letters::dead_letters,
@@ -225,6 +227,7 @@ fn of_the_leader(config: &mut ServiceConfig, gate: &Gate) {
         .service(
             resource("/v1/jobs/{job}")
                 .route(get().to(describe_job::describe_job))
+                .route(put().to(update_job::update_job))
                 .route(delete().to(delete_job::delete_job)),
         )
         .service(resource("/v1/jobs/{job}/pause").route(post().to(change_job::pause)))

@@ -1,6 +1,5 @@
 //! `POST /v1/jobs/{job}/rescale`: the job is to run with another parallelism, and goes on running until it does.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use actix_web::web::{self, Json, Path};
@@ -8,7 +7,6 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::StageId;
 use common::limits::MAX_REQUEST_BYTES;
 use common::plan::redistribution::indivisible;
 use common::plan::task_graph::TaskGraph;
@@ -39,7 +37,7 @@ pub(crate) struct RescaleJob {
         (status = 200, description = "It is prepared for that, and changes once everything is where it is to be; `rescaling` says how far it is. Asking for the parallelism it has ends a change that has not come about", body = JobDescription),
         (status = 400, body = Problem),
         (status = 404, body = Problem),
-        (status = 409, description = "Its life is over", body = Problem),
+        (status = 409, description = "Its life is over, or it is being changed", body = Problem),
         (status = 422, description = "Its state cannot be divided", body = Problem),
     )
 )]
@@ -53,6 +51,16 @@ pub(crate) async fn rescale_job(
     let RescaleJob {
         parallelism: wanted,
     } = read_json(&body)?;
+    if let Some(PlannedDivision {
+        update: Some(_), ..
+    }) = &row.division
+    {
+        return Err(Problem::new(
+            ErrorCode::Conflict,
+            format!("job \"{}\" is being changed", row.name),
+        )
+        .hint("GET /v1/jobs/{job} shows when that is done; or give the parallelism with the change: PUT /v1/jobs/{job}."));
+    }
     let planned_for = match &row.division {
         Some(division) => division.parallelism,
         None => parallelism(&row.graph),
@@ -77,7 +85,8 @@ pub(crate) async fn rescale_job(
             check(&row.graph, &planned.tasks)?;
             Some(PlannedDivision {
                 parallelism: wanted,
-                graph: Arc::new(numbered_from(first_stage, planned.tasks)?),
+                graph: Arc::new(creation::numbered_from(first_stage, planned.tasks)?),
+                update: None,
             })
         }
     };
@@ -108,25 +117,4 @@ fn check(before: &TaskGraph, planned: &TaskGraph) -> Result<(), Problem> {
         )
         .hint("Give it \"keys\", and let it keep its state by them; or deploy the job anew.")),
     }
-}
-
-/// The same stages under other ids.
-fn numbered_from(first: StageId, mut graph: TaskGraph) -> Result<TaskGraph, Problem> {
-    let mut number: BTreeMap<StageId, StageId> = BTreeMap::new();
-    for (stage, place) in graph.stages.iter_mut().zip(0..) {
-        let id = first.0.checked_add(place).ok_or_else(|| {
-            Problem::new(
-                ErrorCode::Conflict,
-                "the job has been divided anew so often that it has used up the numbers of its stages",
-            )
-            .hint("Deploy it anew.")
-        })?;
-        number.insert(stage.id, StageId(id));
-        stage.id = StageId(id);
-    }
-    for edge in &mut graph.edges {
-        edge.from = number[&edge.from];
-        edge.to = number[&edge.to];
-    }
-    Ok(graph)
 }

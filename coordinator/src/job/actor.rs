@@ -19,7 +19,9 @@ use super::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
 use super::messages::{FinalCheckpointCompleted, JobFacts, Observe, TasksReported};
 use super::observed::Observed;
 use crate::checkpoint::actor::{CheckpointActor, TakeCheckpoints, WantCheckpoint};
+use crate::checkpoint::machine::Pace;
 use crate::controller::Controller;
+use crate::metadata::jobs::JobRow;
 use crate::metadata_log::ProposeError;
 
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub(crate) struct JobActor {
     version: MetadataVersion,
     facts: watch::Receiver<JobFacts>,
     machine: JobMachine,
+    settings: Settings,
+    pace: Pace,
     observed: Observed,
     timer: Option<SpawnHandle>,
 }
@@ -44,30 +48,25 @@ impl JobActor {
         checkpoints: Addr<CheckpointActor>,
         facts: watch::Receiver<JobFacts>,
     ) -> JobActor {
-        let (version, machine, job, name) = {
-            let known = facts.borrow();
-            let settings = Settings {
-                restart_budget: known.row.spec.config.restart_budget as usize,
-                standbys: known.row.spec.config.standbys as usize,
-                ..Settings::default()
-            };
-            let machine = JobMachine::new(
-                clock.tick(),
-                settings,
-                Facts::of(&known.row),
-                known.workers.clone(),
-            );
-            (known.version, machine, known.row.id, known.row.name.clone())
-        };
+        let known = facts.borrow().clone();
+        let settings = settings_of(&known.row);
+        let machine = JobMachine::new(
+            clock.tick(),
+            settings.clone(),
+            Facts::of(&known.row),
+            known.workers,
+        );
         JobActor {
-            job,
-            name,
+            job: known.row.id,
+            name: known.row.name.clone(),
             controller,
             clock,
             checkpoints,
-            version,
+            version: known.version,
             facts,
             machine,
+            settings,
+            pace: Pace::of(&known.row),
             observed: Observed::default(),
             timer: None,
         }
@@ -98,6 +97,12 @@ impl JobActor {
             self.observed.follow(facts.row.generation);
         } else {
             self.observed.stand_still();
+        }
+        self.pace = Pace::of(&facts.row);
+        let settings = settings_of(&facts.row);
+        if settings != self.settings {
+            self.settings = settings.clone();
+            self.happen(Event::Configured(settings), ctx);
         }
         let event = Event::MetadataChanged {
             facts: Facts::of(&facts.row),
@@ -153,6 +158,7 @@ impl JobActor {
         let of = |generation, kind| TakeCheckpoints::Of {
             generation,
             team: self.machine.team(),
+            pace: self.pace,
             kind,
             completed: self.machine.facts().completed,
         };
@@ -280,6 +286,15 @@ impl Handler<Observe> for JobActor {
         let obstacle = self.machine.undividable();
         let obstacle = obstacle.map(|unplaceable| unplaceable.to_string());
         MessageResult(self.observed.clone().with_obstacle(obstacle))
+    }
+}
+
+fn settings_of(row: &JobRow) -> Settings {
+    let config = &row.spec.config;
+    Settings {
+        restart_budget: config.restart_budget as usize,
+        standbys: config.standbys as usize,
+        ..Settings::default()
     }
 }
 

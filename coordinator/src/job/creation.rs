@@ -1,13 +1,14 @@
-//! What deploying a job means to the metadata: its plan, the topics it needs, one command for all of it.
+//! What deploying or changing a job means to the metadata: its plan, the topics it needs, one command for all of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{JobName, TopicId, TopicName};
+use common::ids::{JobName, StageId, TopicId, TopicName};
 use common::limits::{
     DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MAX_STANDBYS, MIN_CHECKPOINT_INTERVAL,
 };
+use common::plan::task_graph::TaskGraph;
 use common::protocol::job::CreateJob;
 use common::protocol::topic::{CreateTopic, TopicConfig};
 use common::time::Span;
@@ -15,6 +16,8 @@ use common::time::Span;
 use crate::controller::topics;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
+use crate::metadata::division::{JobUpdate, PlannedDivision};
+use crate::metadata::jobs::JobRow;
 use crate::metadata::savepoints::Restored;
 use crate::planner::{PlanContext, PlannedJob, plan_graph, plan_sql};
 
@@ -81,8 +84,78 @@ pub fn command(
     ids: impl IntoIterator<Item = TopicId>,
     restored: Option<Restored>,
 ) -> Result<Command, Problem> {
+    let mut commands = creations(metadata, &planned, missing, ids)?;
+    commands.push(Command::CreateJob {
+        checkpoint_interval: checkpoint_interval(&spec),
+        spec: Arc::new(spec),
+        job_graph: Arc::new(planned.graph),
+        graph: Arc::new(planned.tasks),
+        restored: restored.map(Arc::new),
+    });
+    Ok(Command::Batch(commands))
+}
+
+/// The running job becomes another one, with the topics that it needs. `ids`: one for each of `missing`.
+pub fn update_command(
+    metadata: &ClusterMetadata,
+    row: &JobRow,
+    spec: CreateJob,
+    planned: PlannedJob,
+    missing: &BTreeMap<TopicName, u32>,
+    ids: impl IntoIterator<Item = TopicId>,
+) -> Result<Command, Problem> {
+    let mut commands = creations(metadata, &planned, missing, ids)?;
+    let first_stage = row.next_stage();
+    commands.push(Command::Divide {
+        job: row.id,
+        first_stage,
+        division: Some(PlannedDivision {
+            parallelism: planned.parallelism,
+            graph: Arc::new(numbered_from(first_stage, planned.tasks)?),
+            update: Some(Arc::new(JobUpdate {
+                checkpoint_interval: checkpoint_interval(&spec),
+                spec,
+                job_graph: planned.graph,
+            })),
+        }),
+    });
+    Ok(Command::Batch(commands))
+}
+
+/// The same stages under other ids.
+pub fn numbered_from(first: StageId, mut graph: TaskGraph) -> Result<TaskGraph, Problem> {
+    let mut number: BTreeMap<StageId, StageId> = BTreeMap::new();
+    for (stage, place) in graph.stages.iter_mut().zip(0..) {
+        let id = first.0.checked_add(place).ok_or_else(|| {
+            Problem::new(
+                ErrorCode::Conflict,
+                "the job has been divided anew so often that it has used up the numbers of its stages",
+            )
+            .hint("Deploy it anew.")
+        })?;
+        number.insert(stage.id, StageId(id));
+        stage.id = StageId(id);
+    }
+    for edge in &mut graph.edges {
+        edge.from = number[&edge.from];
+        edge.to = number[&edge.to];
+    }
+    Ok(graph)
+}
+
+fn checkpoint_interval(spec: &CreateJob) -> Span {
+    let interval = spec.checkpoint_interval_ms.map(Span);
+    interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL)
+}
+
+fn creations(
+    metadata: &ClusterMetadata,
+    planned: &PlannedJob,
+    missing: &BTreeMap<TopicName, u32>,
+    ids: impl IntoIterator<Item = TopicId>,
+) -> Result<Vec<Command>, Problem> {
     let mut commands = Vec::new();
-    let replication_factor = replication_factor(metadata, &planned);
+    let replication_factor = replication_factor(metadata, planned);
     for ((name, partitions), id) in missing.iter().zip(ids) {
         // It may have come about since the job was planned.
         if metadata.topic_named(name).is_some() {
@@ -99,15 +172,7 @@ pub fn command(
         };
         commands.push(topics::create(metadata, id, &request)?);
     }
-    let interval = spec.checkpoint_interval_ms.map(Span);
-    commands.push(Command::CreateJob {
-        spec: Arc::new(spec),
-        job_graph: Arc::new(planned.graph),
-        graph: Arc::new(planned.tasks),
-        checkpoint_interval: interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL),
-        restored: restored.map(Arc::new),
-    });
-    Ok(Command::Batch(commands))
+    Ok(commands)
 }
 
 /// A job's own topics are as safe as those it reads, as far as there are workers for it.
@@ -132,8 +197,7 @@ fn check(spec: &CreateJob) -> Result<(), Problem> {
         return refuse("/checkpoint_interval_ms", detail);
     }
     let timeout = spec.config.checkpoint_timeout;
-    let interval = spec.checkpoint_interval_ms.map(Span);
-    if timeout < interval.unwrap_or(DEFAULT_CHECKPOINT_INTERVAL) {
+    if timeout < checkpoint_interval(spec) {
         let detail = format!("the checkpoint timeout, {timeout}, is shorter than the interval");
         return refuse("/config/checkpoint_timeout", detail);
     }

@@ -64,7 +64,10 @@ pub struct JobDescription {
     pub last_checkpoint: Option<CheckpointSummary>,
     /// The change to another parallelism that is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rescaling: Option<Rescaling>,
+    pub rescaling: Option<Division>,
+    /// The change to another definition that is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updating: Option<Division>,
     /// The latest failures, the last one first.
     pub restarts: Vec<Restart>,
 }
@@ -136,11 +139,11 @@ pub enum Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct Rescaling {
+pub struct Division {
     /// What it is to be.
     pub parallelism: u32,
     #[schema(inline)]
-    pub state: RescalingState,
+    pub state: DivisionState,
     /// What it waits for, if it does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -151,7 +154,7 @@ pub struct Rescaling {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum RescalingState {
+pub enum DivisionState {
     /// Until the job runs, or there are slots for it.
     Waiting,
     /// The job goes on, and its state is divided beside it.
@@ -194,6 +197,8 @@ impl JobDescription {
         let into = tasks.rates_of(row.graph.stages.iter().filter(sources));
         let out = tasks.rates_of(row.graph.stages.iter().filter(ends));
         let all = tasks.counts_of(row.graph.stages.iter());
+        let division = Division::of(row, observed);
+        let updates = row.division.as_ref().is_some_and(|of| of.update.is_some());
         let sum = |what: fn(&ObservedTask) -> u64| -> u64 { tasks.all().map(what).sum() };
         JobDescription {
             summary: JobSummary::of(row),
@@ -223,7 +228,8 @@ impl JobDescription {
             late_rows: all.late_rows,
             state_bytes: sum(|task| task.metrics.state_bytes),
             last_checkpoint: row.checkpoints.back().map(CheckpointSummary::of),
-            rescaling: Rescaling::of(row, observed),
+            rescaling: division.clone().filter(|_| !updates),
+            updating: division.filter(|_| updates),
             restarts: row
                 .failures
                 .iter()
@@ -242,8 +248,8 @@ impl JobDescription {
     }
 }
 
-impl Rescaling {
-    fn of(row: &JobRow, observed: &Observed) -> Option<Rescaling> {
+impl Division {
+    fn of(row: &JobRow, observed: &Observed) -> Option<Division> {
         let division = row.division.as_ref()?;
         let with_state = division.graph.stages.iter();
         let with_state = with_state.filter(|stage| stage.has_state());
@@ -251,11 +257,11 @@ impl Rescaling {
         let prepared = tasks.iter().filter(|task| row.holders.contains_key(task));
         let next = row.deployment.as_ref().and_then(|of| of.next.as_ref());
         let state = match next {
-            Some(_) if row.cutting_over => RescalingState::CuttingOver,
-            Some(_) => RescalingState::Preparing,
-            None => RescalingState::Waiting,
+            Some(_) if row.cutting_over => DivisionState::CuttingOver,
+            Some(_) => DivisionState::Preparing,
+            None => DivisionState::Waiting,
         };
-        Some(Rescaling {
+        Some(Division {
             parallelism: division.parallelism,
             state,
             reason: observed.obstacle().to_owned(),
@@ -352,7 +358,9 @@ impl<'a> Tasks<'a> {
         match self.get(task) {
             // Before the generation that was heard of ended, its counts were not in the base yet.
             Some(observed) if self.generation == self.row.generation => {
-                of(&self.row.counts_before).plus(observed.metrics.counts())
+                let heard = of(&self.row.counts_before).plus(observed.metrics.counts());
+                // A checkpoint may be complete before its task's next heartbeat.
+                heard.max(of(&self.row.counts))
             }
             // Nothing runs, or nothing has been heard of it.
             Some(_) | None => of(&self.row.counts),

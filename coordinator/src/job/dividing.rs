@@ -121,14 +121,20 @@ impl JobMachine {
 
     fn begin_divided(&self, next: NextTasks) -> Proposal {
         let NextTasks { tasks, standbys } = next;
-        let slots = self.facts.wanted.as_ref().map(|of| of.shape.parallelism());
+        let reason = match &self.facts.wanted {
+            Some(wanted) if wanted.updates => "it is changed".to_owned(),
+            wanted => {
+                let slots = wanted.as_ref().map(|of| of.shape.parallelism());
+                format!("its parallelism changes to {}", slots.unwrap_or_default())
+            }
+        };
         Proposal::Start {
             generation: self.facts.generation,
             dividing: Dividing::Anew,
             tasks,
             standbys,
             state: JobState::Deploying,
-            reason: format!("its parallelism changes to {}", slots.unwrap_or_default()),
+            reason,
             failure: None,
         }
     }

@@ -54,6 +54,8 @@ pub struct RunningTasks {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Wanted {
     pub shape: JobShape,
+    /// The job becomes another one with it.
+    pub updates: bool,
     /// The tasks that each task's state is made of.
     pub predecessors: BTreeMap<TaskId, BTreeSet<TaskId>>,
 }
@@ -120,13 +122,14 @@ pub enum Proposal {
 
 impl Wanted {
     fn of(row: &JobRow) -> Option<Wanted> {
-        let graph = &row.division.as_ref()?.graph;
+        let PlannedDivision { graph, update, .. } = row.division.as_ref()?;
         let predecessors = graph.tasks().map(|task| {
             let shares = redistribution::shares(&row.graph, graph, task);
             (task, shares.into_iter().map(|share| share.of).collect())
         });
         Some(Wanted {
             shape: JobShape::of(graph),
+            updates: update.is_some(),
             predecessors: predecessors.collect(),
         })
     }

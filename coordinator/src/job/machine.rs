@@ -49,6 +49,8 @@ pub struct Settings {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
+    /// The job was changed, and from now on is to be treated so.
+    Configured(Settings),
     /// Job or workers changed in the metadata.
     MetadataChanged {
         facts: Facts,
@@ -183,6 +185,7 @@ impl JobMachine {
     pub fn handle(&mut self, now: Tick, event: Event) -> Vec<Effect> {
         self.asked = now;
         match event {
+            Event::Configured(settings) => self.settings = settings,
             Event::MetadataChanged { facts, workers } => self.learn(now, facts, workers),
             Event::TasksReported {
                 worker,

@@ -960,6 +960,7 @@ fn wanted() -> Wanted {
         index: task.index / 2,
     };
     Wanted {
+        updates: false,
         predecessors: shape
             .tasks()
             .map(|task| (task, [of(task)].into()))

@@ -223,6 +223,7 @@ pub fn at_rest(row: &JobRow, is_active: impl Fn(NodeId) -> bool) -> Deployment {
         tasks: tasks.collect(),
         standbys: Standbys::new(),
         next: None,
+        still: false,
         checkpoint_interval: row.checkpoint_interval,
     }
 }

@@ -1,4 +1,5 @@
 //! How jobs come to be divided into tasks in another way: what is wanted, what is prepared, and the change itself.
+//! A job that is changed is divided anew, too, into the tasks of what it is to be.
 //!
 //! A division that is wanted stays so over generations, until it is taken or given up. What workers prepare for it
 //! belongs to one generation: it is made of what that one seals.
@@ -9,10 +10,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use common::ids::{Generation, JobId, MetadataVersion, StageId, TaskId};
+use common::plan::JobGraph;
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::checkpoint::TaskCounts;
+use common::protocol::job::CreateJob;
 use common::protocol::task::{Deployment, NextDivision, Standbys};
-use common::time::Timestamp;
+use common::time::{Span, Timestamp};
 
 use super::ClusterMetadata;
 use super::changes::RowKey;
@@ -26,6 +29,17 @@ pub struct PlannedDivision {
     pub parallelism: u32,
     /// The ids of its stages are of no earlier division of the job.
     pub graph: Arc<TaskGraph>,
+    /// What the job is from then on; `None`: what it was.
+    #[serde(default)]
+    pub update: Option<Arc<JobUpdate>>,
+}
+
+/// What a job is changed to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobUpdate {
+    pub spec: CreateJob,
+    pub job_graph: JobGraph,
+    pub checkpoint_interval: Span,
 }
 
 /// What a new generation does about the division that is wanted.
@@ -66,6 +80,8 @@ impl ClusterMetadata {
                 row.stages_used = after(&division.graph);
             }
             row.division = division.cloned();
+            let stands_still = row.deployment.as_ref().is_some_and(|of| of.still);
+            row.halting |= stands_still && division.is_none();
             if let Some(deployment) = row.deployment.as_ref().filter(|of| of.next.is_some()) {
                 // Sources that have stopped reading for the former one go on in a new generation only.
                 row.halting |= row.cutting_over;
@@ -143,8 +159,11 @@ impl JobRow {
     pub(super) fn take_division(&mut self) -> Result<(), Rejection> {
         let job = self.id;
         let division = self.division.take();
-        let PlannedDivision { parallelism, graph } =
-            division.ok_or(Rejection::NotPrepared { job })?;
+        let PlannedDivision {
+            parallelism,
+            graph,
+            update,
+        } = division.ok_or(Rejection::NotPrepared { job })?;
         if self.completed.is_some() {
             let with_state = graph.stages.iter().filter(|stage| stage.has_state());
             let mut tasks = with_state.flat_map(Stage::tasks);
@@ -163,10 +182,24 @@ impl JobRow {
         self.holders
             .retain(|task, _| graph.find(task.stage).is_some());
         let mut spec = (*self.spec).clone();
+        if let Some(update) = update {
+            let update = Arc::unwrap_or_clone(update);
+            spec = update.spec;
+            self.job_graph = Arc::new(update.job_graph);
+            self.checkpoint_interval = update.checkpoint_interval;
+        }
         spec.parallelism = Some(parallelism);
         self.spec = Arc::new(spec);
         self.graph = graph;
         Ok(())
+    }
+
+    /// Whether the next generation is to read nothing. A job that was at rest when it was changed is not what it was
+    /// before any more: it may have failed because of that.
+    pub(super) fn is_to_stand_still(&self) -> bool {
+        let updates = self.division.as_ref().is_some_and(|of| of.update.is_some());
+        let rested = self.deployment.as_ref().is_none_or(|of| of.still);
+        updates && rested && self.completed.is_some()
     }
 
     /// Nothing of a division that was prepared is of use in another generation.

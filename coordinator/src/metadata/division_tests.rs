@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use common::error::ErrorCode;
 use common::ids::{CheckpointId, Generation, JobId, NodeId, StageId, TaskId};
+use common::plan::JobGraph;
 use common::plan::task_graph::{Stage, TaskGraph};
+use common::protocol::job::{CreateJob, JobState};
 use common::protocol::task::{NextDivision, Standbys, TaskAssignment};
+use common::time::Span;
 
 use super::command::{Command, EpochCompleted, Rejection};
-use super::division::{Dividing, PlannedDivision};
+use super::division::{Dividing, JobUpdate, PlannedDivision};
 use super::jobs::JobRow;
 use super::metadata_tests::{History, complete, start_generation};
 
@@ -54,6 +57,7 @@ fn divide(job: JobId, first_stage: u16, parallelism: u32) -> Command {
         division: Some(PlannedDivision {
             parallelism,
             graph: graph(first_stage, parallelism),
+            update: None,
         }),
     }
 }
@@ -247,4 +251,104 @@ fn a_change_that_is_withdrawn_in_the_middle_of_its_cut_over_ends_the_generation(
     let row = history.metadata.job(job).unwrap();
     assert!(row.halting && !row.cutting_over && row.division.is_none());
     assert_eq!(row.deployment.as_ref().unwrap().next, None);
+}
+
+/// It may have failed of what it was.
+#[test]
+fn a_job_that_is_changed_at_rest_reads_nothing_until_it_is() {
+    let (mut history, job, worker, generation) = story();
+    let halted = Command::EndGeneration {
+        job,
+        generation,
+        state: JobState::Failed,
+        reason: "a record cannot be read".to_owned(),
+        failure: None,
+    };
+    history.command(halted).unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    let mut spec = CreateJob::clone(&row.spec);
+    spec.checkpoint_interval_ms = Some(100);
+    let changed = Command::Divide {
+        job,
+        first_stage: StageId(2),
+        division: Some(PlannedDivision {
+            parallelism: 2,
+            graph: graph(2, 2),
+            update: Some(Arc::new(JobUpdate {
+                spec: spec.clone(),
+                job_graph: JobGraph::default(),
+                checkpoint_interval: Span(100),
+            })),
+        }),
+    };
+    history.command(changed).unwrap();
+    let still = |history: &History| {
+        let row = history.metadata.job(job).unwrap();
+        row.deployment.as_ref().unwrap().still
+    };
+    let old = row.graph.clone();
+    // Also if it fails once more on the way.
+    for _ in 0..2 {
+        let row = history.metadata.job(job).unwrap().clone();
+        let started = begin(&row, &old, Dividing::AsBefore, row.completed, worker);
+        history.command(started).unwrap();
+        assert!(still(&history));
+    }
+    let row = history.metadata.job(job).unwrap().clone();
+    let (generation, next) = (row.generation, graph(2, 2));
+    history
+        .command(prepare(job, generation, &next, worker))
+        .unwrap();
+    let two: Vec<TaskId> = next.tasks().collect();
+    history
+        .command(complete_with(job, generation, 2, worker, &two))
+        .unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    let taken = begin(&row, &next, Dividing::Anew, row.completed, worker);
+    history.command(taken).unwrap();
+    assert!(!still(&history));
+    let row = history.metadata.job(job).unwrap();
+    assert_eq!(row.checkpoint_interval, Span(100));
+    spec.parallelism = Some(2);
+    assert_eq!((&*row.spec, &row.graph), (&spec, &next));
+}
+
+#[test]
+fn a_job_that_stands_still_reads_on_once_its_change_is_withdrawn() {
+    let (mut history, job, worker, generation) = story();
+    let row = history.metadata.job(job).unwrap().clone();
+    let paused = Command::EndGeneration {
+        job,
+        generation,
+        state: JobState::Paused,
+        reason: String::new(),
+        failure: None,
+    };
+    history.command(paused).unwrap();
+    let divide = |first_stage: u16, division: Option<PlannedDivision>| Command::Divide {
+        job,
+        first_stage: StageId(first_stage),
+        division,
+    };
+    let update = JobUpdate {
+        spec: CreateJob::clone(&row.spec),
+        job_graph: JobGraph::default(),
+        checkpoint_interval: Span(100),
+    };
+    let changed = PlannedDivision {
+        parallelism: 2,
+        graph: graph(2, 2),
+        update: Some(Arc::new(update)),
+    };
+    history.command(divide(2, Some(changed))).unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    let started = begin(&row, &row.graph, Dividing::AsBefore, row.completed, worker);
+    history.command(started).unwrap();
+    history.command(divide(3, None)).unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    assert!(row.halting && row.division.is_none());
+    let started = begin(&row, &row.graph, Dividing::AsBefore, row.completed, worker);
+    history.command(started).unwrap();
+    let row = history.metadata.job(job).unwrap();
+    assert!(!row.deployment.as_ref().unwrap().still);
 }

@@ -341,6 +341,7 @@ impl ClusterMetadata {
                 return Err(Rejection::GenerationsExhausted { job });
             }
             row.become_state(state, reason)?;
+            let still = row.is_to_stand_still();
             row.end_generation(at, failure);
             row.deployment = Some(Arc::new(Deployment {
                 job,
@@ -353,6 +354,7 @@ impl ClusterMetadata {
                 tasks: tasks.to_vec(),
                 standbys: standbys.clone(),
                 next: None,
+                still,
                 checkpoint_interval: row.checkpoint_interval,
             }));
             Ok(Outcome::GenerationStarted(row.generation))

@@ -36,6 +36,8 @@ mod stability_tests;
 mod column_name_tests;
 #[cfg(test)]
 mod windows_again_tests;
+#[cfg(test)]
+mod upgrade_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

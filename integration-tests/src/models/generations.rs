@@ -16,7 +16,7 @@ use common::protocol::job::JobState;
 use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
 use coordinator::checkpoint::machine::{
-    CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent,
+    CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Pace,
     Settings as CheckpointSettings,
 };
 use coordinator::checkpoint::permit::CommitPermit;
@@ -438,8 +438,10 @@ fn machines(facts: &Facts, job: JobId, now: Tick) -> (JobMachine, CheckpointMach
     let workers = workers_for(&facts.metadata, &slots, job);
     let machine = JobMachine::new(now, settings, JobFacts::of(row), workers);
     let settings = CheckpointSettings {
-        interval: INTERVAL,
-        timeout: TIMEOUT,
+        pace: Pace {
+            interval: INTERVAL,
+            timeout: TIMEOUT,
+        },
         session_timeout: TIMEOUT,
     };
     let checkpoints = CheckpointMachine::new(settings, row.reserved, row.completed, &row.holders);
@@ -604,8 +606,10 @@ impl Generations {
         if self.makes(Mistake::NumbersAgain) && last > CheckpointId(0) {
             let nothing = BTreeMap::new();
             let settings = CheckpointSettings {
-                interval: INTERVAL,
-                timeout: TIMEOUT,
+                pace: Pace {
+                    interval: INTERVAL,
+                    timeout: TIMEOUT,
+                },
                 session_timeout: TIMEOUT,
             };
             let before = CheckpointId(first.0 - 1);

@@ -426,8 +426,10 @@ impl RunningJob {
                         placed,
                         deployment.restore.is_some(),
                     ));
-                    let state = &mut assembled.state;
-                    Input::Source(assembly::source_side(planned, reader, state, watermark))
+                    let (state, still) = (&mut assembled.state, deployment.still);
+                    Input::Source(assembly::source_side(
+                        planned, reader, state, watermark, still,
+                    ))
                 }
                 None => {
                     let inputs = ends.inputs.remove(&task).unwrap_or_default();

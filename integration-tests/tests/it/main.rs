@@ -26,3 +26,4 @@ mod standby;
 mod startup;
 mod steps;
 mod totals;
+mod update;

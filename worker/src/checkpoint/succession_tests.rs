@@ -47,6 +47,7 @@ fn successor(index: u32, before: u32, after: u32) -> Successor {
             groups,
             splits: false,
             committables: of % after == index,
+            time: true,
         }
     };
     let shares = (0..before).map(share);

@@ -261,12 +261,15 @@ impl JobActor {
             source: SourceContext {
                 task_index: parts.task.index,
                 parallelism: stage.parallelism,
-                restored: deployment.restore.map(|_| assembled.state.splits()),
+                restored: (deployment.restore)
+                    .filter(|_| assembled.state.has_begun())
+                    .map(|_| assembled.state.splits()),
                 log: self.services.log.clone(),
                 clock: self.services.clock.clone(),
             },
             stage: stage.clone(),
             inputs: parts.inputs,
+            still: deployment.still,
         };
         let (task, wake, restored) = (parts.task, parts.wake, deployment.restore);
         let (clock, job) = (self.services.clock.clone(), context.address());
@@ -597,6 +600,8 @@ struct StartingTask {
     source: SourceContext,
     stage: Stage,
     inputs: Vec<InputChannel>,
+    /// It reads nothing of its source.
+    still: bool,
 }
 
 impl StartingTask {
@@ -628,7 +633,9 @@ impl StartingTask {
                 .map_err(source::SourceError::from)
         };
         let reader = SourceInput::start(Box::pin(opening), wake);
-        Input::Source(assembly::source_side(&source, reader, state, watermark))
+        Input::Source(assembly::source_side(
+            &source, reader, state, watermark, self.still,
+        ))
     }
 }
 

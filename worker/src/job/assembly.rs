@@ -222,12 +222,14 @@ pub fn assemble(
     })
 }
 
-/// What a source task needs besides its reader: what its splits say about time, from where they were.
+/// What a source task needs besides its reader: what its splits say about time, from where they were. `still`: it
+/// reads nothing.
 pub fn source_side(
     planned: &PlannedSource,
     reader: SourceInput,
     state: &mut TaskState,
     watermark: Timestamp,
+    still: bool,
 ) -> SourceSide {
     let event_time = planned.spec.watermark();
     let time_column = event_time.and_then(|event_time| {
@@ -242,7 +244,7 @@ pub fn source_side(
         watermarks: Watermarks::new(delay, planned.spec.idle_timeout(), watermark),
         time_column,
         clocks: state.clocks().into_iter().collect(),
-        gate: SourceGate::default(),
+        gate: SourceGate::new(still),
     }
 }
 

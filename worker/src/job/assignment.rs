@@ -137,6 +137,7 @@ mod tests {
             }],
             standbys: BTreeMap::new(),
             next: None,
+            still: false,
             checkpoint_interval: Span::from_secs(1),
         };
         let job_image = JobImage {

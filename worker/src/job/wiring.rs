@@ -113,6 +113,7 @@ mod tests {
             tasks,
             standbys: std::collections::BTreeMap::new(),
             next: None,
+            still: false,
             checkpoint_interval: Span::from_secs(1),
         }
     }

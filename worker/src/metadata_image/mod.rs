@@ -191,6 +191,7 @@ mod tests {
             tasks: Vec::new(),
             standbys: BTreeMap::new(),
             next: None,
+            still: false,
             checkpoint_interval: common::time::Span::from_secs(1),
         });
         let started = MetadataDelta {

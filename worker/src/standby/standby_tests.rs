@@ -103,6 +103,7 @@ impl Pair {
             graph,
             standbys: BTreeMap::new(),
             next: None,
+            still: false,
             checkpoint_interval: Span::from_secs(1),
         };
         let facts = JobImage {

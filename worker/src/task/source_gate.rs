@@ -1,4 +1,5 @@
-//! Stops a source from reading while too many of its checkpoints are undecided (pure).
+//! Stops a source from reading while too many of its checkpoints are undecided, or if its generation stands still
+//! (pure).
 //!
 //! What is written between two checkpoints is a transaction, and a sink can have only so many undecided.
 //! While checkpoints fail one after another, a source that reads on would use them all up, and then
@@ -16,10 +17,19 @@ const CLOSED_AT: usize = TRANSACTION_SLOTS as usize / 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SourceGate {
+    still: bool,
     undecided: BTreeSet<CheckpointId>,
 }
 
 impl SourceGate {
+    /// `still`: nothing is ever read.
+    pub fn new(still: bool) -> SourceGate {
+        SourceGate {
+            still,
+            undecided: BTreeSet::new(),
+        }
+    }
+
     /// The task has sealed a checkpoint.
     pub fn sealed(&mut self, checkpoint: CheckpointId) {
         // Barriers alone take up nothing: it is enough to remember as many as close the gate.
@@ -34,7 +44,7 @@ impl SourceGate {
     }
 
     pub fn is_closed(&self) -> bool {
-        self.undecided.len() >= CLOSED_AT
+        self.still || self.undecided.len() >= CLOSED_AT
     }
 }
 

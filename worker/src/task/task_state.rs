@@ -44,6 +44,7 @@ pub fn inherit(of: Vec<(&Share, OwnTables)>, is_dealt: &dyn Fn(&str) -> bool) ->
     let mut inherited = OwnTables::new();
     // It says nothing of event time that one of them had not said.
     let mut watermark = i64::MAX;
+    let goes_on = of.iter().all(|(share, _)| share.time);
     for (share, tables) in of {
         let entries = |table: &TableId| tables.get(table).map(|table| table.sorted(1));
         let of_time = entries(&id(TASK, TIME)).unwrap_or_default();
@@ -68,8 +69,10 @@ pub fn inherit(of: Vec<(&Share, OwnTables)>, is_dealt: &dyn Fn(&str) -> bool) ->
             }
         }
     }
-    let time = inherited.entry(id(TASK, TIME)).or_default();
-    time.put(0, WATERMARK, &encode(&watermark));
+    if goes_on {
+        let time = inherited.entry(id(TASK, TIME)).or_default();
+        time.put(0, WATERMARK, &encode(&watermark));
+    }
     inherited
 }
 
@@ -97,6 +100,11 @@ impl TaskState {
             .get(0, WATERMARK)
             .map(decode::<i64>);
         stored.map_or(Timestamp::MIN, Timestamp)
+    }
+
+    /// Whether it goes on from what a task before it had sealed.
+    pub fn has_begun(&mut self) -> bool {
+        table(&mut self.task, TIME).get(0, WATERMARK).is_some()
     }
 
     /// What it had passed on before this checkpoint, as long as that is kept.

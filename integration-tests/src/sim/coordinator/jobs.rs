@@ -12,7 +12,7 @@ use common::protocol::standby::AckStandby;
 use common::time::Tick;
 use coordinator::checkpoint::machine::{
     CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Fence, INJECT_AGAIN,
-    Settings as CheckpointSettings,
+    Pace, Settings as CheckpointSettings,
 };
 use coordinator::job::facts::{Facts, Workers, slots_by_job, workers_for};
 use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
@@ -46,8 +46,10 @@ impl Reign {
         let (facts, workers) = self.facts_of(&row);
         let machine = JobMachine::new(env.now, settings, facts, workers);
         let settings = CheckpointSettings {
-            interval: row.checkpoint_interval,
-            timeout: row.spec.config.checkpoint_timeout,
+            pace: Pace {
+                interval: row.checkpoint_interval,
+                timeout: row.spec.config.checkpoint_timeout,
+            },
             session_timeout: DEFAULT_SESSION_TIMEOUT,
         };
         let started = Job {
