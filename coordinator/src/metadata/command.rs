@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, PartitionId,
-    ProducerId, StageId, StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
+    CheckpointId, ClusterId, ControlEpoch, Generation, JobId, JobName, NodeId, PartitionEpoch,
+    PartitionId, ProducerId, StageId, StorageId, TaskId, TopicId, TopicName, WorkerEpoch,
 };
 use common::objects::location::Location;
 use common::plan::JobGraph;
@@ -89,6 +89,13 @@ pub enum Command {
     Reassign {
         id: TopicId,
         targets: Vec<Vec<NodeId>>,
+    },
+    /// One partition, whose record has not changed since, is to have these replicas, the preferred leader first.
+    MoveReplica {
+        id: TopicId,
+        partition: PartitionId,
+        partition_epoch: PartitionEpoch,
+        target: Vec<NodeId>,
     },
     /// So many partitions at most are led by their preferred replicas again.
     PreferLeaders {

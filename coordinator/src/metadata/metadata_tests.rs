@@ -593,6 +593,35 @@ fn a_partition_moves_once_its_new_replicas_are_in_sync_and_not_before() {
 }
 
 #[test]
+fn one_partition_moves_if_its_record_is_the_one_that_it_was_decided_on() {
+    let mut history = History::announced();
+    let [a, b, c] = [10, 20, 30].map(|storage| history.active_worker(storage).0);
+    let topic = history.topic("t", &[&[a], &[b]]);
+    let send = |history: &mut History, partition: u32, epoch, target: &[NodeId]| {
+        history.command(Command::MoveReplica {
+            id: topic,
+            partition: PartitionId(partition),
+            partition_epoch: PartitionEpoch(epoch),
+            target: target.to_vec(),
+        })
+    };
+    send(&mut history, 1, 0, &[c]).unwrap();
+    let row = history.metadata.topic(topic).unwrap();
+    assert_eq!(row.moving, BTreeMap::from([(1, vec![c])]));
+    assert_eq!(row.partitions[1].replicas, [c, b]);
+    assert_eq!(row.partitions[0].replicas, [a]);
+    for (partition, epoch) in [(1, 0), (0, 1), (7, 0)] {
+        let late = send(&mut history, partition, epoch, &[a]);
+        assert!(matches!(late, Err(Rejection::TopicChanged(_))), "{late:?}");
+    }
+    for wrong in [&[][..], &[NodeId(99)]] {
+        let refused = send(&mut history, 0, 0, wrong);
+        let refused_rightly = matches!(refused, Err(Rejection::NoReplica { .. }));
+        assert!(refused_rightly, "{refused:?}");
+    }
+}
+
+#[test]
 fn the_leader_says_who_is_in_sync_and_is_believed_about_those_who_live() {
     let mut history = History::announced();
     let workers = [10, 20, 30].map(|storage| history.active_worker(storage));

@@ -277,6 +277,12 @@ impl ClusterMetadata {
             } => self.alter_topic(index, at, *id, config, *partitions, added),
             Command::DeleteTopic { id } => self.delete_topic(index, *id),
             Command::Reassign { id, targets } => self.reassign(index, at, *id, targets),
+            Command::MoveReplica {
+                id,
+                partition,
+                partition_epoch,
+                target,
+            } => self.move_replica(index, at, *id, *partition, *partition_epoch, target),
             Command::PreferLeaders { most } => Ok(self.prefer_leaders(index, *most)),
             Command::AlterIsr {
                 worker,

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use common::ids::{
-    LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, TopicId, TopicName, TopicPartition,
-    WorkerEpoch,
+    LeaderEpoch, MetadataVersion, NodeId, PartitionEpoch, PartitionId, TopicId, TopicName,
+    TopicPartition, WorkerEpoch,
 };
 use common::protocol::metadata::{PartitionImage, TopicImage};
 use common::protocol::replicate::{IsrChange, IsrVerdict};
@@ -164,18 +164,57 @@ impl ClusterMetadata {
             if partition.replicas == *target && !next.moving.contains_key(&number) {
                 continue;
             }
-            let leaving = partition
-                .replicas
-                .iter()
-                .filter(|node| !target.contains(node));
-            partition.replicas = target.iter().chain(leaving).copied().collect();
-            partition.partition_epoch = partition.partition_epoch.next();
-            next.moving.insert(number, target.clone());
-            self.arrive(&mut next.moving, number, partition);
+            self.redirect(&mut next.moving, number, partition, target);
         }
         self.changes.touch(index, RowKey::Topic(id));
         self.topics.insert(id, Arc::new(next));
         Ok(Outcome::Done)
+    }
+
+    /// The same for one partition, if its record is still the one that it was decided on.
+    pub(super) fn move_replica(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        id: TopicId,
+        number: PartitionId,
+        epoch: PartitionEpoch,
+        target: &[NodeId],
+    ) -> Result<Outcome, Rejection> {
+        let row = self.topics.get(&id).ok_or(Rejection::UnknownTopic(id))?;
+        let place = number.0 as usize;
+        let known = |node| self.workers.contains_key(node);
+        let fewest = row.config.min_insync_replicas as usize;
+        if target.len() < fewest.max(1) || !target.iter().all(known) {
+            return Err(Rejection::NoReplica { partition: place });
+        }
+        let mut next = TopicRow::clone(row);
+        next.updated_at = at;
+        match next.partitions.get_mut(place) {
+            Some(partition) if partition.partition_epoch == epoch => {
+                self.redirect(&mut next.moving, number.0, partition, target);
+            }
+            Some(_) | None => return Err(Rejection::TopicChanged(row.name.clone())),
+        }
+        self.changes.touch(index, RowKey::Topic(id));
+        self.topics.insert(id, Arc::new(next));
+        Ok(Outcome::Done)
+    }
+
+    /// Those that join are replicas from now on, those that leave are until the others have everything.
+    fn redirect(
+        &self,
+        moving: &mut BTreeMap<u32, Vec<NodeId>>,
+        number: u32,
+        partition: &mut PartitionImage,
+        target: &[NodeId],
+    ) {
+        let leaving = partition.replicas.iter();
+        let leaving = leaving.filter(|node| !target.contains(node));
+        partition.replicas = target.iter().chain(leaving).copied().collect();
+        partition.partition_epoch = partition.partition_epoch.next();
+        moving.insert(number, target.to_vec());
+        self.arrive(moving, number, partition);
     }
 
     /// A partition that is on its way to other replicas is there once all of them have everything. That is a new reign
