@@ -10,6 +10,7 @@ use crate::liveness::machine::LivenessMachine;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
 use crate::metadata::nodes::WorkerStatus;
+use crate::metadata::topics::TopicRow;
 
 /// Leaders that move at once.
 const MOVES: u32 = 256;
@@ -23,22 +24,29 @@ pub fn balance(metadata: &ClusterMetadata) -> Option<Command> {
 }
 
 /// Has replicas moved away from workers that are to be emptied, and those replaced that are on workers which
-/// have been gone for long, where there are others to take them. A few topics at a time.
+/// have been gone for long, where there are others to take them. A few topics at a time. What is on its way to such a
+/// worker goes to another one.
 pub fn move_replicas(metadata: &ClusterMetadata, gone: &BTreeSet<NodeId>) -> Vec<Command> {
     let leaves = |node: &NodeId| {
         let worker = metadata.worker(*node);
         gone.contains(node) || worker.is_some_and(|row| row.draining)
     };
     let topics = || metadata.topics_by_name();
-    let moving = topics().filter(|row| !row.moving.is_empty()).count();
+    let is_lost = |row: &TopicRow| row.moving.values().flatten().any(leaves);
+    let moving = topics().filter(|row| !row.moving.is_empty() && !is_lost(row));
+    let moving = moving.count();
     let waiting = topics().filter(|row| {
         let mut replicas = row.partitions.iter().flat_map(|p| &p.replicas);
-        row.moving.is_empty() && replicas.any(leaves)
+        is_lost(row) || row.moving.is_empty() && replicas.any(leaves)
     });
     let moves = waiting.filter_map(|row| {
         // With too few workers they stay where they are.
         let targets = chosen(metadata, row, None).ok()?;
-        Some(Command::Reassign {
+        let changes = (0..).zip(&row.partitions).zip(&targets);
+        let mut changes = changes.map(|((number, partition), target)| {
+            row.moving.get(&number).unwrap_or(&partition.replicas) != target
+        });
+        changes.any(|changes| changes).then_some(Command::Reassign {
             id: row.id,
             targets,
         })
@@ -226,6 +234,24 @@ mod tests {
         };
         apply(&mut metadata, drain.clone());
         assert_eq!(targets(&metadata, &[]), [[nodes[0], nodes[2]]]);
+        // The one that it goes to instead is drained as well.
+        let Some(moved) = move_replicas(&metadata, &BTreeSet::new()).pop() else {
+            panic!("it moves");
+        };
+        apply(&mut metadata, moved);
+        assert!(targets(&metadata, &[]).is_empty(), "it is on its way");
+        let other = Command::DrainWorker {
+            worker: nodes[2],
+            draining: true,
+        };
+        apply(&mut metadata, other);
+        assert!(targets(&metadata, &[]).is_empty(), "nobody is left for it");
+        let back = Command::DrainWorker {
+            worker: nodes[1],
+            draining: false,
+        };
+        apply(&mut metadata, back);
+        assert_eq!(targets(&metadata, &[]), [[nodes[0], nodes[1]]]);
         let mut metadata = cluster(2);
         apply(&mut metadata, drain);
         assert!(
