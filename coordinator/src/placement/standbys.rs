@@ -3,8 +3,8 @@
 //! Goals, in this order:
 //! 1. Never the task's own worker: it would be lost with it. And only who could run the task.
 //! 2. Who stands by already stays, as long as it is there: another one has to fetch everything. One that is to
-//!    be emptied goes when the others have it all. For a task whose own worker is to be emptied, one more stands
-//!    by at least.
+//!    be emptied, or is one too many, goes when the others have it all; of too many the first ones stay. For a task
+//!    whose own worker is to be emptied, one more stands by at least.
 //! 3. Who holds the state already, as a worker that ran the task before does: also if it is gone just now, since it
 //!    is back with all of it long before another one has fetched it.
 //! 4. In another rack than the task's worker and its other standbys.
@@ -96,8 +96,15 @@ pub fn choose(problem: &Problem<'_>) -> Standbys {
         let all_have_it = of_task.len() >= count && of_task.iter().all(holds);
         if !all_have_it {
             let previous = problem.previous.get(&task).into_iter().flatten();
-            let leaving = previous.filter(|worker| problem.draining.contains(worker));
-            of_task.extend(leaving.filter(|worker| Some(*worker) != own));
+            let here = |worker: &&NodeId| {
+                problem.draining.contains(worker) || problem.free_slots.contains_key(worker)
+            };
+            let leaving = previous.filter(here).filter(|worker| Some(*worker) != own);
+            for worker in leaving {
+                if !of_task.contains(worker) {
+                    of_task.push(*worker);
+                }
+            }
         }
         if !of_task.is_empty() {
             chosen.insert(task, of_task);
@@ -266,6 +273,28 @@ mod tests {
             given.holders.insert(of, vec![NodeId(1), leaves, comes]);
         }
         assert_eq!(given.choose()[&of], [comes]);
+    }
+
+    #[test]
+    fn one_that_is_one_too_many_goes_when_the_first_one_has_it_all() {
+        let mut given = Given::new(1, 3);
+        for of in [task(1, 0), task(2, 0)] {
+            given.previous.insert(of, vec![NodeId(3), NodeId(2)]);
+            given.holders.insert(of, vec![NodeId(1), NodeId(2)]);
+        }
+        assert_eq!(given.choose(), given.previous, "only the other one has it");
+        for of in [task(1, 0), task(2, 0)] {
+            given
+                .holders
+                .insert(of, vec![NodeId(1), NodeId(2), NodeId(3)]);
+        }
+        assert_eq!(given.choose()[&task(1, 0)], [NodeId(3)]);
+        given.free_slots.remove(&NodeId(3));
+        assert_eq!(
+            given.choose()[&task(1, 0)],
+            [NodeId(2)],
+            "the new one is gone"
+        );
     }
 
     #[test]
