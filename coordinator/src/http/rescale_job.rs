@@ -1,5 +1,6 @@
 //! `POST /v1/jobs/{job}/rescale`: the job is to run with another parallelism, and goes on running until it does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use actix_web::web::{self, Json, Path};
@@ -16,6 +17,7 @@ use super::gate::Reigning;
 use super::jobs::{describe, find};
 use crate::job::creation;
 use crate::job::describe::{JobDescription, parallelism};
+use crate::job::numbering::numbered_from;
 use crate::metadata::command::Command;
 use crate::metadata::division::PlannedDivision;
 use crate::savepoint::fit;
@@ -85,7 +87,8 @@ pub(crate) async fn rescale_job(
             check(&row.graph, &planned.tasks)?;
             Some(PlannedDivision {
                 parallelism: wanted,
-                graph: Arc::new(creation::numbered_from(first_stage, planned.tasks)?),
+                graph: Arc::new(numbered_from(first_stage, planned.tasks)?),
+                places: BTreeMap::new(),
                 update: None,
             })
         }

@@ -21,6 +21,7 @@ use super::gate::Reigning;
 use super::jobs::{describe, find};
 use crate::job::creation;
 use crate::job::describe::{JobDescription, parallelism};
+use crate::job::numbering::numbered_from;
 use crate::metadata::command::Command;
 use crate::metadata::jobs::JobRow;
 
@@ -164,7 +165,7 @@ fn read_update(body: &[u8], row: &JobRow) -> Result<CreateJob, Problem> {
 /// Whether the job is what it is to be.
 fn is_as_it_was(row: &JobRow, spec: &CreateJob, planned: &TaskGraph) -> Result<bool, Problem> {
     let graph = TaskGraph::clone(&row.graph);
-    let graph = creation::numbered_from(StageId(0), graph)?;
+    let graph = numbered_from(StageId(0), graph)?;
     let mut was = CreateJob::clone(&row.spec);
     was.restore = None;
     was.parallelism = spec.parallelism;

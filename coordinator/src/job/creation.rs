@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::ids::{JobName, StageId, TopicId, TopicName};
+use common::ids::{JobName, TopicId, TopicName};
 use common::limits::{
     DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MAX_STANDBYS, MIN_CHECKPOINT_INTERVAL,
 };
-use common::plan::task_graph::TaskGraph;
 use common::protocol::job::CreateJob;
 use common::protocol::topic::{CreateTopic, TopicConfig};
 use common::time::Span;
 
+use super::numbering::numbered_from;
 use crate::controller::topics;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::Command;
@@ -112,6 +112,7 @@ pub fn update_command(
         division: Some(PlannedDivision {
             parallelism: planned.parallelism,
             graph: Arc::new(numbered_from(first_stage, planned.tasks)?),
+            places: BTreeMap::new(),
             update: Some(Arc::new(JobUpdate {
                 checkpoint_interval: checkpoint_interval(&spec),
                 spec,
@@ -120,27 +121,6 @@ pub fn update_command(
         }),
     });
     Ok(Command::Batch(commands))
-}
-
-/// The same stages under other ids.
-pub fn numbered_from(first: StageId, mut graph: TaskGraph) -> Result<TaskGraph, Problem> {
-    let mut number: BTreeMap<StageId, StageId> = BTreeMap::new();
-    for (stage, place) in graph.stages.iter_mut().zip(0..) {
-        let id = first.0.checked_add(place).ok_or_else(|| {
-            Problem::new(
-                ErrorCode::Conflict,
-                "the job has been divided anew so often that it has used up the numbers of its stages",
-            )
-            .hint("Deploy it anew.")
-        })?;
-        number.insert(stage.id, StageId(id));
-        stage.id = StageId(id);
-    }
-    for edge in &mut graph.edges {
-        edge.from = number[&edge.from];
-        edge.to = number[&edge.to];
-    }
-    Ok(graph)
 }
 
 fn checkpoint_interval(spec: &CreateJob) -> Span {

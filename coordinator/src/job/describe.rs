@@ -68,6 +68,9 @@ pub struct JobDescription {
     /// The change to another definition that is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updating: Option<Division>,
+    /// Tasks that are on their way to other workers, without having been asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Division>,
     /// The latest failures, the last one first.
     pub restarts: Vec<Restart>,
 }
@@ -228,8 +231,9 @@ impl JobDescription {
             late_rows: all.late_rows,
             state_bytes: sum(|task| task.metrics.state_bytes),
             last_checkpoint: row.checkpoints.back().map(CheckpointSummary::of),
-            rescaling: division.clone().filter(|_| !updates),
-            updating: division.filter(|_| updates),
+            rescaling: division.clone().filter(|_| !updates && !row.moves()),
+            updating: division.clone().filter(|_| updates),
+            moving: division.filter(|_| row.moves()),
             restarts: row
                 .failures
                 .iter()

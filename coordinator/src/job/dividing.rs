@@ -123,6 +123,9 @@ impl JobMachine {
         let NextTasks { tasks, standbys } = next;
         let reason = match &self.facts.wanted {
             Some(wanted) if wanted.updates => "it is changed".to_owned(),
+            Some(wanted) if !wanted.places.is_empty() => {
+                "its tasks move to other workers".to_owned()
+            }
             wanted => {
                 let slots = wanted.as_ref().map(|of| of.shape.parallelism());
                 format!("its parallelism changes to {}", slots.unwrap_or_default())
@@ -158,7 +161,7 @@ impl JobMachine {
         })
     }
 
-    /// Where state is already, if there is room; what comes of one task is spread.
+    /// Where it is said to go, and where state is already, if there is room; what comes of one task is spread.
     fn place_next(&self, wanted: &Wanted) -> Result<NextTasks, Unplaceable> {
         let running = self.facts.running.as_ref();
         let ran_on = |task: &TaskId| running.and_then(|running| running.worker_of.get(task));
@@ -172,6 +175,7 @@ impl JobMachine {
             taken.insert((task.stage, of));
             previous.extend(ran_on(&of).map(|worker| (*task, *worker)));
         }
+        previous.extend(&wanted.places);
         let tasks = place(&Problem {
             shape: wanted.shape.clone(),
             free_slots: self.free_slots(Draining::Avoided),

@@ -58,6 +58,8 @@ pub struct Wanted {
     pub updates: bool,
     /// The tasks that each task's state is made of.
     pub predecessors: BTreeMap<TaskId, BTreeSet<TaskId>>,
+    /// Where tasks go that are to run elsewhere than what they take over.
+    pub places: BTreeMap<TaskId, NodeId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,15 +124,17 @@ pub enum Proposal {
 
 impl Wanted {
     fn of(row: &JobRow) -> Option<Wanted> {
-        let PlannedDivision { graph, update, .. } = row.division.as_ref()?;
+        let division = row.division.as_ref()?;
+        let graph = &division.graph;
         let predecessors = graph.tasks().map(|task| {
             let shares = redistribution::shares(&row.graph, graph, task);
             (task, shares.into_iter().map(|share| share.of).collect())
         });
         Some(Wanted {
             shape: JobShape::of(graph),
-            updates: update.is_some(),
+            updates: division.update.is_some(),
             predecessors: predecessors.collect(),
+            places: division.places.clone(),
         })
     }
 }

@@ -966,6 +966,7 @@ fn wanted() -> Wanted {
             .map(|task| (task, [of(task)].into()))
             .collect(),
         shape,
+        places: BTreeMap::new(),
     }
 }
 
@@ -1034,6 +1035,32 @@ fn a_job_is_divided_once_everything_is_prepared() {
     let tasks = prepared.tasks.iter().map(|of| (of.task, of.worker));
     assert_eq!(world.runs_on(), tasks.collect());
     assert!(world.failures.is_empty());
+}
+
+#[test]
+fn tasks_go_where_they_are_said_to_go_if_that_worker_is_there() {
+    let workers = (1..=4).map(|id| (NodeId(id), room(u64::from(id), 4)));
+    let mut world = World::with_workers(workers.collect()).run();
+    world.complete_checkpoint(1);
+    let runs: BTreeSet<NodeId> = world.runs_on().into_values().collect();
+    let free = (1..=4).map(NodeId).find(|worker| !runs.contains(worker));
+    let free = free.expect("it has two tasks");
+    let mut wanted = wanted();
+    for stage in [2, 3].map(StageId) {
+        wanted.places.insert(TaskId { stage, index: 3 }, free);
+    }
+    world.facts.wanted = Some(wanted);
+    world.metadata_changed();
+    world.settle();
+    let on = |world: &World, index| -> Vec<NodeId> {
+        let tasks = next(world).tasks;
+        let tasks = tasks.iter().filter(|of| of.task.index == index);
+        tasks.map(|of| of.worker).collect()
+    };
+    assert_eq!(on(&world, 3), [free, free]);
+    world.lose(free);
+    world.settle();
+    assert!(!on(&world, 3).contains(&free));
 }
 
 #[test]

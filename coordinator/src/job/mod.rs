@@ -4,6 +4,7 @@ pub mod wishes;
 pub mod facts;
 pub mod machine;
 mod dividing;
+pub(crate) mod numbering;
 #[cfg(test)]
 mod machine_tests;
 pub(crate) mod messages;

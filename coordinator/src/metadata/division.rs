@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use common::ids::{Generation, JobId, MetadataVersion, StageId, TaskId};
+use common::ids::{Generation, JobId, MetadataVersion, NodeId, StageId, TaskId};
 use common::plan::JobGraph;
 use common::plan::task_graph::{Stage, TaskGraph};
 use common::protocol::checkpoint::TaskCounts;
@@ -29,6 +29,9 @@ pub struct PlannedDivision {
     pub parallelism: u32,
     /// The ids of its stages are of no earlier division of the job.
     pub graph: Arc<TaskGraph>,
+    /// Where tasks go that are to run elsewhere than what they take over.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<TaskId, NodeId>,
     /// What the job is from then on; `None`: what it was.
     #[serde(default)]
     pub update: Option<Arc<JobUpdate>>,
@@ -150,6 +153,12 @@ impl ClusterMetadata {
 }
 
 impl JobRow {
+    /// Tasks of it are to run elsewhere, as many as before.
+    pub fn moves(&self) -> bool {
+        let division = self.division.as_ref();
+        division.is_some_and(|division| !division.places.is_empty())
+    }
+
     /// The lowest id that no stage of any division of the job has had.
     pub fn next_stage(&self) -> StageId {
         StageId(self.stages_used.max(after(&self.graph)))
@@ -163,6 +172,7 @@ impl JobRow {
             parallelism,
             graph,
             update,
+            ..
         } = division.ok_or(Rejection::NotPrepared { job })?;
         if self.completed.is_some() {
             let with_state = graph.stages.iter().filter(|stage| stage.has_state());

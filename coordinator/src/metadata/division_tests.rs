@@ -1,5 +1,6 @@
 //! A job is divided anew only when everything of it is where it is to go on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::error::ErrorCode;
@@ -57,6 +58,7 @@ fn divide(job: JobId, first_stage: u16, parallelism: u32) -> Command {
         division: Some(PlannedDivision {
             parallelism,
             graph: graph(first_stage, parallelism),
+            places: BTreeMap::new(),
             update: None,
         }),
     }
@@ -274,6 +276,7 @@ fn a_job_that_is_changed_at_rest_reads_nothing_until_it_is() {
         division: Some(PlannedDivision {
             parallelism: 2,
             graph: graph(2, 2),
+            places: BTreeMap::new(),
             update: Some(Arc::new(JobUpdate {
                 spec: spec.clone(),
                 job_graph: JobGraph::default(),
@@ -338,6 +341,7 @@ fn a_job_that_stands_still_reads_on_once_its_change_is_withdrawn() {
     let changed = PlannedDivision {
         parallelism: 2,
         graph: graph(2, 2),
+        places: BTreeMap::new(),
         update: Some(Arc::new(update)),
     };
     history.command(divide(2, Some(changed))).unwrap();
