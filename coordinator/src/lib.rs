@@ -12,6 +12,7 @@ pub mod planner;
 pub mod job;
 pub mod checkpoint;
 pub mod savepoint;
+pub mod rebalance;
 
 pub mod http;
 pub mod metrics;
