@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use crate::metadata::ClusterMetadata;
 use crate::metadata::nodes::WorkerStatus;
 use crate::raft::membership::GroupStatus;
+use crate::rebalance::status::Status;
 
 type Count = Gauge<u64, AtomicU64>;
 
@@ -29,6 +30,8 @@ pub struct Metrics {
     raft_term: Count,
     leads: Count,
     coordinators: Count,
+    rebalance_moves: Count,
+    rebalance_moves_begun: Count,
 }
 
 impl Metrics {
@@ -68,12 +71,25 @@ impl Metrics {
                 "coordinators",
                 "Coordinators of the group, as this one knows it",
             ),
+            rebalance_moves: gauge(
+                "rebalance_moves",
+                "Moves of replicas, standbys and jobs that are under way",
+            ),
+            rebalance_moves_begun: gauge(
+                "rebalance_moves_begun",
+                "Moves that were begun without being asked since this coordinator leads",
+            ),
             registry,
         }
     }
 
     /// The text that Prometheus reads.
-    pub fn text(&self, metadata: &ClusterMetadata, group: &GroupStatus) -> String {
+    pub fn text(
+        &self,
+        metadata: &ClusterMetadata,
+        group: &GroupStatus,
+        rebalance: Option<&Status>,
+    ) -> String {
         let count = |n: usize| n as u64;
         let workers = |status| count(metadata.workers().filter(|w| w.status == status).count());
         let partitions = || metadata.topics_by_name().flat_map(|row| &row.partitions);
@@ -99,6 +115,10 @@ impl Metrics {
         self.raft_term.set(group.term);
         self.leads.set(u64::from(leads));
         self.coordinators.set(count(group.members.len()));
+        let moves = rebalance.map_or(0, |status| status.moves.len());
+        self.rebalance_moves.set(count(moves));
+        let begun = rebalance.map_or(0, |status| status.begun);
+        self.rebalance_moves_begun.set(begun);
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a text takes whatever is written to it");
         text

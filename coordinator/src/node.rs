@@ -204,6 +204,7 @@ impl Node {
                 address: address.clone(),
                 session_timeout: config.session_timeout,
                 savepoints: config.savepoints,
+                rebalance: config.rebalance,
                 stopping: stopped,
             },
             reign_sender,

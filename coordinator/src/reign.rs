@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
+use common::config::coordinator::Rebalance as RebalanceMode;
 use common::ids::{ClusterId, ControlEpoch};
 use common::objects::location::Location;
 use common::objects::store::Objects;
@@ -29,6 +30,7 @@ use crate::metadata_log::{MetadataLog, ProposeError};
 use crate::metrics::Metrics;
 use crate::raft::Group;
 use crate::raft::leadership::Leadership;
+use crate::rebalance::actor::Rebalance;
 
 /// An announcement that did not become a fact is made again after this.
 const RETRY_AFTER: Span = Span::from_millis(100);
@@ -46,6 +48,7 @@ pub(crate) struct Throne {
     pub(crate) session_timeout: Span,
     /// Where savepoints go that do not say where.
     pub(crate) savepoints: Option<Location>,
+    pub(crate) rebalance: RebalanceMode,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -228,6 +231,7 @@ fn begin(throne: Throne, epoch: ControlEpoch) -> State {
         address: _,
         session_timeout,
         savepoints,
+        rebalance,
         stopping,
     } = throne;
     let seen = Seen::default();
@@ -248,14 +252,16 @@ fn begin(throne: Throne, epoch: ControlEpoch) -> State {
     let jobs = Jobs::start(
         controller.clone(),
         transport.clone(),
-        clock,
+        Arc::clone(&clock),
         session_timeout,
         heartbeats,
     );
+    let rebalance = Rebalance::start(rebalance, controller.clone(), clock);
     State {
         controller,
         liveness,
         jobs,
+        rebalance,
         group,
         objects: Objects::new(transport.clone()),
         savepoints,

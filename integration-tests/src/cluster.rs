@@ -20,6 +20,7 @@ pub struct Cluster {
     coordinators: Vec<Node>,
     workers: Vec<Node>,
     worker_options: Vec<String>,
+    coordinator_options: Vec<String>,
     /// What is added to the environment of every process.
     environment: Vec<(String, String)>,
     /// Where each process writes what it says about itself, instead of where the test does.
@@ -62,9 +63,20 @@ impl Cluster {
 
     /// `worker_options`: further flags for every worker.
     pub fn start_with(workers: usize, worker_options: &[&str]) -> Result<Cluster> {
+        Cluster::start_told(workers, worker_options, &[])
+    }
+
+    /// `coordinator_options`: further flags for the coordinator.
+    pub fn start_told(
+        workers: usize,
+        worker_options: &[&str],
+        coordinator_options: &[&str],
+    ) -> Result<Cluster> {
         let temporary = TempDir::new()?;
         let directory = temporary.path().to_owned();
         let mut cluster = Cluster::empty(directory, Some(temporary), worker_options);
+        let options = coordinator_options.iter();
+        cluster.coordinator_options = options.map(|option| (*option).to_owned()).collect();
         cluster.start_all(1, workers)?;
         Ok(cluster)
     }
@@ -124,6 +136,7 @@ impl Cluster {
             coordinators: Vec::new(),
             workers: Vec::new(),
             worker_options: worker_options.iter().map(|o| (*o).to_owned()).collect(),
+            coordinator_options: Vec::new(),
             environment: Vec::new(),
             logs: None,
             network: None,
@@ -200,6 +213,7 @@ impl Cluster {
         if !peers.is_empty() {
             args.extend(["--peers".into(), peers.join(",")]);
         }
+        args.extend(self.coordinator_options.iter().cloned());
         let environment = self.environment.clone();
         let node = Node::start(&name, args, environment, place, self.logs.as_deref())?;
         self.coordinators.push(node);

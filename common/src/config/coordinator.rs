@@ -12,6 +12,13 @@ use crate::limits::{HEARTBEAT_INTERVAL, MAX_HTTP_THREADS};
 use crate::objects::location::{Location, LocationError};
 use crate::time::Span;
 
+/// Whether what workers hold is made even without being asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rebalance {
+    Auto,
+    Manual,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoordinatorConfig {
     pub listen: SocketAddr,
@@ -21,6 +28,7 @@ pub struct CoordinatorConfig {
     pub session_timeout: Span,
     /// Where savepoints go that do not say where.
     pub savepoints: Option<Location>,
+    pub rebalance: Rebalance,
     pub http_threads: u32,
     pub shutdown_timeout: Span,
     pub log: String,
@@ -55,6 +63,7 @@ impl CoordinatorConfig {
             span(Span(HEARTBEAT_INTERVAL.0 * 3), Span::from_secs(600)),
         );
         let savepoints = options.get("savepoints", optional(location));
+        let rebalance = options.get("rebalance", rebalance);
         let http_threads = options.get("http-threads", count(MAX_HTTP_THREADS, || cores().min(4)));
         let shutdown_timeout = options.get(
             "shutdown-timeout",
@@ -70,6 +79,7 @@ impl CoordinatorConfig {
                 data_dir: data_dir?,
                 session_timeout: session_timeout?,
                 savepoints: savepoints?,
+                rebalance: rebalance?,
                 http_threads: http_threads?,
                 shutdown_timeout: shutdown_timeout?,
                 log: log?,
@@ -83,4 +93,12 @@ impl CoordinatorConfig {
 fn location(text: &str) -> Result<Location, String> {
     text.parse()
         .map_err(|error: LocationError| error.to_string())
+}
+
+fn rebalance(text: &str) -> Result<Rebalance, String> {
+    match text {
+        "auto" => Ok(Rebalance::Auto),
+        "manual" => Ok(Rebalance::Manual),
+        other => Err(format!("\"{other}\" is neither auto nor manual")),
+    }
 }

@@ -7,6 +7,9 @@ use utoipa::ToSchema;
 use super::gate::Reigning;
 use crate::metadata::nodes::WorkerStatus;
 use crate::raft::membership::GroupStatus;
+use crate::rebalance::status::{State, Status, UnderWay};
+
+const MOVES_SHOWN: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ClusterDescription {
@@ -27,6 +30,20 @@ pub struct ClusterDescription {
     pub partitions_without_leader: usize,
     pub jobs: usize,
     pub jobs_running: usize,
+    pub rebalance: RebalanceDescription,
+}
+
+/// What is made even without being asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RebalanceDescription {
+    #[schema(value_type = String)]
+    pub state: State,
+    /// Why nothing, or no more, moves now.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// What moves, by whomever it was asked: the first hundred.
+    #[schema(value_type = Vec<Object>)]
+    pub moves: Vec<UnderWay>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -57,6 +74,7 @@ pub struct WorkerCounts {
 pub(crate) async fn describe_cluster(state: Reigning) -> Json<ClusterDescription> {
     let group = state.group.status();
     let coordinators = coordinators(&group);
+    let rebalance = RebalanceDescription::of(state.rebalance.status());
     Json(state.controller.view().read(|metadata| {
         let workers = |status| metadata.workers().filter(|w| w.status == status).count();
         let partitions = || metadata.topics_by_name().flat_map(|row| &row.partitions);
@@ -78,8 +96,19 @@ pub(crate) async fn describe_cluster(state: Reigning) -> Json<ClusterDescription
             partitions_without_leader: partitions().filter(|p| p.leader.is_none()).count(),
             jobs: metadata.jobs_by_name().count(),
             jobs_running: running.count(),
+            rebalance,
         }
     }))
+}
+
+impl RebalanceDescription {
+    fn of(status: Status) -> RebalanceDescription {
+        RebalanceDescription {
+            state: status.state,
+            reason: status.reason,
+            moves: status.moves.into_iter().take(MOVES_SHOWN).collect(),
+        }
+    }
 }
 
 pub(super) fn coordinators(group: &GroupStatus) -> Vec<CoordinatorDescription> {

@@ -75,6 +75,7 @@ use crate::job::jobs_actor::Jobs;
 use crate::liveness::Liveness;
 use crate::metrics::Metrics;
 use crate::raft::Group;
+use crate::rebalance::actor::Rebalance;
 
 /// What endpoints stand on while this coordinator leads.
 #[derive(Clone, Debug)]
@@ -82,6 +83,7 @@ pub struct State {
     pub controller: Controller,
     pub liveness: Liveness,
     pub jobs: Jobs,
+    pub rebalance: Rebalance,
     pub group: Group,
     pub transport: Transport,
     pub objects: Objects,

@@ -18,6 +18,7 @@ mod live_tail;
 mod operating;
 mod produce_fetch;
 mod real_data;
+mod rebalance;
 mod replication;
 mod rescale;
 mod rest_errors;
