@@ -63,7 +63,9 @@ async fn measure(options: &Options, workers: usize, kills: u32, memory: &str) ->
     if kills == 0 {
         return Ok(());
     }
-    let start = || Cluster::start_with(workers, &["--memory", memory]);
+    // A worker that is back gets nothing of the others before it is killed again.
+    let manual = ["--rebalance", "manual"];
+    let start = || Cluster::start_told(workers, &["--memory", memory], &manual);
     let mut cluster = tokio::task::block_in_place(start)?;
     let client = cluster.client()?;
     fill(&client, options.keys, workers).await?;
