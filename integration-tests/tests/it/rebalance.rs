@@ -128,6 +128,53 @@ async fn counts(client: &Client) -> Vec<[u64; 3]> {
     workers.iter().map(of_worker).collect()
 }
 
+/// Once while replicas are on their way to it, and once while tasks are, or just there.
+#[test]
+fn one_that_joins_and_is_lost_in_the_middle_takes_nothing_with_it() {
+    let mut cluster = Cluster::start(2).unwrap();
+    let client = cluster.client().unwrap();
+    talk(begin(&client));
+    cluster.add_worker().unwrap();
+    talk(until(&client, |workers, _| {
+        has(&workers[2], "replicas") > 0
+    }));
+    let mut sent = PORTION;
+    for round in 0..2 {
+        if round == 1 {
+            talk(async {
+                let moves = async {
+                    loop {
+                        let job = client.job("totals").await.unwrap();
+                        let there = has(&workers(&client).await[2], "tasks") > 0;
+                        if job.get("moving").is_some() || there {
+                            return;
+                        }
+                        tokio::time::sleep(LOOK).await;
+                    }
+                };
+                let moved = tokio::time::timeout(PATIENCE, moves).await;
+                moved.expect("no task goes to it");
+            });
+        }
+        cluster.kill_worker(2).unwrap();
+        cluster.restart_worker(2).unwrap();
+        talk(async {
+            send(&client, sent..sent + PORTION).await;
+            wait_until_counted(&client, sent + PORTION).await;
+        });
+        sent += PORTION;
+    }
+    talk(async {
+        until(&client, |workers, _| {
+            let counts = || workers.iter().map(|worker| has(worker, "replicas"));
+            counts().max().unwrap() - counts().min().unwrap() <= 1
+        })
+        .await;
+        send(&client, sent..sent + PORTION).await;
+        wait_until_counted(&client, sent + PORTION).await;
+    });
+}
+
 #[test]
 fn with_rebalance_manual_nothing_moves_without_being_asked() {
     let mut cluster = Cluster::start_told(2, &[], &["--rebalance", "manual"]).unwrap();
