@@ -135,6 +135,9 @@ pub const MAX_SAVED_OBJECT_BYTES: u64 = 64 << 20;
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 /// Savepoints that a job's list shows.
 pub const SAVEPOINT_HISTORY: usize = 20;
+/// Archives of a job that may be kept, and how close one may follow the other.
+pub const MAX_ARCHIVES: u32 = 10;
+pub const MIN_ARCHIVE_INTERVAL: Span = Span::from_secs(1);
 /// A job that is restored from a savepoint may take so long to begin: its state comes from far.
 pub const RESTORE_TIMEOUT: Span = Span::from_secs(3_600);
 /// The last checkpoint before a job is divided into tasks in another way may take so long; then the job goes on as it

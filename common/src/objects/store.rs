@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -120,6 +121,43 @@ impl Objects {
         .await
     }
 
+    /// The places right below one that have something in them.
+    pub async fn places_below(&self, at: &Location) -> Result<Vec<Location>, ObjectError> {
+        let place = at.clone();
+        self.run(at, async move {
+            let store = open(&place)?;
+            let listed = store.list_with_delimiter(Some(&path_of(&place)?)).await;
+            let listed = listed.map_err(|error| failed(&place, &error))?;
+            let names = listed
+                .common_prefixes
+                .iter()
+                .filter_map(|path| path.filename());
+            Ok(names.map(|name| place.join(name)).collect())
+        })
+        .await
+    }
+
+    /// Removes everything below a place; that something is not there any more is no error. `first`: the object that goes
+    /// before all others, since they are nothing without it.
+    pub async fn remove_below(&self, at: &Location, first: &str) -> Result<(), ObjectError> {
+        let place = at.clone();
+        let first = at.join(first);
+        self.run(at, async move {
+            let store = open(&place)?;
+            remove(&*store, &path_of(&first)?, &place).await?;
+            let listed = store
+                .list(Some(&path_of(&place)?))
+                .try_collect::<Vec<_>>()
+                .await;
+            let listed = listed.map_err(|error| failed(&place, &error))?;
+            for object in listed {
+                remove(&*store, &object.location, &place).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         at: &Location,
@@ -137,7 +175,10 @@ impl Objects {
 /// Built for each object: what it costs is little beside an object, and credentials that were renewed count.
 fn open(at: &Location) -> Result<Arc<dyn ObjectStore>, ObjectError> {
     match at.store() {
-        Store::Files => Ok(Arc::new(LocalFileSystem::new())),
+        Store::Files => {
+            let files = LocalFileSystem::new().with_automatic_cleanup(true);
+            Ok(Arc::new(files))
+        }
         Store::S3 { bucket } => {
             let retry = RetryConfig {
                 max_retries: RETRIES,
@@ -157,6 +198,13 @@ fn open(at: &Location) -> Result<Arc<dyn ObjectStore>, ObjectError> {
                 .build();
             Ok(Arc::new(store.map_err(|error| failed(at, &error))?))
         }
+    }
+}
+
+async fn remove(store: &dyn ObjectStore, path: &Path, at: &Location) -> Result<(), ObjectError> {
+    match store.delete(path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(failed(at, &error)),
     }
 }
 

@@ -53,6 +53,29 @@ pub struct JobConfig {
     /// Workers besides its own that keep the state of each task, as far as there are so many: a checkpoint is
     /// complete when they have it, too, and so many may be lost with their disks.
     pub standbys: u32,
+    /// Savepoints that are made by themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveConfig>,
+}
+
+/// Savepoints of a job that runs, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ArchiveConfig {
+    /// From one to the next, at least a second.
+    #[schema(value_type = String)]
+    pub interval: Span,
+    /// So many of the latest stay, 1 to 10.
+    #[serde(default = "default_archives")]
+    pub keep: u32,
+    /// Below which they are; default: where the coordinator puts savepoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
+    pub location: Option<Location>,
+}
+
+fn default_archives() -> u32 {
+    2
 }
 
 impl Default for JobConfig {
@@ -63,6 +86,7 @@ impl Default for JobConfig {
             restart_budget: u32::try_from(crate::limits::RESTART_BUDGET)
                 .expect("the budget is small"),
             standbys: crate::limits::DEFAULT_STANDBYS,
+            archive: None,
         }
     }
 }

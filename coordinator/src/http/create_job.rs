@@ -91,7 +91,8 @@ pub(crate) async fn create_job(
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
     let Named { name } = read_json(&body)?;
     JobName::new(name)?;
-    let spec = read_job(&body)?;
+    let mut spec = read_job(&body)?;
+    creation::place_archives(&mut spec, state.savepoints.as_ref())?;
     let (taken, context) = state.controller.view().read(|metadata| {
         let taken = metadata.job_named(&spec.name).is_some();
         (taken, creation::plan_context(metadata, Some(&spec.name)))

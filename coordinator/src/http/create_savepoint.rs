@@ -70,6 +70,7 @@ pub(crate) async fn create_savepoint(
                 job: row.id,
                 id,
                 location,
+                archive: false,
             };
             state.controller.propose(command).await?;
             id

@@ -29,6 +29,8 @@ pub(crate) struct SavepointEntry {
     generation: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
+    /// Whether it was made by itself.
+    archive: bool,
     /// When it was asked for.
     created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,6 +72,7 @@ impl SavepointEntry {
             epoch: None,
             generation: None,
             bytes: None,
+            archive: row.archive,
             created_at: row.created_at.to_string(),
             completed_at: None,
             code: None,

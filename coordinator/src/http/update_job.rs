@@ -83,7 +83,8 @@ pub(crate) async fn update_job(
 ) -> Result<HttpResponse, Problem> {
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
     let row = find(&state, &job)?;
-    let spec = read_update(&body, &row)?;
+    let mut spec = read_update(&body, &row)?;
+    creation::place_archives(&mut spec, state.savepoints.as_ref())?;
     let context = state
         .controller
         .view()

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use common::error::{ErrorCode, Problem};
 use common::ids::{JobName, TopicId, TopicName};
 use common::limits::{
-    DEFAULT_CHECKPOINT_INTERVAL, MAX_KEY_GROUPS, MAX_STANDBYS, MIN_CHECKPOINT_INTERVAL,
+    DEFAULT_CHECKPOINT_INTERVAL, MAX_ARCHIVES, MAX_KEY_GROUPS, MAX_STANDBYS, MIN_ARCHIVE_INTERVAL,
+    MIN_CHECKPOINT_INTERVAL,
 };
+use common::objects::location::Location;
 use common::protocol::job::CreateJob;
 use common::protocol::topic::{CreateTopic, TopicConfig};
 use common::time::Span;
@@ -41,6 +43,23 @@ pub fn plan_context(metadata: &ClusterMetadata, job: Option<&JobName>) -> PlanCo
             .flat_map(|worker| worker.operators.iter().cloned())
             .collect(),
         dead_letters: job.map(JobName::dead_letters),
+    }
+}
+
+/// Says where archives go, if the job wants some and does not say so. `default`: where the coordinator puts savepoints.
+pub fn place_archives(spec: &mut CreateJob, default: Option<&Location>) -> Result<(), Problem> {
+    let Some(archive) = &mut spec.config.archive else {
+        return Ok(());
+    };
+    archive.location = archive.location.take().or(default.cloned());
+    match archive.location {
+        Some(_) => Ok(()),
+        None => Err(Problem::new(
+            ErrorCode::InvalidRequest,
+            "neither the job nor the coordinator says where archives go",
+        )
+        .at("/config/archive/location")
+        .hint("Give a \"location\", file:///directory or s3://bucket/prefix, or start the coordinator with --savepoints.")),
     }
 }
 
@@ -185,6 +204,22 @@ fn check(spec: &CreateJob) -> Result<(), Problem> {
     if key_groups == 0 || key_groups > MAX_KEY_GROUPS {
         let detail = format!("a job has 1 to {MAX_KEY_GROUPS} key groups, not {key_groups}");
         return refuse("/config/key_groups", detail);
+    }
+    if let Some(archive) = &spec.config.archive {
+        if archive.interval < MIN_ARCHIVE_INTERVAL {
+            let detail = format!(
+                "archives are at least {MIN_ARCHIVE_INTERVAL} apart, not {}",
+                archive.interval
+            );
+            return refuse("/config/archive/interval", detail);
+        }
+        if !(1..=MAX_ARCHIVES).contains(&archive.keep) {
+            let detail = format!(
+                "1 to {MAX_ARCHIVES} archives are kept, not {}",
+                archive.keep
+            );
+            return refuse("/config/archive/keep", detail);
+        }
     }
     let standbys = spec.config.standbys;
     if standbys > MAX_STANDBYS {

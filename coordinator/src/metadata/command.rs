@@ -197,6 +197,14 @@ pub enum Command {
         job: JobId,
         id: Uuid,
         location: Location,
+        /// Nobody asked for it.
+        #[serde(default)]
+        archive: bool,
+    },
+    /// Nothing is left of it in its store.
+    ForgetSavepoint {
+        job: JobId,
+        id: Uuid,
     },
     EndSavepoint {
         job: JobId,

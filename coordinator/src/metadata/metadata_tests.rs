@@ -1298,6 +1298,7 @@ fn one_savepoint_of_a_job_is_made_at_a_time_and_the_list_is_bounded() {
         job,
         id: Uuid::from_u128(id),
         location: location(),
+        archive: false,
     };
     let fail = |id: u128| Command::EndSavepoint {
         job,
@@ -1669,6 +1670,7 @@ impl Intent {
                 job: JobId(job),
                 id: Uuid::from_u128(metadata.version().0.into()),
                 location: location(),
+                archive: metadata.version().0 % 2 == 0,
             },
             Intent::EndSavepoint { job } => {
                 let row = metadata.job(JobId(job));

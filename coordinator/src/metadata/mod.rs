@@ -376,9 +376,13 @@ impl ClusterMetadata {
                 self.reserve_epochs(index, at, *job, *generation)
             }
             Command::EpochCompleted(completed) => self.epoch_completed(index, at, completed),
-            Command::BeginSavepoint { job, id, location } => {
-                self.begin_savepoint(index, at, *job, *id, location)
-            }
+            Command::BeginSavepoint {
+                job,
+                id,
+                location,
+                archive,
+            } => self.begin_savepoint(index, at, *job, *id, location, *archive),
+            Command::ForgetSavepoint { job, id } => self.forget_savepoint(index, at, *job, *id),
             Command::EndSavepoint { job, id, outcome } => {
                 self.end_savepoint(index, at, *job, *id, outcome)
             }

@@ -33,6 +33,9 @@ pub struct SavepointRow {
     /// Below which it is.
     pub location: Location,
     pub created_at: Timestamp,
+    /// Nobody asked for it, and it goes when newer ones have come.
+    #[serde(default)]
+    pub archive: bool,
     /// `None`: it is being made.
     pub ended: Option<SavepointEnded>,
 }
@@ -78,6 +81,7 @@ impl ClusterMetadata {
         job: JobId,
         id: Uuid,
         location: &Location,
+        archive: bool,
     ) -> Result<Outcome, Rejection> {
         self.change_job(index, at, job, |row| {
             if let Some(other) = row.savepoint_under_way() {
@@ -86,12 +90,16 @@ impl ClusterMetadata {
                 return Err(Rejection::SavepointUnderWay { job, location });
             }
             if row.savepoints.len() == SAVEPOINT_HISTORY {
-                row.savepoints.pop_front();
+                // An archive that is forgotten would never be removed.
+                let mut savepoints = row.savepoints.iter();
+                let oldest = savepoints.position(|savepoint| !savepoint.archive);
+                row.savepoints.remove(oldest.unwrap_or(0));
             }
             row.savepoints.push_back(SavepointRow {
                 id,
                 location: location.clone(),
                 created_at: at,
+                archive,
                 ended: None,
             });
             Ok(Outcome::Done)
@@ -115,6 +123,24 @@ impl ClusterMetadata {
                 at,
                 outcome: outcome.clone(),
             });
+            Ok(Outcome::Done)
+        })
+    }
+
+    /// What a savepoint had in its store has been removed.
+    pub(super) fn forget_savepoint(
+        &mut self,
+        index: MetadataVersion,
+        at: Timestamp,
+        job: JobId,
+        id: Uuid,
+    ) -> Result<Outcome, Rejection> {
+        self.change_job(index, at, job, |row| {
+            let ended = |savepoint: &SavepointRow| savepoint.ended.is_some();
+            let mut savepoints = row.savepoints.iter();
+            let position = savepoints.position(|savepoint| savepoint.id == id && ended(savepoint));
+            let position = position.ok_or(Rejection::NoSavepoint { job, id })?;
+            row.savepoints.remove(position);
             Ok(Outcome::Done)
         })
     }

@@ -12,13 +12,14 @@ use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, NodeId, TaskId};
 use common::limits::JOB_MAILBOX;
 use common::objects::location::Location;
-use common::objects::store::Objects;
+use common::objects::store::{ObjectError, Objects};
 use common::protocol::job::JobState;
 use common::protocol::savepoint::SaveState;
 use common::savepoint::{MANIFEST, Manifest, SavedObject, SavedTask, VERSION};
 use common::time::{Clock, Span};
 use common::transport::client::Transport;
 
+use super::archive::{self, ArchiveMachine};
 use super::machine::{Effect, Event, Facts, SavepointMachine, Settings, Standing};
 use crate::checkpoint::actor::{CheckpointActor, HurryCheckpoint};
 use crate::controller::Controller;
@@ -46,6 +47,7 @@ pub(crate) struct SavepointActor {
     row: Arc<JobRow>,
     cut: Option<Cut>,
     machine: SavepointMachine,
+    archives: ArchiveMachine,
     timer: Option<SpawnHandle>,
 }
 
@@ -67,6 +69,7 @@ impl SavepointActor {
         facts: tokio::sync::watch::Receiver<JobFacts>,
     ) -> SavepointActor {
         let row = Arc::clone(&facts.borrow().row);
+        let now = clock.tick();
         let patience = Span(PATIENCE.0 + row.spec.config.checkpoint_timeout.0);
         SavepointActor {
             job: row.id,
@@ -79,6 +82,7 @@ impl SavepointActor {
             row,
             cut: None,
             machine: SavepointMachine::new(Settings { patience }),
+            archives: ArchiveMachine::new(now),
             timer: None,
         }
     }
@@ -86,6 +90,8 @@ impl SavepointActor {
     fn learn(&mut self, facts: JobFacts, ctx: &mut Context<SavepointActor>) {
         self.row = Arc::clone(&facts.row);
         self.happen(Event::MetadataChanged(facts_of(&facts)), ctx);
+        let archives = archive::Facts::of(&facts.row);
+        self.archive(archive::Event::MetadataChanged(archives), ctx);
     }
 
     fn happen(&mut self, event: Event, ctx: &mut Context<SavepointActor>) {
@@ -120,6 +126,48 @@ impl SavepointActor {
                 Effect::Write { cut, objects } => self.write(cut, objects, ctx),
                 Effect::End { asked, outcome } => self.end(asked, outcome, ctx),
             }
+        }
+        self.set_timer(ctx);
+    }
+
+    fn archive(&mut self, event: archive::Event, ctx: &mut Context<SavepointActor>) {
+        for effect in self.archives.handle(self.clock.tick(), event) {
+            let (job, controller) = (self.job, self.controller.clone());
+            let objects = self.objects.clone();
+            let below = match &effect {
+                archive::Effect::Remove { id, .. } => self.attempts_of(*id),
+                archive::Effect::Begin { .. } => None,
+            };
+            let doing = async move {
+                let command = match effect {
+                    archive::Effect::Begin { location } => Command::BeginSavepoint {
+                        job,
+                        id: Uuid::new_v4(),
+                        location,
+                        archive: true,
+                    },
+                    archive::Effect::Remove { id, place } => {
+                        match (place, below) {
+                            (Some(place), _) => objects.remove_below(&place, MANIFEST).await?,
+                            (None, Some(below)) => remove_attempts(&objects, &below, id).await?,
+                            (None, None) => {}
+                        }
+                        Command::ForgetSavepoint { job, id }
+                    }
+                };
+                let proposed = controller.propose(command).await;
+                proposed.map(drop).map_err(Problem::from)
+            };
+            ctx.spawn(doing.into_actor(self).map(|done, actor, ctx| {
+                let event = match done {
+                    Ok(()) => archive::Event::Done,
+                    Err(problem) => {
+                        debug!(job = %actor.row.name, %problem, "an archive waits");
+                        archive::Event::NotDone
+                    }
+                };
+                actor.archive(event, ctx);
+            }));
         }
         self.set_timer(ctx);
     }
@@ -268,6 +316,7 @@ impl SavepointActor {
             }
             SavepointOutcome::Failed { reason, .. } => {
                 warn!(%job, reason, "savepoint failed");
+                self.clear_away(asked, ctx);
             }
         }
         let controller = self.controller.clone();
@@ -285,19 +334,54 @@ impl SavepointActor {
         }));
     }
 
+    /// Where attempts at a savepoint are, among those of others.
+    fn attempts_of(&self, id: Uuid) -> Option<Location> {
+        let mut savepoints = self.row.savepoints.iter();
+        let savepoint = savepoints.find(|savepoint| savepoint.id == id)?;
+        Some(savepoint.location.join(self.row.name.as_str()))
+    }
+
+    /// What a failed savepoint has left in its store goes, if the store can be used.
+    fn clear_away(&self, asked: Uuid, ctx: &mut Context<SavepointActor>) {
+        let Some(below) = self.attempts_of(asked) else {
+            return;
+        };
+        let objects = self.objects.clone();
+        let removing = async move { remove_attempts(&objects, &below, asked).await };
+        ctx.spawn(removing.into_actor(self).map(|removed, actor, _| {
+            if let Err(error) = removed {
+                let job = &actor.row.name;
+                warn!(%job, %error, "what a failed savepoint has left stays in its store");
+            }
+        }));
+    }
+
     fn set_timer(&mut self, ctx: &mut Context<SavepointActor>) {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
         let now = self.clock.tick();
-        self.timer = self.machine.wake_at().map(|at| {
+        let wakes = [self.machine.wake_at(), self.archives.wake_at()];
+        self.timer = wakes.into_iter().flatten().min().map(|at| {
             let pause = Duration::from_millis(at.since(now).0);
             ctx.run_later(pause, |actor, ctx| {
                 actor.timer = None;
                 actor.happen(Event::TimePassed, ctx);
+                actor.archive(archive::Event::TimePassed, ctx);
             })
         });
     }
+}
+
+/// Every attempt at a savepoint has a name that ends with its id.
+async fn remove_attempts(objects: &Objects, below: &Location, id: Uuid) -> Result<(), ObjectError> {
+    let end = id.simple().to_string();
+    for place in objects.places_below(below).await? {
+        if place.path().ends_with(&end) {
+            objects.remove_below(&place, MANIFEST).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The job's tasks with what they have given.

@@ -9,10 +9,13 @@
 //!                            the manifest into the store, last
 //!   201, or 202 before       EndSavepoint is a fact
 //!
+//!   an archive, now and then  BeginSavepoint, and what is left of the oldest is removed
+//!
 //!   POST …/restore ───────▶  reads the manifest, compares it with the job
 //!                            RestoreJob is a fact  ───────────────────▶  fetch what they run, begin
 //! ```
 
+pub mod archive;
 pub mod machine;
 #[cfg(test)]
 mod machine_tests;

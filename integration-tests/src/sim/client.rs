@@ -302,6 +302,7 @@ impl Client {
             parallelism: None,
             checkpoint_interval_ms: None,
             config: JobConfig {
+                archive: None,
                 key_groups: tally::KEY_GROUPS,
                 checkpoint_timeout: self.plan.checkpoint_timeout,
                 // The world is rougher than a user would put up with.

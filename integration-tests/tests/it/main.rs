@@ -28,3 +28,4 @@ mod startup;
 mod steps;
 mod totals;
 mod update;
+mod archive;
