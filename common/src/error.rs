@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::time::Span;
+
 /// The stable name of an error. Codes are added, never renamed.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
@@ -69,6 +71,7 @@ pub enum ErrorCode {
     Unknown,
     DiskFull,
     Overloaded,
+    QuotaExceeded,
     ShuttingDown,
     // Ours.
     CorruptLog,
@@ -393,6 +396,12 @@ impl ErrorCode {
                 true,
                 "Repeat the request in a moment, with less at a time.",
             ),
+            ErrorCode::QuotaExceeded => (
+                429,
+                "The client's quota is used up",
+                true,
+                "Repeat the request after the seconds that Retry-After says, or have the quota raised (--producer-byte-rate, --consumer-byte-rate).",
+            ),
             ErrorCode::ShuttingDown => (
                 503,
                 "The node is shutting down",
@@ -457,6 +466,9 @@ pub struct Problem {
     /// Where in the request: a JSON pointer, `line 3, column 7`, or `record 12`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// The request is worth repeating after so many seconds, as the header Retry-After says too; where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -469,12 +481,19 @@ impl Problem {
             detail: detail.into(),
             hint: code.hint().to_owned(),
             at: None,
+            retry_after: None,
         }
     }
 
     /// A next step that fits better than that of the code.
     pub fn hint(mut self, hint: impl Into<String>) -> Problem {
         self.hint = hint.into();
+        self
+    }
+
+    /// Rounded up to seconds: who comes earlier is refused again.
+    pub fn retry_after(mut self, span: Span) -> Problem {
+        self.retry_after = Some(span.0.div_ceil(1_000).max(1));
         self
     }
 
@@ -562,6 +581,7 @@ mod tests {
         ErrorCode::Unknown,
         ErrorCode::DiskFull,
         ErrorCode::Overloaded,
+        ErrorCode::QuotaExceeded,
         ErrorCode::ShuttingDown,
         ErrorCode::CorruptLog,
         ErrorCode::Internal,

@@ -35,6 +35,14 @@ pub const MAX_FETCH_BYTES: usize = 16 << 20;
 pub const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 pub const MAX_FETCH_RECORDS: usize = 100_000;
 pub const DEFAULT_FETCH_RECORDS: usize = 1_000;
+/// Kafka's `client.id` is a short string; a name is kept for as long as its client owes something.
+pub const MAX_CLIENT_ID_BYTES: usize = 255;
+/// Clients whose quotas are kept apart: about 4 MiB if all have the longest names.
+pub const MAX_QUOTA_CLIENTS: usize = 10_000;
+/// What a client may have at once: as much as its rate gives it in this time.
+pub const QUOTA_BURST: Span = Span::from_secs(1);
+/// A rate below this would make one request of the largest size wait for most of a day.
+pub const LEAST_BYTE_RATE: u64 = 1 << 10;
 /// Items on one page of a list.
 pub const DEFAULT_PAGE: usize = 100;
 pub const MAX_PAGE: usize = 1_000;

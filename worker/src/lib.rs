@@ -20,6 +20,7 @@ pub mod operator;
 pub mod sink;
 pub mod job;
 
+pub mod quota;
 pub mod load;
 pub mod metrics;
 pub mod slots;

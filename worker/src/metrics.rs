@@ -40,6 +40,19 @@ pub struct TaskLabels {
     pub task: String,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    pub kind: &'static str,
+}
+
+/// What a client is made to wait for that has used up its quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Throttled {
+    Produce,
+    Fetch,
+    Stream,
+}
+
 /// The registry of one node. Several nodes may share a process, so none is global.
 #[derive(Debug)]
 pub struct Metrics {
@@ -48,6 +61,7 @@ pub struct Metrics {
     produced_bytes: Family<TopicLabels, Counter>,
     produce_seconds: Histogram,
     produce_refused: Counter,
+    throttled_requests: Family<KindLabels, Counter>,
     fetched_bytes: Family<TopicLabels, Counter>,
     asked: Mutex<Asked>,
 }
@@ -164,6 +178,12 @@ impl Metrics {
             "Requests of clients that were told to come again because too much was under way",
             produce_refused.clone(),
         );
+        let throttled_requests = Family::<KindLabels, Counter>::default();
+        registry.register(
+            "throttled_requests",
+            "Requests of clients that were told to come again because of their quota, and pauses of streams",
+            throttled_requests.clone(),
+        );
         registry.register_with_unit(
             "fetched",
             "Bytes of records that clients read here",
@@ -177,6 +197,7 @@ impl Metrics {
             produced_bytes,
             produce_seconds,
             produce_refused,
+            throttled_requests,
             fetched_bytes,
             asked: Mutex::new(asked),
         }
@@ -193,6 +214,16 @@ impl Metrics {
 
     pub fn produce_refused(&self) {
         self.produce_refused.inc();
+    }
+
+    pub fn throttled(&self, what: Throttled) {
+        let kind = match what {
+            Throttled::Produce => "produce",
+            Throttled::Fetch => "fetch",
+            Throttled::Stream => "stream",
+        };
+        let labels = KindLabels { kind };
+        self.throttled_requests.get_or_create(&labels).inc();
     }
 
     pub fn fetched(&self, topic: &str, bytes: u64) {
@@ -324,6 +355,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.produced("bids", 3, 120, 0.004);
         metrics.fetched("bids", 60);
+        metrics.throttled(Throttled::Stream);
         let partition = PartitionNumbers {
             labels: PartitionLabels {
                 topic: "bids".to_owned(),
@@ -347,6 +379,7 @@ mod tests {
             "millstream_worker_produced_bytes_total{topic=\"bids\"} 120",
             "millstream_worker_produce_seconds_bucket{le=\"0.005\"} 1",
             "millstream_worker_fetched_bytes_total{topic=\"bids\"} 60",
+            "millstream_worker_throttled_requests_total{kind=\"stream\"} 1",
             "millstream_worker_partition_end_offset{topic=\"bids\",partition=\"1\"} 3.0",
             "millstream_worker_task_rows_in{job=\"counts\",task=\"0.1\"} 7.0",
         ] {

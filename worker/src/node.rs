@@ -38,6 +38,7 @@ use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::{DISK_PARALLELISM, Partitions, directories};
 use crate::partition::settings::PartitionSettings;
+use crate::quota::Quotas;
 use crate::replication::follower_actor::FollowerSettings;
 use crate::replication::followers::Followers;
 use crate::replication::isr_proposals::{IsrProposals, isr_proposals};
@@ -278,6 +279,7 @@ async fn run(
         replication: Sessions::new(clock.clone(), partitions.clone()),
         turn: Arc::default(),
         intake: Intake::new(memory.intake_bytes),
+        quotas: Quotas::of(&config, &clock),
         jobs: jobs.clone(),
         exchange,
         image: image.clone(),

@@ -27,6 +27,7 @@ use crate::error::Problem;
 #[derive(Clone, Debug)]
 pub struct Client {
     base: String,
+    client_id: Option<String>,
     http: reqwest::Client,
 }
 
@@ -62,8 +63,15 @@ impl Client {
             .map_err(|error| unreachable(address, &error))?;
         Ok(Client {
             base: address.trim_end_matches('/').to_owned(),
+            client_id: None,
             http,
         })
+    }
+
+    /// Whose quotas its requests count for, as Kafka's `client.id`; else it is the address they come from.
+    pub fn with_client_id(mut self, client_id: &str) -> Client {
+        self.client_id = Some(client_id.to_owned());
+        self
     }
 
     pub fn address(&self) -> &str {
@@ -132,7 +140,11 @@ impl Client {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.client_id {
+            Some(client_id) => request.header("x-client-id", client_id),
+            None => request,
+        }
     }
 
     /// Sends a request; an answer that is a problem is an error.

@@ -8,7 +8,9 @@ use super::{
     ConfigError, LogFormat, Options, address, bytes, cores, count, directory, log_filter,
     log_format, optional, some, span, url,
 };
-use crate::limits::{MAX_DATA_THREADS, MAX_HTTP_THREADS, MAX_SLOTS, SLOTS_PER_CORE};
+use crate::limits::{
+    LEAST_BYTE_RATE, MAX_DATA_THREADS, MAX_HTTP_THREADS, MAX_SLOTS, SLOTS_PER_CORE,
+};
 use crate::time::Span;
 
 /// A worker's buffers and segments need this much before it has any state.
@@ -26,6 +28,10 @@ pub struct WorkerConfig {
     pub rack: Option<String>,
     pub slots: u32,
     pub memory_bytes: u64,
+    /// Bytes per second that one client may send; `None`: any number.
+    pub producer_byte_rate: Option<u64>,
+    /// The same of what it reads.
+    pub consumer_byte_rate: Option<u64>,
     pub data_threads: u32,
     pub http_threads: u32,
     pub shutdown_timeout: Span,
@@ -59,6 +65,9 @@ impl WorkerConfig {
         let rack = options.get("rack", optional(label));
         let slots = options.get("slots", count(MAX_SLOTS, || cores() * SLOTS_PER_CORE));
         let memory_bytes = options.get("memory", bytes(LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES));
+        let byte_rate = || optional(bytes(LEAST_BYTE_RATE, MOST_MEMORY_BYTES));
+        let producer_byte_rate = options.get("producer-byte-rate", byte_rate());
+        let consumer_byte_rate = options.get("consumer-byte-rate", byte_rate());
         let data_threads = options.get("data-threads", count(MAX_DATA_THREADS, cores));
         let http_threads = options.get("http-threads", count(MAX_HTTP_THREADS, || cores().min(4)));
         let shutdown_timeout = options.get(
@@ -77,6 +86,8 @@ impl WorkerConfig {
                 rack: rack?,
                 slots: slots?,
                 memory_bytes: memory_bytes?,
+                producer_byte_rate: producer_byte_rate?,
+                consumer_byte_rate: consumer_byte_rate?,
                 data_threads: data_threads?,
                 http_threads: http_threads?,
                 shutdown_timeout: shutdown_timeout?,

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -42,8 +42,8 @@ pub struct HttpServer {
 
 /// Longer than clients keep idle connections, so that they, who know what is under way, close them.
 const KEEP_ALIVE_SECONDS: u64 = 75;
-/// What may succeed later is worth another attempt after so long.
-const RETRY_AFTER_SECONDS: &str = "1";
+/// What may succeed later is worth another attempt after so long, where nobody knows better.
+const RETRY_AFTER_SECONDS: u64 = 1;
 /// What a connection is given of a reply at once. With less, sender and receiver wake each other for every
 /// few kilobytes: at 32 KiB and 128 KiB half as much gets through. With more, its buffer is larger than caches.
 const PIECE_BYTES: usize = 1 << 20;
@@ -52,6 +52,8 @@ const PIECE_BYTES: usize = 1 << 20;
 /// on for ever.
 const HOPS: HeaderName = HeaderName::from_static("millstream-hops");
 const MAX_HOPS: u32 = 3;
+/// Where a request that was passed on came from.
+const PEER: HeaderName = HeaderName::from_static("millstream-peer");
 
 impl HttpServer {
     /// Listens on `listen` (port 0: any free one) and serves what `routes` sets up, on `threads` threads.
@@ -289,7 +291,7 @@ pub async fn forward(
     let mut headers: Vec<(String, Vec<u8>)> = request
         .headers()
         .iter()
-        .filter(|(name, _)| *name != HOPS)
+        .filter(|(name, _)| *name != HOPS && *name != PEER)
         .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect();
     let hops = hops(request);
@@ -302,6 +304,9 @@ pub async fn forward(
         return Err(CallError::Problem(Box::new(problem)));
     }
     headers.push((HOPS.to_string(), (hops + 1).to_string().into_bytes()));
+    if let Some(peer) = peer(request) {
+        headers.push((PEER.to_string(), peer.to_string().into_bytes()));
+    }
     let outgoing = Forward {
         method: request.method().as_str().to_owned(),
         target: target.to_owned(),
@@ -331,6 +336,16 @@ fn hops(request: &HttpRequest) -> u32 {
         .unwrap_or(0)
 }
 
+/// The address of the client that a request comes from, also if it was passed on. It is as good as its word: a client
+/// can say that it was passed on.
+pub fn peer(request: &HttpRequest) -> Option<IpAddr> {
+    let told = || request.headers().get(PEER)?.to_str().ok()?.parse().ok();
+    match hops(request) {
+        0 => request.peer_addr().map(|address| address.ip()),
+        _ => told(),
+    }
+}
+
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
@@ -340,7 +355,8 @@ impl ResponseError for Problem {
         let body = serde_json::to_string(self).expect("a problem is plain text and numbers");
         let mut answer = HttpResponse::build(self.status_code());
         if self.code.is_retriable() {
-            answer.insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS));
+            let seconds = self.retry_after.unwrap_or(RETRY_AFTER_SECONDS);
+            answer.insert_header((RETRY_AFTER, seconds));
         }
         answer.content_type(PROBLEM_JSON).body(body)
     }

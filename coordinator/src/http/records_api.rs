@@ -60,6 +60,7 @@ struct ProduceOptions {
     params(
         ("topic" = String, Path),
         ProduceOptions,
+        ("X-Client-Id" = Option<String>, Header, description = "Whose quota it counts for; else that of the address it comes from"),
         ("Idempotency-Key" = Option<String>, Header, description = "A repetition within 24 hours is answered with the first result"),
     ),
     request_body = ProduceRequest,
@@ -71,7 +72,7 @@ struct ProduceOptions {
         (status = 409, description = "The `Idempotency-Key` was used for another request", body = Problem),
         (status = 413, body = Problem),
         (status = 415, body = Problem),
-        (status = 429, description = "Too much waits at the partition", body = Problem),
+        (status = 429, description = "Too much is waiting, or the client has used up its quota: nothing of it was written, and `Retry-After` says when to come again", body = Problem),
         (status = 503, description = "The partition has no live leader, or the node is stopping", body = Problem),
         (status = 504, description = "It was not acknowledged in time, and may yet be written", body = Problem),
         (status = 507, description = "The disk is full: nothing of it was written", body = Problem),
@@ -118,12 +119,18 @@ struct FetchOptions {
     get,
     path = "/v1/topics/{topic}/partitions/{partition}/records",
     tag = "records",
-    params(("topic" = String, Path), ("partition" = u32, Path), FetchOptions),
+    params(
+        ("topic" = String, Path),
+        ("partition" = u32, Path),
+        FetchOptions,
+        ("X-Client-Id" = Option<String>, Header, description = "Whose quota it counts for; else that of the address it comes from"),
+    ),
     responses(
         (status = 200, description = "Also as application/x-ndjson and application/msgpack", body = Page),
         (status = 400, description = "An option is wrong", body = Problem),
         (status = 404, body = Problem),
         (status = 416, description = "The offset is outside the log", body = Problem),
+        (status = 429, description = "The client has used up its quota; `Retry-After` says when to come again", body = Problem),
         (status = 500, description = "What is stored there is damaged", body = Problem),
         (status = 503, description = "The partition has no live leader", body = Problem),
     )
@@ -145,7 +152,11 @@ struct StreamOptions {
     get,
     path = "/v1/topics/{topic}/stream",
     tag = "records",
-    params(("topic" = String, Path), StreamOptions),
+    params(
+        ("topic" = String, Path),
+        StreamOptions,
+        ("X-Client-Id" = Option<String>, Header, description = "Whose quota it counts for; events come later where it is used up"),
+    ),
     responses(
         (status = 200, description = "Every record of all partitions as it comes, as server-sent events", body = String, content_type = "text/event-stream"),
         (status = 400, description = "An option is wrong", body = Problem),

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use super::answer_records::{put_json_record, put_msgpack_record};
 use super::msgpack_text::{put_array, put_i64, put_map, put_str};
 use super::request_records::parse_time;
+use super::throttle::client_of;
 use super::{AnswerFormat, Composed, Routes, invalid, partition_of, parts};
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("x-next-offset");
@@ -57,6 +58,8 @@ pub async fn fetch(
     let routes = parts(&composed)?;
     let (topic, partition) = path.into_inner();
     let format = AnswerFormat::of(&request)?;
+    let client = client_of(&request)?;
+    routes.may_read(&client)?;
     let start = Start::parse(query.offset.as_deref().unwrap_or("earliest"))?;
     let isolation = query.isolation.unwrap_or_default();
     let max_records = query.max_records.unwrap_or(DEFAULT_FETCH_RECORDS);
@@ -83,9 +86,9 @@ pub async fn fetch(
     let rendered = web::block(move || render(fetched, from, max_records, max_bytes, format))
         .await
         .map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))??;
-    routes
-        .metrics
-        .fetched(topic.name.as_str(), rendered.records.len() as u64);
+    let read = rendered.records.len() as u64;
+    routes.quotas.consumers.charge(&client, read);
+    routes.metrics.fetched(topic.name.as_str(), read);
     let next_offset = rendered.next_offset;
     let body = match format {
         AnswerFormat::Ndjson => rendered.records,

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use actix_rt::System;
+use common::config::worker::WorkerConfig;
 use common::error::ErrorCode;
 use common::ids::{
     CheckpointId, ClusterId, ControlEpoch, Generation, JobId, LeaderEpoch, MetadataVersion, NodeId,
@@ -44,6 +45,7 @@ use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
 use crate::partition::registry::Partitions;
 use crate::partition::settings::PartitionSettings;
+use crate::quota::Quotas;
 use crate::replication::isr_proposals::isr_proposals;
 use crate::replication::sessions::Sessions;
 use crate::slots::Threads;
@@ -55,33 +57,33 @@ const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 
 /// A user's program, and the worker it speaks to.
-struct Worker {
-    address: String,
+pub(super) struct Worker {
+    pub(super) address: String,
     transport: Transport,
     log: LogClient,
     home: tempfile::TempDir,
 }
 
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     headers: Vec<(String, Vec<u8>)>,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let text = String::from_utf8_lossy(&self.body);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub(super) fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(header, _)| header == name);
         found.map_or("", |(_, value)| std::str::from_utf8(value).unwrap())
     }
 }
 
 impl Worker {
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: &str,
         target: &str,
@@ -103,7 +105,7 @@ impl Worker {
         sent.await.unwrap()
     }
 
-    async fn request(
+    pub(super) async fn request(
         &self,
         method: &str,
         target: &str,
@@ -201,6 +203,15 @@ fn with_worker_that_is_heard_for<F: Future<Output = ()>>(
     session_timeout: Span,
     test: impl FnOnce(Arc<Worker>) -> F,
 ) {
+    let quotas = Quotas::of(&WorkerConfig::defaults(), &SystemClock::shared());
+    with_worker_and(session_timeout, quotas, test);
+}
+
+pub(super) fn with_worker_and<F: Future<Output = ()>>(
+    session_timeout: Span,
+    quotas: Quotas,
+    test: impl FnOnce(Arc<Worker>) -> F,
+) {
     System::new().block_on(async {
         let composed: Composed = Arc::new(OnceLock::new());
         let serving = composed.clone();
@@ -274,6 +285,7 @@ fn with_worker_that_is_heard_for<F: Future<Output = ()>>(
             replication: Sessions::new(clock.clone(), partitions.clone()),
             turn: Arc::default(),
             intake: Intake::new(256 << 20),
+            quotas,
             jobs: Jobs::start(services, BTreeSet::new()),
             exchange,
             image,

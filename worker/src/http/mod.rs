@@ -8,6 +8,7 @@ pub mod msgpack_text;
 pub mod request_records;
 mod answer_records;
 pub mod intake;
+mod throttle;
 pub mod produce;
 pub mod fetch;
 pub mod stream;
@@ -28,6 +29,8 @@ pub mod save_state;
 mod conformance_tests;
 #[cfg(test)]
 mod http_tests;
+#[cfg(test)]
+mod throttle_tests;
 
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
@@ -56,6 +59,7 @@ use crate::metadata_image::ImageWatch;
 use crate::metrics::Metrics;
 use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
+use crate::quota::Quotas;
 use crate::replication::sessions::Sessions;
 
 /// What the endpoints work with.
@@ -70,6 +74,8 @@ pub struct Routes {
     pub turn: Arc<AtomicU32>,
     /// For the bodies of clients.
     pub intake: Intake,
+    /// Of each client.
+    pub quotas: Quotas,
     pub jobs: Jobs,
     pub exchange: Exchange,
     pub image: ImageWatch,

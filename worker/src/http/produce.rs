@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::json_text::Pointer;
 use super::request_records::{BodyFormat, RequestRecord, decode};
+use super::throttle::client_of;
 use super::{Composed, header, invalid, partition_of, parts};
 use crate::log::idempotency::{MAX_KEY_BYTES, RequestPart};
 
@@ -97,6 +98,9 @@ pub async fn produce(
     let acks = parse_acks(query.acks.as_deref())?;
     let format = body_format(&request)?;
     let pointer = parse_pointer(query.key.as_deref(), format)?;
+    let client = client_of(&request)?;
+    // Who has to wait is told so before its body takes any room.
+    routes.take_from(&client, 0)?;
     // The room is given back with the answer.
     let admitted = routes.intake.read(&request, payload).await;
     let admitted = admitted.inspect_err(|problem| {
@@ -106,6 +110,7 @@ pub async fn produce(
     })?;
     let body = admitted.body.clone();
     let (sent, began) = (body.len() as u64, routes.clock.tick());
+    routes.take_from(&client, sent)?;
     let topic = routes.topic(&topic).await?;
     let idempotency = idempotency_key(&request, &body)?;
     let grouping = Grouping {

@@ -1,9 +1,10 @@
 //! `GET /v1/topics/{topic}/stream`: a live tail of all partitions, as server-sent events.
 //!
 //! Each event is one record. Its id names the next offset of every partition, so that a browser that
-//! reconnects with `Last-Event-ID` goes on where it was.
+//! reconnects with `Last-Event-ID` goes on where it was. A client that reads more than its quota gets its events later.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{CACHE_CONTROL, HeaderName};
@@ -26,9 +27,14 @@ use tokio::task::JoinSet;
 
 use super::answer_records::put_json_record;
 use super::fetch::{Start, corrupt, resolve};
+use super::throttle::client_of;
 use super::{Composed, header, invalid, partition_of, parts};
 use crate::log_client::LogClient;
 use crate::metadata_image::ImageWatch;
+use crate::metrics::{Metrics, Throttled};
+use crate::quota::Quota;
+use crate::quota::client::ClientId;
+use crate::quota::machine::Answer;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// One poll of a partition. A client that has gone is noticed at the latest then.
@@ -64,6 +70,7 @@ pub async fn stream(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let routes = parts(&composed)?;
+    let client = client_of(&request)?;
     let start = Start::parse(query.from.as_deref().unwrap_or("latest"))?;
     if let Start::At(_) = start {
         return Err(
@@ -96,6 +103,9 @@ pub async fn stream(
         log: routes.log.clone(),
         topic: topic.id,
         isolation,
+        client,
+        quota: routes.quotas.consumers.clone(),
+        metrics: routes.metrics.clone(),
         sender,
     };
     readers.spawn_local(tail.follow(routes.image.clone(), positions.clone()));
@@ -111,6 +121,9 @@ struct Tail {
     log: LogClient,
     topic: TopicId,
     isolation: Isolation,
+    client: ClientId,
+    quota: Quota,
+    metrics: Arc<Metrics>,
     sender: mpsc::Sender<Given>,
 }
 
@@ -148,6 +161,10 @@ impl Tail {
     /// Follows one partition.
     async fn read(self, partition: PartitionId, mut from: Offset) {
         loop {
+            tokio::select! {
+                () = self.wait_for_quota() => {}
+                () = self.sender.closed() => return,
+            }
             let fetch = self.log.fetch(FetchBatches {
                 partition: TopicPartition {
                     topic: self.topic,
@@ -173,6 +190,8 @@ impl Tail {
                     if records.is_empty() {
                         continue;
                     }
+                    let bytes: usize = records.iter().map(|(json, _)| json.len()).sum();
+                    self.quota.charge(&self.client, bytes as u64);
                     Given::Records { partition, records }
                 }
                 Err(problem) if problem.code.is_retriable() => {
@@ -185,6 +204,14 @@ impl Tail {
             if self.sender.send(given).await.is_err() || last {
                 return;
             }
+        }
+    }
+
+    /// Until the client may read on.
+    async fn wait_for_quota(&self) {
+        while let Answer::Wait(span) = self.quota.ask(&self.client, 0) {
+            self.metrics.throttled(Throttled::Stream);
+            tokio::time::sleep(span.as_duration()).await;
         }
     }
 }
