@@ -10,6 +10,7 @@ pub mod golden;
 pub mod measure;
 pub mod load;
 pub mod steady_job;
+pub mod overload;
 pub mod checkers;
 pub mod sim;
 pub mod models;

@@ -16,6 +16,7 @@ mod in_memory;
 mod larger_than_memory;
 mod live_tail;
 mod operating;
+mod overload;
 mod produce_fetch;
 mod real_data;
 mod rebalance;
