@@ -779,27 +779,22 @@ fn what_is_more_than_there_is_memory_for_is_to_come_again() {
         write!(
             connection,
             "POST /v1/topics/orders/records HTTP/1.1\r\nhost: {host}\r\ncontent-type: {NDJSON}\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n{}",
-            slow.len(),
-            &slow[..1_000]
+             content-length: {}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+            slow.len()
         )
         .unwrap();
+        // Once the worker asks for the body it has room for it.
+        let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let mut asked = vec![0; go_on.len()];
+        connection.read_exact(&mut asked).unwrap();
+        assert_eq!(asked, go_on);
+        connection.write_all(&slow.as_bytes()[..1_000]).unwrap();
         let http = reqwest::Client::new();
         let send = || {
             let request = http.post(&at).header("content-type", NDJSON);
             request.body(other.clone()).send()
         };
-        let refusing = async {
-            loop {
-                // Until the worker has read the head of the other one.
-                let answer = send().await.unwrap();
-                if answer.status() != 200 {
-                    return answer;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        let refused = tokio::time::timeout(PATIENCE, refusing).await.unwrap();
+        let refused = send().await.unwrap();
         assert_eq!(refused.status(), 429);
         assert_eq!(refused.headers()["retry-after"], "1");
         let problem: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
