@@ -13,7 +13,10 @@ use worker::node::Node;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+mod allocator;
+
 fn main() -> ExitCode {
+    allocator::give_back_soon();
     let environment = |name: &str| std::env::var(name).ok();
     let config = match WorkerConfig::load(std::env::args_os(), environment) {
         Ok(config) => config,

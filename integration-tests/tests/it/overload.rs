@@ -12,10 +12,10 @@ use crate::steps::{PATIENCE, talk};
 const MEMORY: &str = "384MiB";
 const MEMORY_BYTES: u64 = 384 << 20;
 const BYTE_RATE: u64 = 2 << 20;
-/// Together they have four times under way that a worker with so little memory takes at once.
-const FLOOD: u64 = 40;
+/// More than a worker with so little memory takes at once and lets wait: 80 and 256.
+const FLOOD: u64 = 400;
 const FLOODING: Offer = Offer {
-    records_per_request: 10_000,
+    records_per_request: 2_000,
     every: Duration::from_millis(100),
     lasts: Duration::from_secs(4),
 };

@@ -1,5 +1,6 @@
-//! How much of what clients send is in memory at once. Beyond it they are told to come again, before their
-//! bodies are read: a worker that took everything would end for want of memory, and with it what it has accepted.
+//! How much of what clients send is in memory at once. Beyond it they wait for a moment and are then told to come again,
+//! before their bodies are read: a worker that took everything would end for want of memory, and with it what it has
+//! accepted. The wait keeps the worker busy with work, and not with refusing.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use actix_web::web::Payload;
 use bytes::{Bytes, BytesMut};
 use common::error::{ErrorCode, Problem};
 use common::limits::MAX_REQUEST_BYTES;
+use common::time::Span;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,11 +18,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const COPIES: usize = 3;
 /// A body of unknown length is let in by so much at a time.
 const STEP_BYTES: usize = 1 << 20;
+/// A request waits for room, before anything of it has any, as long as it would be told to stay away; only so many do.
+const PATIENCE: Span = Span::from_secs(1);
+const MAX_WAITING: usize = 256;
 
 #[derive(Clone, Debug)]
 pub struct Intake {
     room: Arc<Semaphore>,
     bytes: usize,
+    waiting: Arc<Semaphore>,
 }
 
 /// A body, and the room it takes until this is dropped.
@@ -38,6 +44,7 @@ impl Intake {
         Intake {
             room: Arc::new(Semaphore::new(bytes)),
             bytes,
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
 
@@ -52,8 +59,12 @@ impl Intake {
         if length.is_some_and(|length| length > MAX_REQUEST_BYTES) {
             return Err(too_large());
         }
-        let mut room = self.admit(0, length.unwrap_or(STEP_BYTES))?;
-        let mut body = BytesMut::with_capacity(length.unwrap_or(STEP_BYTES));
+        let first = length.unwrap_or(STEP_BYTES);
+        let mut room = match self.admit(0, first) {
+            Ok(room) => room,
+            Err(refused) => self.wait_for_room(first).await.ok_or(refused)?,
+        };
+        let mut body = BytesMut::with_capacity(first);
         while let Some(piece) = payload.next().await {
             let piece = piece.map_err(|error| {
                 let detail = format!("the body cannot be read: {error}");
@@ -76,16 +87,29 @@ impl Intake {
         })
     }
 
-    /// Room for a body that grows from one length to another.
+    /// Room for a body that grows from one length to another. Who has some does not wait for more, which others may
+    /// have who do the same.
     fn admit(&self, from: usize, to: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        let of = |length: usize| (length * COPIES).min(self.bytes);
-        let more = u32::try_from(of(to) - of(from)).expect("a request is much smaller");
+        let more = self.bytes_of(to) - self.bytes_of(from);
         let room = Arc::clone(&self.room).try_acquire_many_owned(more);
         room.map_err(|_| {
             let detail = "requests that came before take all the memory that there is for them";
             Problem::new(ErrorCode::Overloaded, detail)
                 .hint("Repeat the request in a moment; send less at a time, or to another worker.")
         })
+    }
+
+    async fn wait_for_room(&self, length: usize) -> Option<OwnedSemaphorePermit> {
+        let _place = self.waiting.try_acquire().ok()?;
+        let room = Arc::clone(&self.room).acquire_many_owned(self.bytes_of(length));
+        let room = tokio::time::timeout(PATIENCE.as_duration(), room).await;
+        room.ok()?.ok()
+    }
+
+    /// What a request with such a body takes.
+    fn bytes_of(&self, length: usize) -> u32 {
+        let bytes = (length * COPIES).min(self.bytes);
+        u32::try_from(bytes).expect("a request is much smaller")
     }
 }
 
@@ -135,6 +159,22 @@ mod tests {
         let large = read(&intake, 10, true).await.unwrap();
         assert!(read(&intake, 11, true).await.is_err());
         drop(large);
+    }
+
+    #[test]
+    fn who_comes_when_there_is_no_room_waits_for_a_moment() {
+        run(waits_for_a_moment());
+    }
+
+    async fn waits_for_a_moment() {
+        let intake = Intake::new(10 * COPIES as u64);
+        let first = read(&intake, 10, true).await.unwrap();
+        let gone = async {
+            tokio::task::yield_now().await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(read(&intake, 10, true), gone);
+        assert_eq!(second.unwrap().body.len(), 10);
     }
 
     #[test]
