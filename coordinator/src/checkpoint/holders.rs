@@ -1,7 +1,8 @@
 //! Who besides the worker that runs it has a task's state, and for whom a checkpoint waits.
 //!
 //! A standby that has everything up to the last completed checkpoint keeps up, and the next one waits for it.
-//! One that does not is not waited for until it does, so that a slow or new one holds up nobody. What
+//! One that does not is not waited for until it does, so that a slow or new one holds up nobody. Tasks of the next
+//! division are waited for only once all of them keep up: before that it would come no nearer. What
 //! a completed checkpoint names as holders is exactly who has said so.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,8 @@ use common::protocol::task::Standbys;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Holders {
     assigned: BTreeSet<(TaskId, NodeId)>,
+    /// Of these, those that prepare tasks of the next division.
+    preparing: BTreeSet<(TaskId, NodeId)>,
     /// What each has said, or the metadata: everything up to this checkpoint is on its disk.
     held: BTreeMap<(TaskId, NodeId), CheckpointId>,
 }
@@ -29,17 +32,22 @@ impl Holders {
         };
         Holders {
             assigned: BTreeSet::new(),
+            preparing: BTreeSet::new(),
             held: holders.iter().flat_map(each).collect(),
         }
     }
 
     /// These stand by from now on, and these prepare tasks of the next division.
     pub(super) fn assign(&mut self, standbys: &Standbys, next: &Standbys) {
-        let each = standbys
-            .iter()
-            .chain(next)
-            .flat_map(|(task, workers)| workers.iter().map(|worker| (*task, *worker)));
-        self.assigned = each.collect();
+        let each = |of: &Standbys| -> BTreeSet<(TaskId, NodeId)> {
+            let each = of.iter().flat_map(|(task, workers)| {
+                let workers = workers.iter();
+                workers.map(|worker| (*task, *worker))
+            });
+            each.collect()
+        };
+        self.preparing = each(next);
+        self.assigned = &each(standbys) | &self.preparing;
     }
 
     pub(super) fn hold(&mut self, worker: NodeId, task: TaskId, checkpoint: CheckpointId) {
@@ -78,12 +86,21 @@ impl Holders {
         checkpoint: CheckpointId,
         completed: Option<CheckpointId>,
     ) -> impl Iterator<Item = (TaskId, NodeId)> + '_ {
+        // Before the first one there is nothing to catch up with.
+        let keeps_up =
+            move |standby: &(TaskId, NodeId)| self.held.get(standby).copied() >= completed;
+        let all_prepared = self.preparing.iter().all(keeps_up);
         let assigned = self.assigned.iter().copied();
         assigned.filter(move |standby| {
             let held = self.held.get(standby).copied();
-            // Before the first one there is nothing to catch up with.
-            held >= completed && held < Some(checkpoint)
+            let counts = all_prepared || !self.preparing.contains(standby);
+            counts && keeps_up(standby) && held < Some(checkpoint)
         })
+    }
+
+    /// Whether a worker prepares a task of the next division, and does not stand by for one that runs.
+    pub(super) fn prepares(&self, standby: &(TaskId, NodeId)) -> bool {
+        self.preparing.contains(standby)
     }
 }
 
@@ -123,6 +140,26 @@ mod tests {
         // It was completed without 3, which is late.
         assert_eq!(awaited(&holders, 2, Some(1)), [2]);
         holders.hold(NodeId(3), TASK, CheckpointId(1));
+        assert_eq!(awaited(&holders, 2, Some(1)), [2, 3]);
+    }
+
+    /// While a large one began on a worker, the others there waited for it, and a checkpoint for them.
+    #[test]
+    fn tasks_of_the_next_division_are_waited_for_once_all_of_them_keep_up() {
+        let next = |index: u32| TaskId {
+            stage: StageId(7),
+            index,
+        };
+        let mut holders = Holders::default();
+        let standbys = [(TASK, vec![NodeId(2)])].into();
+        let prepared = [(next(0), vec![NodeId(2)]), (next(1), vec![NodeId(3)])];
+        holders.assign(&standbys, &prepared.into());
+        holders.hold(NodeId(2), TASK, CheckpointId(1));
+        holders.hold(NodeId(2), next(0), CheckpointId(1));
+        assert_eq!(awaited(&holders, 2, Some(1)), [2]);
+        holders.hold(NodeId(2), TASK, CheckpointId(2));
+        assert!(awaited(&holders, 2, Some(1)).is_empty());
+        holders.hold(NodeId(3), next(1), CheckpointId(1));
         assert_eq!(awaited(&holders, 2, Some(1)), [2, 3]);
     }
 

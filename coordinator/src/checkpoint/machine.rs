@@ -26,6 +26,8 @@ pub const INJECT_AGAIN: Span = Span::from_secs(1);
 /// A standby may take so much longer than the tasks themselves, beyond a session's time, or two intervals if that
 /// is more. A heartbeat may have been under way so long, and the end of a session takes a moment to be a fact.
 const STANDBY_PATIENCE: Span = Span::from_secs(2);
+/// Tasks of the next division may be late without any harm but to when it is taken.
+const PREPARING_PATIENCE: Span = Span::from_millis(500);
 const MAX_OPEN: usize = 2;
 /// The next block of numbers is reserved when so few are left, so that no checkpoint waits for one.
 const RESERVE_BELOW: u64 = CHECKPOINT_RESERVATION / 8;
@@ -569,13 +571,18 @@ impl CheckpointMachine {
             pace: Pace { interval, timeout },
             session_timeout,
         } = self.settings;
-        let patience = Span(session_timeout.0 + STANDBY_PATIENCE.0).max(Span(interval.0 * 2));
+        let acknowledged = open.acknowledged?;
         let awaited = self.holders.awaited(open.checkpoint, self.completed);
-        match (open.acknowledged, awaited.count()) {
-            (Some(at), 0) => Some(at),
-            (Some(at), _) => Some(at.plus(patience).min(open.triggered.plus(timeout))),
-            (None, _) => None,
-        }
+        let patience = awaited.map(|standby| match self.holders.prepares(&standby) {
+            true => PREPARING_PATIENCE,
+            false => Span(session_timeout.0 + STANDBY_PATIENCE.0).max(Span(interval.0 * 2)),
+        });
+        let ends = |patience| {
+            acknowledged
+                .plus(patience)
+                .min(open.triggered.plus(timeout))
+        };
+        Some(patience.max().map_or(acknowledged, ends))
     }
 
     /// The newest checkpoint that every task has acknowledged covers the ones before it.
