@@ -66,10 +66,17 @@ impl JobMachine {
 
     /// Why a cut-over that has begun will not end, if so. Whether it is worth another attempt.
     pub(super) fn failed_cut_over(&self, now: Tick) -> Option<(String, Dividing)> {
-        let next = self.facts.running.as_ref()?.next.as_ref()?;
+        let running = self.facts.running.as_ref()?;
         if !self.facts.cutting_over {
             return None;
         }
+        let late = now >= self.cut_over_ends()?;
+        let Some(next) = &running.next else {
+            let reason = format!(
+                "the last checkpoint before its tasks move took longer than {CUT_OVER_TIMEOUT}"
+            );
+            return late.then_some((reason, Dividing::AsBefore));
+        };
         if let Some(gone) = next
             .tasks
             .iter()
@@ -79,7 +86,7 @@ impl JobMachine {
             let reason = format!("worker {worker}, where task {task} was prepared, is gone");
             return Some((reason, Dividing::AsBefore));
         }
-        (now >= self.cut_over_ends()?).then(|| {
+        late.then(|| {
             let reason =
                 format!("the change to {} tasks was given up: its cut-over took longer than {CUT_OVER_TIMEOUT}", next.tasks.len());
             (reason, Dividing::GivenUp)

@@ -421,7 +421,13 @@ impl JobMachine {
             Desired::Stopped if ended || !runs => Some(self.halt(JobState::Stopped, "", None)),
             Desired::Running if self.facts.halting => self.start_if_wanted(None),
             Desired::Running if self.facts.cutting_over => {
-                ended.then(|| self.take_division()).flatten()
+                if !ended {
+                    return None;
+                }
+                self.take_division()
+                    .or_else(|| self.move_away())
+                    // There is nothing to change any more, and sources read nothing until another generation begins.
+                    .or_else(|| self.start_if_wanted(None))
             }
             Desired::Running | Desired::Drained if runs && ended => {
                 Some(self.halt(JobState::Finished, "", None))
@@ -490,8 +496,8 @@ impl JobMachine {
         }
     }
 
-    /// Tasks on a worker that is to be emptied go on elsewhere, once that costs no more than a restart: what is
-    /// kept of them is there already.
+    /// Tasks on a worker that is to be emptied go on elsewhere, once what is kept of them is there already: at a last
+    /// checkpoint of this generation, so that nothing is done again.
     fn move_away(&self) -> Option<Proposal> {
         let running = self.facts.running.as_ref()?;
         let is_draining = |worker: &NodeId| self.workers.get(worker).is_some_and(|w| w.draining);
@@ -500,6 +506,11 @@ impl JobMachine {
             .values()
             .find(|worker| is_draining(worker))?;
         let tasks = place(&self.problem(Draining::Avoided)).ok()?;
+        // While others are being prepared, the last checkpoint would wait for them.
+        if !self.facts.cutting_over && running.next.is_none() && self.facts.completed.is_some() {
+            let generation = self.facts.generation;
+            return Some(Proposal::CutOver { generation });
+        }
         Some(Proposal::Start {
             generation: self.facts.generation,
             dividing: Dividing::AsBefore,

@@ -427,12 +427,59 @@ fn a_worker_that_is_drained_gives_up_its_tasks_once_others_hold_them() {
     );
     hold_all(&mut world);
     world.settle();
+    // Everything up to a last checkpoint is done here.
+    let generation = world.facts.generation;
+    assert_eq!(world.checkpointing, Checkpointing::CutOver { generation });
+    world.expect(Running, "");
+    cut_over(&mut world, 5);
     world.expect(Deploying, "worker 1 is drained or quarantined");
     assert!(world.runs_on().values().all(|worker| *worker == NodeId(2)));
     assert!(world.failures.is_empty());
     world.report(TaskState::Running);
     world.settle();
     world.expect(Running, "");
+}
+
+#[test]
+fn a_job_whose_last_checkpoint_before_a_move_does_not_come_or_is_not_needed_reads_on() {
+    let moving = || {
+        let workers = [(NodeId(1), room(1, 4)), (NodeId(2), room(2, 2))];
+        let mut world = World::with_workers(workers.into()).run();
+        world.complete_checkpoint(3);
+        for room in world.workers.values_mut() {
+            room.free_slots = 2;
+        }
+        hold_all(&mut world);
+        world.workers.get_mut(&NodeId(1)).unwrap().draining = true;
+        world.metadata_changed();
+        world.settle();
+        assert!(world.facts.cutting_over);
+        world
+    };
+    let mut world = moving();
+    let generation = world.facts.generation;
+    world.pass(CUT_OVER_TIMEOUT);
+    world.settle();
+    assert_eq!(world.facts.generation, generation.next());
+
+    // The worker is not to be emptied any more.
+    let mut world = moving();
+    world.workers.get_mut(&NodeId(1)).unwrap().draining = false;
+    world.metadata_changed();
+    cut_over(&mut world, 5);
+    assert_eq!(world.facts.generation, generation.next());
+    assert!(!world.facts.cutting_over);
+}
+
+/// The last checkpoint is complete, all have it, and what belongs to it is visible.
+fn cut_over(world: &mut World, checkpoint: u64) {
+    let generation = world.facts.generation;
+    world.complete_checkpoint(checkpoint);
+    hold_all(world);
+    world.tell(Event::FinalCheckpointCompleted { generation });
+    world.settle();
+    world.report(TaskState::Finished);
+    world.settle();
 }
 
 /// It was waited for as a standby of the next generation, however long it had been gone.

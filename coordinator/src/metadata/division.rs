@@ -85,9 +85,9 @@ impl ClusterMetadata {
             row.division = division.cloned();
             let stands_still = row.deployment.as_ref().is_some_and(|of| of.still);
             row.halting |= stands_still && division.is_none();
+            // Sources that have stopped reading go on in a new generation only.
+            row.halting |= row.cutting_over;
             if let Some(deployment) = row.deployment.as_ref().filter(|of| of.next.is_some()) {
-                // Sources that have stopped reading for the former one go on in a new generation only.
-                row.halting |= row.cutting_over;
                 row.deployment = Some(Arc::new(Deployment {
                     next: None,
                     ..Deployment::clone(deployment)
@@ -142,8 +142,10 @@ impl ClusterMetadata {
     ) -> Result<Outcome, Rejection> {
         self.change_job(index, at, job, |row| {
             row.check_generation(generation)?;
-            let prepared = row.deployment.as_ref().is_some_and(|of| of.next.is_some());
-            if !prepared {
+            let deployment = row.deployment.as_ref();
+            let deployment = deployment.ok_or(Rejection::NotRunning { job })?;
+            // With no other division wanted it goes on in this one, elsewhere.
+            if row.division.is_some() && deployment.next.is_none() {
                 return Err(Rejection::NotPrepared { job });
             }
             row.cutting_over = true;
