@@ -154,10 +154,8 @@ impl<M: Model> Explorer<'_, M> {
         state: &M::State,
         parent: Option<(u32, M::Action)>,
     ) -> Result<Option<u32>, Counterexample> {
-        let mut hasher = DefaultHasher::new();
-        self.model.digest(state, &mut hasher);
         let number = u32::try_from(self.parents.len()).expect("bounded");
-        let known = match self.seen.entry(hasher.finish()) {
+        let known = match self.seen.entry(digest(self.model, state)) {
             Entry::Occupied(known) => Some(*known.get()),
             Entry::Vacant(new) => {
                 new.insert(number);
@@ -263,6 +261,13 @@ impl<M: Model> Explorer<'_, M> {
         way.reverse();
         way
     }
+}
+
+/// What tells a state apart.
+pub fn digest<M: Model>(model: &M, state: &M::State) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    model.digest(state, &mut hasher);
+    hasher.finish()
 }
 
 /// Digests what is only `Debug` or compared elsewhere: by its parts.

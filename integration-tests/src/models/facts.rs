@@ -8,9 +8,11 @@ use std::hash::{DefaultHasher, Hash};
 use std::sync::Arc;
 
 use common::ids::{
-    ClusterId, JobId, JobName, MetadataVersion, NodeId, StorageId, TopicName, WorkerEpoch,
+    ClusterId, JobId, JobName, MetadataVersion, NodeId, StorageId, TaskId, TopicName, WorkerEpoch,
 };
+use common::plan::task_graph::TaskGraph;
 use common::protocol::job::{CreateJob, JobConfig};
+use common::protocol::task::TaskAssignment;
 use common::time::{Span, Timestamp};
 use coordinator::metadata::ClusterMetadata;
 use coordinator::metadata::command::{Command, Entry, Outcome, Registration, Rejection};
@@ -96,14 +98,7 @@ impl Facts {
 
     /// A job of two tasks, one with the source and one with the sink.
     pub(super) fn create_job(&mut self, checkpoint_interval: Span) -> JobId {
-        let name = |name: &str| TopicName::new(name).expect("it is a name");
-        let graph = task_graph(&Shape {
-            clicks: name("clicks"),
-            tallies: name("tallies"),
-            sources: 1,
-            operators: 1,
-            spills: false,
-        });
+        let graph = graph();
         let created = self.command(Command::CreateJob {
             spec: Arc::new(CreateJob {
                 name: JobName::new("tallies").expect("it is a name"),
@@ -136,11 +131,15 @@ impl Facts {
         (&row.finals, &row.holders).hash(hasher);
         let deployment = row.deployment.as_ref();
         let deployment = deployment.map(|deployment| {
-            let tasks = deployment.tasks.iter();
-            let tasks: Vec<_> = tasks.map(|task| (task.task, task.worker)).collect();
-            (deployment.version, tasks, &deployment.standbys)
+            let next = deployment.next.as_ref();
+            let next = next.map(|next| (placed(&next.tasks), &next.standbys));
+            let tasks = placed(&deployment.tasks);
+            (deployment.version, tasks, &deployment.standbys, next)
         });
         deployment.hash(hasher);
+        let division = row.division.as_ref();
+        let division = division.map(|division| division.graph.tasks().collect::<Vec<_>>());
+        (division, row.cutting_over, row.next_stage()).hash(hasher);
     }
 
     pub(super) fn digest_workers(&self, hasher: &mut DefaultHasher) {
@@ -149,4 +148,21 @@ impl Facts {
             (row.epoch, row.status).hash(hasher);
         }
     }
+}
+
+/// Two tasks, one with the source and one with the sink.
+pub(super) fn graph() -> TaskGraph {
+    let name = |name: &str| TopicName::new(name).expect("it is a name");
+    task_graph(&Shape {
+        clicks: name("clicks"),
+        tallies: name("tallies"),
+        sources: 1,
+        operators: 1,
+        spills: false,
+    })
+}
+
+fn placed(tasks: &[TaskAssignment]) -> Vec<(TaskId, NodeId)> {
+    let tasks = tasks.iter();
+    tasks.map(|task| (task.task, task.worker)).collect()
 }

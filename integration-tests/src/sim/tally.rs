@@ -13,7 +13,7 @@ use common::plan::connector::{
     StartupMode, TopicSink, TopicSource, WatermarkSpec,
 };
 use common::plan::edge::{ChangelogMode, Route};
-use common::plan::expression::Expression;
+use common::plan::expression::{Expression, NamedExpression};
 use common::plan::operator::{Custom, OperatorSpec};
 use common::plan::task_graph::{
     Edge, PlannedOperator, PlannedSink, PlannedSource, Stage, TaskGraph,
@@ -236,7 +236,10 @@ pub fn task_graph(shape: &Shape) -> TaskGraph {
             true => SPILLING.to_owned(),
             false => OPERATOR.to_owned(),
         },
-        keys: Vec::new(),
+        keys: vec![NamedExpression {
+            name: "key".to_owned(),
+            expr: Expression::column("key"),
+        }],
         schema: tallies.clone(),
         config: serde_json::Value::Null,
     });
@@ -292,6 +295,20 @@ pub fn task_graph(shape: &Shape) -> TaskGraph {
         }],
         key_groups: KEY_GROUPS,
     }
+}
+
+/// The same with other ids, which no stage of an earlier division has.
+pub fn renumbered(mut graph: TaskGraph, first: StageId) -> TaskGraph {
+    let later = |id: &mut StageId| id.0 += first.0;
+    graph
+        .stages
+        .iter_mut()
+        .for_each(|stage| later(&mut stage.id));
+    for edge in &mut graph.edges {
+        later(&mut edge.from);
+        later(&mut edge.to);
+    }
+    graph
 }
 
 /// The same as its user would have drawn it; nothing here looks at it again.

@@ -2,7 +2,7 @@
 //! shortest way to it.
 
 use integration_tests::models::explorer::{Model, explore};
-use integration_tests::models::generations::{self, Generations};
+use integration_tests::models::generations::{self, Begins, Generations};
 use integration_tests::models::replication::{self, Replication};
 use integration_tests::models::transactions::{self, Output};
 
@@ -125,9 +125,12 @@ fn every_mistake_of_transactions_is_found() {
 }
 
 const GENERATIONS: Generations = Generations {
+    begins: Begins::Deployed,
     ticks: 2,
     failures: 1,
     successors: 0,
+    wishes: 0,
+    delays: 0,
     mistake: None,
 };
 
@@ -154,9 +157,75 @@ fn a_coordinator_that_follows_goes_on_with_the_checkpoints() {
     });
 }
 
+/// A user wants the job divided into other tasks.
+const DIVIDED: Generations = Generations {
+    begins: Begins::Checkpointed,
+    ticks: 2,
+    failures: 0,
+    wishes: 1,
+    ..GENERATIONS
+};
+
+/// It is about to be.
+const CUTTING_OVER: Generations = Generations {
+    begins: Begins::CuttingOver,
+    wishes: 0,
+    ..DIVIDED
+};
+
+#[test]
+fn a_job_is_divided_anew_only_at_its_cut_over() {
+    holds(&DIVIDED);
+}
+
+#[test]
+fn sources_that_stopped_for_a_cut_over_that_is_not_wanted_any_more_read_again() {
+    holds(&Generations {
+        wishes: 2,
+        ..CUTTING_OVER
+    });
+    holds(&Generations {
+        delays: 1,
+        ..CUTTING_OVER
+    });
+}
+
+#[test]
+fn a_worker_is_lost_while_the_job_is_divided_anew() {
+    holds(&Generations {
+        ticks: 1,
+        failures: 1,
+        wishes: 1,
+        ..CUTTING_OVER
+    });
+}
+
+#[test]
+fn a_coordinator_that_follows_divides_the_job_anew() {
+    holds(&Generations {
+        successors: 1,
+        ..CUTTING_OVER
+    });
+    // And the user thinks again.
+    holds(&Generations {
+        successors: 1,
+        wishes: 1,
+        ..CUTTING_OVER
+    });
+}
+
 #[test]
 fn every_mistake_of_generations_is_found() {
     for (mistake, model) in [
+        (generations::Mistake::NameUnprepared, DIVIDED),
+        (generations::Mistake::BeginWithoutCutOver, DIVIDED),
+        (
+            generations::Mistake::ForgetHalting,
+            Generations {
+                wishes: 1,
+                ..CUTTING_OVER
+            },
+        ),
         (generations::Mistake::CompleteWithoutOne, GENERATIONS),
         (generations::Mistake::CompleteInAnother, GENERATIONS),
         (generations::Mistake::NumbersAgain, SUCCEEDED),

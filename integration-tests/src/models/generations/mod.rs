@@ -1,19 +1,23 @@
 //! Model: the end of one generation and the start of the next, with checkpoints under way.
 //!
 //! Scope: a job of two tasks on two workers, a few checkpoints, one worker that crashes or whose session ends
-//! while it goes on, one coordinator that is followed by another. The job's machine, its checkpoints' machine
+//! while it goes on, one coordinator that is followed by another, and a user who wants
+//! the job divided into other tasks (`cut_over.rs`). The job's machine, its checkpoints' machine
 //! and the metadata are the real ones. What is proposed becomes a fact later, in its order, or is lost with
 //! the coordinator; barriers and acknowledgements come late, again, or never. Time moves only to what the
 //! machines wait for soon: nothing is given up for taking long.
+
+mod cut_over;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash};
 use std::sync::Arc;
 
-use common::ids::{CheckpointId, ClusterId, Generation, JobId, NodeId, TaskId, WorkerEpoch};
+use common::ids::{
+    CheckpointId, ClusterId, Generation, JobId, NodeId, StageId, TaskId, WorkerEpoch,
+};
 use common::protocol::checkpoint::{CheckpointKind, TaskCounts, TaskSnapshot};
 use common::protocol::job::JobState;
-use common::protocol::task::TaskState;
 use common::time::{Span, Tick};
 use coordinator::checkpoint::machine::{
     CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Pace,
@@ -25,8 +29,10 @@ use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settin
 use coordinator::metadata::command::{Command, Outcome, Rejection};
 use coordinator::metadata::jobs::JobRow;
 use coordinator::metadata::nodes::WorkerStatus;
+use coordinator::placement::tasks::JobShape;
 use uuid::Uuid;
 
+use self::cut_over::{Divisions, Hold};
 use super::explorer::{Model, Property};
 use super::facts::Facts;
 
@@ -40,13 +46,28 @@ const SOON: Span = Span::from_secs(1);
 /// How much may happen.
 #[derive(Clone, Copy, Debug)]
 pub struct Generations {
+    pub begins: Begins,
     /// How often time moves on to the next checkpoint.
     pub ticks: u8,
     /// Workers that crash, or whose session ends while they go on.
     pub failures: u8,
     /// Coordinators that follow the first.
     pub successors: u8,
+    /// How often a user wants another division, or that no more.
+    pub wishes: u8,
+    /// How often a cut-over that is under way takes too long.
+    pub delays: u8,
     pub mistake: Option<Mistake>,
+}
+
+/// What has happened to the job before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Begins {
+    Deployed,
+    /// It has completed a checkpoint.
+    Checkpointed,
+    /// Its user has wanted it divided into other tasks, which are prepared.
+    CuttingOver,
 }
 
 /// A rule that is broken on purpose.
@@ -58,6 +79,12 @@ pub enum Mistake {
     CompleteInAnother,
     /// A coordinator gives out numbers that the one before it may have given out.
     NumbersAgain,
+    /// A checkpoint names those who prepare the next division as if they had said that they have it.
+    NameUnprepared,
+    /// The next division begins as soon as it is prepared, without a last checkpoint of the old one.
+    BeginWithoutCutOver,
+    /// Nobody remembers that sources may have stopped for a cut-over that is not wanted any more.
+    ForgetHalting,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +108,9 @@ pub struct State {
     /// What was completed, and while which generation was the job's.
     completed: Vec<(Generation, CheckpointId, Generation)>,
     finals: BTreeMap<Generation, Option<CheckpointId>>,
+    /// The tasks that each generation is divided into.
+    shapes: BTreeMap<Generation, JobShape>,
+    divisions: Divisions,
     broken: Option<&'static str>,
 }
 
@@ -89,11 +119,14 @@ struct Left {
     ticks: u8,
     failures: u8,
     successors: u8,
+    wishes: u8,
+    delays: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Proposed {
-    Job(Proposal, Option<CheckpointId>),
+    /// From which checkpoint, and the first stage of the division that was wanted.
+    Job(Proposal, Option<CheckpointId>, Option<StageId>),
     Reservation(Generation),
     Completion(CommitPermit),
 }
@@ -143,6 +176,20 @@ pub enum Action {
     Fence(usize),
     /// It is registered anew, as another process if it crashed.
     Register(usize),
+    /// The user wants the job divided into other tasks, or it to stay as it is.
+    Wish(Wish),
+    /// It has made all of a task of the next division, up to a checkpoint, and says so.
+    Hold(usize, TaskId, CheckpointId),
+    /// It is heard again, when the worker's life has ended.
+    HoldLate(Hold),
+    /// Nothing else happens for as long as a cut-over may take.
+    CutOverTakesLong,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    Divide,
+    Withdraw,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,13 +235,18 @@ impl Model for Generations {
                 ticks: self.ticks,
                 failures: self.failures,
                 successors: self.successors,
+                wishes: self.wishes,
+                delays: self.delays,
             },
             numbers: BTreeMap::new(),
             completed: Vec::new(),
             finals: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            divisions: Divisions::default(),
             broken: None,
         };
         self.tell_facts(&mut state);
+        self.begin(&mut state);
         state
     }
 
@@ -204,6 +256,8 @@ impl Model for Generations {
             ticks,
             failures,
             successors,
+            wishes,
+            delays,
         } = state.left;
         if !state.proposed.is_empty() {
             actions.push(Action::Apply);
@@ -235,7 +289,7 @@ impl Model for Generations {
             if !fenced && state.assigned(worker) != worker.runs {
                 actions.push(Action::Hear(index));
             }
-            if worker.runs.is_some() {
+            if state.has_news(worker) {
                 actions.push(Action::Report(index));
             }
             let to_seal = state.to_seal(worker);
@@ -247,7 +301,9 @@ impl Model for Generations {
                 actions.push(Action::Inject(*barrier));
             }
         }
-        actions.extend(state.sealed.iter().map(|ack| Action::Acknowledge(*ack)));
+        let sealed = state.sealed.iter().filter(|ack| state.counts(ack));
+        actions.extend(sealed.map(|ack| Action::Acknowledge(*ack)));
+        self.dividing(state, (wishes, delays), &mut actions);
         actions
     }
 
@@ -286,7 +342,7 @@ impl Model for Generations {
                     worker: worker.node,
                     epoch: worker.epoch,
                     tasks: tasks
-                        .map(|task| (generation, task, TaskState::Running))
+                        .map(|task| (generation, task, state.standing(generation, task)))
                         .collect(),
                 };
                 self.tell_job(state, event);
@@ -342,6 +398,16 @@ impl Model for Generations {
                 (worker.node, worker.epoch) = facts.register(index, worker.life);
                 self.tell_facts(state);
             }
+            Action::Wish(wish) => {
+                state.left.wishes -= 1;
+                self.wish(state, wish);
+            }
+            Action::Hold(index, task, checkpoint) => self.prepared(state, index, task, checkpoint),
+            Action::HoldLate(hold) => self.hold(state, hold),
+            Action::CutOverTakesLong => {
+                state.left.delays -= 1;
+                self.cut_over_takes_long(state);
+            }
         }
     }
 
@@ -352,7 +418,8 @@ impl Model for Generations {
         (&state.proposed, &state.workers).hash(hasher);
         (&state.barriers, &state.injected, &state.sealed).hash(hasher);
         (state.left, &state.numbers, &state.completed).hash(hasher);
-        (&state.finals, state.broken).hash(hasher);
+        (&state.finals, &state.shapes, &state.divisions).hash(hasher);
+        state.broken.hash(hasher);
     }
 
     fn properties(&self) -> Vec<Property<State>> {
@@ -370,7 +437,7 @@ impl Model for Generations {
             }),
             Property::always("what is completed was sealed by every task", |state| {
                 state.completed.iter().all(|(generation, checkpoint, _)| {
-                    let mut tasks = state.row().graph.tasks();
+                    let mut tasks = state.shapes[generation].tasks();
                     tasks.all(|task| {
                         let mut sealed = state.sealed.iter();
                         sealed.any(|ack| {
@@ -380,16 +447,20 @@ impl Model for Generations {
                     })
                 })
             }),
-            Property::stays_open("every task runs", |state| {
+            Property::stays_open("every task runs, and sources read", |state| {
                 let row = state.row();
                 row.state == JobState::Running
+                    && !state.have_stopped(row.generation)
                     && state
                         .workers
                         .iter()
                         .all(|worker| state.assigned(worker) == worker.runs)
             }),
         ];
-        if self.failures > 0 {
+        if self.begins > Begins::Deployed {
+            properties.extend(cut_over::properties(self));
+        }
+        if self.failures > 0 && self.begins == Begins::Deployed {
             properties.extend::<[Property<State>; 3]>([
                 Property::sometimes("checkpoints of two generations are completed", |state| {
                     let mut completed = state.completed.iter();
@@ -412,7 +483,7 @@ impl Model for Generations {
                 }),
             ]);
         }
-        if self.successors > 0 {
+        if self.successors > 0 && self.begins == Begins::Deployed {
             let name = "one begun under a coordinator is sealed under the next";
             properties.push(Property::sometimes(name, |state| {
                 let mut sealed = state.sealed.iter();
@@ -465,8 +536,10 @@ impl Generations {
 
     fn tell_facts(&self, state: &mut State) {
         let slots = slots_by_job(&state.facts.metadata);
+        let mut facts = JobFacts::of(state.row());
+        facts.halting &= !self.makes(Mistake::ForgetHalting);
         let event = Event::MetadataChanged {
-            facts: JobFacts::of(state.row()),
+            facts,
             workers: workers_for(&state.facts.metadata, &slots, state.job),
         };
         self.tell_job(state, event);
@@ -475,9 +548,14 @@ impl Generations {
     fn tell_job(&self, state: &mut State, event: Event) {
         for effect in Arc::make_mut(&mut state.machine).handle(state.now, event) {
             match effect {
-                Effect::Propose(proposal) => {
+                Effect::Propose(mut proposal) => {
+                    if self.makes(Mistake::BeginWithoutCutOver) {
+                        proposal = cut_over::begin_at_once(&state.machine, proposal);
+                    }
                     let restore = state.machine.facts().completed;
-                    state.proposed.push_back(Proposed::Job(proposal, restore));
+                    let division = cut_over::first_stage_wanted(state.row());
+                    let proposed = Proposed::Job(proposal, restore, division);
+                    state.proposed.push_back(proposed);
                 }
                 Effect::Checkpoint(checkpointing) => {
                     let team = state.machine.team();
@@ -493,9 +571,13 @@ impl Generations {
                         Checkpointing::Periodic { generation } => {
                             run(generation, CheckpointKind::Periodic)
                         }
-                        Checkpointing::Final { .. }
-                        | Checkpointing::CutOver { .. }
-                        | Checkpointing::Drain { .. } => unreachable!("nobody wants it to end"),
+                        Checkpointing::CutOver { generation } => {
+                            run(generation, CheckpointKind::CutOver)
+                        }
+                        Checkpointing::Final { generation } => {
+                            run(generation, CheckpointKind::Stop)
+                        }
+                        Checkpointing::Drain { .. } => unreachable!("nobody wants it to end"),
                     };
                     self.tell_checkpoints(state, event);
                 }
@@ -513,8 +595,9 @@ impl Generations {
                     worker,
                     generation,
                     checkpoint,
-                    ..
+                    kind,
                 } => {
+                    state.divisions.injected(checkpoint, kind);
                     let workers = state.workers.iter();
                     let worker = workers.into_iter().position(|known| known.node == worker);
                     state.give_out(checkpoint, generation);
@@ -527,6 +610,12 @@ impl Generations {
                 CheckpointEffect::Complete(permit) => {
                     state.proposed.push_back(Proposed::Completion(permit));
                 }
+                CheckpointEffect::Completed {
+                    generation, kind, ..
+                } if kind.is_last() => {
+                    let event = Event::FinalCheckpointCompleted { generation };
+                    self.tell_job(state, event);
+                }
                 CheckpointEffect::Completed { .. } | CheckpointEffect::Aborted { .. } => {}
             }
         }
@@ -536,12 +625,14 @@ impl Generations {
     fn apply(&self, state: &mut State, proposed: Proposed) -> Settled {
         let job = state.job;
         let during = state.row().generation;
-        let facts = Arc::make_mut(&mut state.facts);
         let settled = match proposed {
-            Proposed::Job(proposal, restore) => {
-                Settled::Job(facts.command(proposal.into_command(job, restore, None)))
+            Proposed::Job(proposal, restore, division) => {
+                let division = division.map(|first| cut_over::planned(first, None));
+                let command = proposal.into_command(job, restore, division.as_ref());
+                self.decide(state, command)
             }
             Proposed::Reservation(generation) => {
+                let facts = Arc::make_mut(&mut state.facts);
                 Settled::Reservation(facts.command(Command::ReserveEpochs { job, generation }))
             }
             Proposed::Completion(permit) => {
@@ -553,6 +644,7 @@ impl Generations {
                 {
                     completed.generation = during;
                 }
+                let facts = Arc::make_mut(&mut state.facts);
                 let outcome = facts.command(command);
                 if outcome.is_ok() {
                     state.completed.push((generation, checkpoint, during));
@@ -622,16 +714,15 @@ impl Generations {
 
     fn acknowledge(&self, state: &mut State, ack: Ack) {
         let worker = state.workers[ack.worker].node;
-        let checked = state.checkpoints.check(ack.generation, worker, ack.epoch);
-        if checked.is_err() {
-            return;
-        }
         let event = |worker, task| CheckpointEvent::Acknowledged {
             worker,
             generation: ack.generation,
             checkpoint: ack.checkpoint,
             tasks: vec![snapshot(task)],
         };
+        if self.makes(Mistake::NameUnprepared) {
+            self.invent_holds(state, ack);
+        }
         self.tell_checkpoints(state, event(worker, ack.task));
         if self.makes(Mistake::CompleteWithoutOne) {
             for (task, worker) in state.machine.team().worker_of {
@@ -660,6 +751,24 @@ impl State {
         next.filter(|at| at.since(self.now) <= SOON)
     }
 
+    /// Whether anybody would take an acknowledgement for what it is.
+    fn counts(&self, ack: &Ack) -> bool {
+        let worker = self.workers[ack.worker].node;
+        let checked = self.checkpoints.check(ack.generation, worker, ack.epoch);
+        checked.is_ok() && Some(ack.checkpoint) > self.row().completed
+    }
+
+    /// Whether what a worker would say of its tasks is not known.
+    fn has_news(&self, worker: &Worker) -> bool {
+        let Some((generation, tasks)) = &worker.runs else {
+            return false;
+        };
+        let is_known = |task: &TaskId| {
+            self.machine.task_state(*task) == Some(&self.standing(*generation, *task))
+        };
+        self.assigned(worker) != worker.runs || !tasks.iter().all(is_known)
+    }
+
     /// What a worker should run, by the facts there are.
     fn assigned(&self, worker: &Worker) -> Option<(Generation, BTreeSet<TaskId>)> {
         let deployment = self.row().deployment.as_ref()?;
@@ -677,7 +786,8 @@ impl State {
     /// coordinator, to others from those.
     fn to_seal(&self, worker: &Worker) -> impl Iterator<Item = (TaskId, CheckpointId)> {
         let runs = worker.runs.as_ref();
-        let sources: BTreeSet<TaskId> = self.machine.shape().sources().collect();
+        let shape = runs.map(|(generation, _)| &self.shapes[generation]);
+        let sources: BTreeSet<TaskId> = shape.into_iter().flat_map(JobShape::sources).collect();
         let injected = self.injected.iter();
         let injected = injected
             .filter(move |(generation, _)| runs.is_some_and(|(running, _)| running == generation));
