@@ -14,6 +14,7 @@ pub mod successors;
 #[cfg(test)]
 mod standby_tests;
 pub mod copies;
+pub mod preparing;
 pub(crate) mod actor;
 mod preparing_actor;
 pub(crate) mod serving;

@@ -11,11 +11,12 @@ use common::time::{Span, Tick};
 /// After a step that failed.
 const PAUSE: Span = Span::from_millis(250);
 
-/// A task that is to be prepared, and those whose state it needs.
+/// A task that is to be prepared, those whose state it needs, and up to where all of it is here from before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prepared {
     pub task: TaskId,
     pub predecessors: BTreeSet<TaskId>,
+    pub held: Option<CheckpointId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +35,10 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Everything at a completed checkpoint, or at a later one.
+    /// Everything at a completed checkpoint.
     Begin { task: TaskId, at: CheckpointId },
+    /// From what is here from before.
+    GoOn { task: TaskId, at: CheckpointId },
     /// From one checkpoint to another, each.
     Advance(Vec<(TaskId, CheckpointId, CheckpointId)>),
     /// Everything up to these checkpoints is on the disk.
@@ -57,6 +60,8 @@ pub struct SuccessorsMachine {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Preparing {
     predecessors: BTreeSet<TaskId>,
+    /// Here from before, and nothing was done with it yet.
+    found: Option<CheckpointId>,
     held: Option<CheckpointId>,
     acknowledged: Option<CheckpointId>,
 }
@@ -87,9 +92,15 @@ impl SuccessorsMachine {
 
     fn prepare(&mut self, tasks: Vec<Prepared>) {
         let mut before = std::mem::take(&mut self.tasks);
-        for Prepared { task, predecessors } in tasks {
+        for Prepared {
+            task,
+            predecessors,
+            held: found,
+        } in tasks
+        {
             let preparing = before.remove(&task).unwrap_or(Preparing {
                 predecessors,
+                found,
                 held: None,
                 acknowledged: None,
             });
@@ -110,6 +121,7 @@ impl SuccessorsMachine {
                     self.not_before = now.plus(PAUSE);
                 }
                 preparing.held = held;
+                preparing.found = None;
             }
         }
     }
@@ -147,9 +159,14 @@ impl SuccessorsMachine {
             .iter()
             .filter(|(_, preparing)| preparing.held.is_none());
         let ready = waiting.find(|(_, preparing)| self.reach(preparing) >= Some(at));
-        if let Some((task, _)) = ready {
+        if let Some((task, preparing)) = ready {
             self.under_way.insert(*task);
-            effects.push(Effect::Begin { task: *task, at });
+            let task = *task;
+            // What is older is of no use: of what came after it something may have gone.
+            effects.push(match preparing.found.filter(|found| *found >= at) {
+                Some(found) => Effect::GoOn { task, at: found },
+                None => Effect::Begin { task, at },
+            });
         }
     }
 
@@ -177,6 +194,14 @@ mod tests {
         Prepared {
             task: task(9, index),
             predecessors: predecessors.iter().map(|of| task(1, *of)).collect(),
+            held: None,
+        }
+    }
+
+    fn found(index: u32, predecessors: &[u32], held: u64) -> Prepared {
+        Prepared {
+            held: Some(CheckpointId(held)),
+            ..prepared(index, predecessors)
         }
     }
 
@@ -201,6 +226,13 @@ mod tests {
 
     fn begin(index: u32, at: u64) -> Effect {
         Effect::Begin {
+            task: task(9, index),
+            at: CheckpointId(at),
+        }
+    }
+
+    fn go_on(index: u32, at: u64) -> Effect {
+        Effect::GoOn {
             task: task(9, index),
             at: CheckpointId(at),
         }
@@ -241,6 +273,30 @@ mod tests {
         let effects = handle(reached(&[(0, Some(4))]));
         let both = advance(&[(0, 4, 6), (1, 5, 7)]);
         assert_eq!(effects, [acknowledge(&[(0, 4)]), both]);
+    }
+
+    #[test]
+    fn what_is_here_from_before_goes_on_unless_it_is_too_old() {
+        let mut machine = SuccessorsMachine::default();
+        let mut handle = |event| machine.handle(Tick(0), event);
+        handle(Event::Prepare(vec![found(0, &[0], 6), found(1, &[0], 4)]));
+        assert_eq!(handle(grown(&[7], Some(5))), [go_on(0, 6)]);
+        let effects = handle(reached(&[(0, Some(6))]));
+        assert_eq!(effects, [acknowledge(&[(0, 6)]), advance(&[(0, 6, 7)])]);
+        let effects = handle(reached(&[(0, Some(7))]));
+        assert_eq!(effects, [acknowledge(&[(0, 7)]), begin(1, 5)]);
+    }
+
+    #[test]
+    fn what_was_here_from_before_and_does_not_meet_what_followed_begins_anew() {
+        let mut machine = SuccessorsMachine::default();
+        machine.handle(Tick(0), Event::Prepare(vec![found(0, &[0], 6)]));
+        let effects = machine.handle(Tick(0), grown(&[7], Some(5)));
+        assert_eq!(effects, [go_on(0, 6)]);
+        machine.handle(Tick(0), reached(&[(0, Some(6))]));
+        assert_eq!(machine.handle(Tick(1), reached(&[(0, None)])), []);
+        let at = machine.wake_at().unwrap();
+        assert_eq!(machine.handle(at, Event::TimePassed), [begin(0, 5)]);
     }
 
     #[test]
