@@ -12,8 +12,8 @@ use crate::steps::{PATIENCE, talk};
 const MEMORY: &str = "384MiB";
 const MEMORY_BYTES: u64 = 384 << 20;
 const BYTE_RATE: u64 = 2 << 20;
-/// More than a worker with so little memory takes at once and lets wait: 80 and 256.
-const FLOOD: u64 = 400;
+/// More than a worker with so little memory takes at once and lets wait: 80 and 128.
+const FLOOD: u64 = 300;
 const FLOODING: Offer = Offer {
     records_per_request: 2_000,
     every: Duration::from_millis(100),

@@ -20,13 +20,16 @@ const COPIES: usize = 3;
 const STEP_BYTES: usize = 1 << 20;
 /// A request waits for room, before anything of it has any, as long as it would be told to stay away; only so many do.
 const PATIENCE: Span = Span::from_secs(1);
-const MAX_WAITING: usize = 256;
+const MAX_WAITING: usize = 128;
+/// Bodies that are read into records at once, for each processor.
+const WORKED_ON_PER_CORE: usize = 2;
 
 #[derive(Clone, Debug)]
 pub struct Intake {
     room: Arc<Semaphore>,
     bytes: usize,
     waiting: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
 }
 
 /// A body, and the room it takes until this is dropped.
@@ -41,10 +44,12 @@ impl Intake {
         let bytes = usize::try_from(bytes)
             .unwrap_or(usize::MAX)
             .clamp(1, Semaphore::MAX_PERMITS);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Intake {
             room: Arc::new(Semaphore::new(bytes)),
             bytes,
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            turns: Arc::new(Semaphore::new(cores * WORKED_ON_PER_CORE)),
         }
     }
 
@@ -85,6 +90,13 @@ impl Intake {
             body: body.freeze(),
             _room: room,
         })
+    }
+
+    /// The turn to work on a body that takes a while. More at once would be no faster, and each thread that works keeps
+    /// memory of its own.
+    pub async fn turn(&self) -> OwnedSemaphorePermit {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        turn.expect("it is never closed")
     }
 
     /// Room for a body that grows from one length to another. Who has some does not wait for more, which others may

@@ -135,6 +135,7 @@ pub async fn produce(
     let groups = if small {
         group()?
     } else {
+        let _turn = routes.intake.turn().await;
         web::block(group)
             .await
             .map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))??
