@@ -1670,7 +1670,7 @@ impl Intent {
                 job: JobId(job),
                 id: Uuid::from_u128(metadata.version().0.into()),
                 location: location(),
-                archive: metadata.version().0 % 2 == 0,
+                archive: metadata.version().0.is_multiple_of(2),
             },
             Intent::EndSavepoint { job } => {
                 let row = metadata.job(JobId(job));
