@@ -133,6 +133,7 @@ pub fn update_command(
             graph: Arc::new(numbered_from(first_stage, planned.tasks)?),
             places: BTreeMap::new(),
             update: Some(Arc::new(JobUpdate {
+                of: row.first_stage(),
                 checkpoint_interval: checkpoint_interval(&spec),
                 spec,
                 job_graph: planned.graph,

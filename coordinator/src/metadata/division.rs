@@ -40,6 +40,8 @@ pub struct PlannedDivision {
 /// What a job is changed to be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobUpdate {
+    /// The first stage of what the job was when this was planned: what becomes of state was said of that.
+    pub of: Option<StageId>,
     pub spec: CreateJob,
     pub job_graph: JobGraph,
     pub checkpoint_interval: Span,
@@ -74,7 +76,9 @@ impl ClusterMetadata {
                 let (job, state) = (row.name.clone(), row.state);
                 return Err(Rejection::JobOver { job, state });
             }
-            if first_stage != row.next_stage() {
+            let update = division.and_then(|division| division.update.as_ref());
+            let is_of_another = update.is_some_and(|update| update.of != row.first_stage());
+            if first_stage != row.next_stage() || is_of_another {
                 return Err(Rejection::DividedMeanwhile {
                     job: row.name.clone(),
                 });
@@ -164,6 +168,11 @@ impl JobRow {
     /// The lowest id that no stage of any division of the job has had.
     pub fn next_stage(&self) -> StageId {
         StageId(self.stages_used.max(after(&self.graph)))
+    }
+
+    /// Tells its divisions apart: none has a stage of another.
+    pub fn first_stage(&self) -> Option<StageId> {
+        self.graph.stages.first().map(|stage| stage.id)
     }
 
     /// Begins with the division that is wanted.

@@ -278,6 +278,7 @@ fn a_job_that_is_changed_at_rest_reads_nothing_until_it_is() {
             graph: graph(2, 2),
             places: BTreeMap::new(),
             update: Some(Arc::new(JobUpdate {
+                of: row.first_stage(),
                 spec: spec.clone(),
                 job_graph: JobGraph::default(),
                 checkpoint_interval: Span(100),
@@ -334,6 +335,7 @@ fn a_job_that_stands_still_reads_on_once_its_change_is_withdrawn() {
         division,
     };
     let update = JobUpdate {
+        of: row.first_stage(),
         spec: CreateJob::clone(&row.spec),
         job_graph: JobGraph::default(),
         checkpoint_interval: Span(100),
@@ -355,4 +357,45 @@ fn a_job_that_stands_still_reads_on_once_its_change_is_withdrawn() {
     history.command(started).unwrap();
     let row = history.metadata.job(job).unwrap();
     assert!(!row.deployment.as_ref().unwrap().still);
+}
+
+/// Another change was taken while it was planned: what it would lose was said of the job as it had been.
+#[test]
+fn an_update_that_was_planned_for_what_the_job_is_no_more_is_refused() {
+    let (mut history, job, worker, generation) = story();
+    let row = history.metadata.job(job).unwrap().clone();
+    let planned = JobUpdate {
+        of: row.first_stage(),
+        spec: CreateJob::clone(&row.spec),
+        job_graph: JobGraph::default(),
+        checkpoint_interval: Span(100),
+    };
+    let next = graph(1, 4);
+    history
+        .command(prepare(job, generation, &next, worker))
+        .unwrap();
+    let four: Vec<TaskId> = next.tasks().collect();
+    history
+        .command(complete_with(job, generation, 2, worker, &four))
+        .unwrap();
+    let row = history.metadata.job(job).unwrap().clone();
+    let taken = begin(&row, &next, Dividing::Anew, row.completed, worker);
+    history.command(taken).unwrap();
+    let update = |of: JobUpdate| Command::Divide {
+        job,
+        first_stage: StageId(2),
+        division: Some(PlannedDivision {
+            parallelism: 2,
+            graph: graph(2, 2),
+            places: BTreeMap::new(),
+            update: Some(Arc::new(of)),
+        }),
+    };
+    let refused = history.command(update(planned.clone()));
+    let name = row.name.clone();
+    assert_eq!(refused, Err(Rejection::DividedMeanwhile { job: name }));
+    let of = history.metadata.job(job).unwrap().first_stage();
+    history
+        .command(update(JobUpdate { of, ..planned }))
+        .unwrap();
 }
