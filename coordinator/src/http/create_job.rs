@@ -18,7 +18,7 @@ use common::protocol::job::{CreateJob, Restore};
 use common::transport::server::{Query, read_body, read_json};
 
 use super::gate::Reigning;
-use super::jobs::{describe, find};
+use super::jobs::{describe, find, plan};
 use crate::job::creation::{self, point_into};
 use crate::job::describe::JobDescription;
 use crate::planner::{PlannedJob, explain};
@@ -93,20 +93,12 @@ pub(crate) async fn create_job(
     JobName::new(name)?;
     let mut spec = read_job(&body)?;
     creation::place_archives(&mut spec, state.savepoints.as_ref())?;
-    let (taken, context) = state.controller.view().read(|metadata| {
-        let taken = metadata.job_named(&spec.name).is_some();
-        (taken, creation::plan_context(metadata, Some(&spec.name)))
-    });
+    let view = state.controller.view();
+    let taken = view.read(|metadata| metadata.job_named(&spec.name).is_some());
     if taken && !options.dry_run {
         return Err(name_taken(&spec.name));
     }
-    let (spec, context, planned) = web::block(move || {
-        let planned = creation::plan(&spec, &context);
-        (spec, context, planned)
-    })
-    .await
-    .map_err(|_| Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping"))?;
-    let planned = planned?;
+    let (spec, context, planned) = plan(&state, spec).await?;
     let missing = creation::missing_topics(&spec, &planned, &context);
     if options.dry_run {
         return Ok(HttpResponse::Ok().json(Plan::of(planned, missing)));

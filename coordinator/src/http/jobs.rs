@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use actix_web::web;
+
 use common::error::{ErrorCode, Problem};
 use common::ids::JobName;
+use common::protocol::job::CreateJob;
 
 use super::State;
 use crate::controller::topics::nearest;
+use crate::job::creation;
 use crate::job::describe::JobDescription;
 use crate::metadata::jobs::JobRow;
+use crate::planner::{PlanContext, PlannedJob};
 
 pub(super) fn find(state: &State, name: &str) -> Result<Arc<JobRow>, Problem> {
     state.controller.view().read(|metadata| {
@@ -19,6 +24,24 @@ pub(super) fn find(state: &State, name: &str) -> Result<Arc<JobRow>, Problem> {
             unknown_job(name, names)
         })
     })
+}
+
+/// What a definition is in the cluster as it is now, with what of it that depends on. Off the arbiters: it may take long.
+pub(super) async fn plan(
+    state: &State,
+    spec: CreateJob,
+) -> Result<(CreateJob, PlanContext, PlannedJob), Problem> {
+    let context = state
+        .controller
+        .view()
+        .read(|metadata| creation::plan_context(metadata, Some(&spec.name)));
+    let planning = web::block(move || {
+        let planned = creation::plan(&spec, &context)?;
+        Ok((spec, context, planned))
+    });
+    planning
+        .await
+        .map_err(|_| Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping"))?
 }
 
 /// The job as it is now. Its tasks are told of as far as they have been heard of.

@@ -14,8 +14,7 @@ use common::plan::task_graph::TaskGraph;
 use common::transport::server::{read_body, read_json};
 
 use super::gate::Reigning;
-use super::jobs::{describe, find};
-use crate::job::creation;
+use super::jobs::{describe, find, plan};
 use crate::job::describe::{JobDescription, parallelism};
 use crate::job::numbering::numbered_from;
 use crate::metadata::command::Command;
@@ -76,14 +75,7 @@ pub(crate) async fn rescale_job(
         false => {
             let mut spec = (*row.spec).clone();
             spec.parallelism = Some(wanted);
-            let context = state
-                .controller
-                .view()
-                .read(|metadata| creation::plan_context(metadata, Some(&spec.name)));
-            let planned = web::block(move || creation::plan(&spec, &context)).await;
-            let planned = planned.map_err(|_| {
-                Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping")
-            })??;
+            let (_, _, planned) = plan(&state, spec).await?;
             check(&row.graph, &planned.tasks)?;
             Some(PlannedDivision {
                 parallelism: wanted,

@@ -18,7 +18,7 @@ use common::transport::server::{Query, read_body, read_json};
 
 use super::create_job::{Plan, read_job};
 use super::gate::Reigning;
-use super::jobs::{describe, find};
+use super::jobs::{describe, find, plan};
 use crate::job::creation;
 use crate::job::describe::{JobDescription, parallelism};
 use crate::job::numbering::numbered_from;
@@ -85,17 +85,7 @@ pub(crate) async fn update_job(
     let row = find(&state, &job)?;
     let mut spec = read_update(&body, &row)?;
     creation::place_archives(&mut spec, state.savepoints.as_ref())?;
-    let context = state
-        .controller
-        .view()
-        .read(|metadata| creation::plan_context(metadata, Some(&spec.name)));
-    let (spec, context, planned) = web::block(move || {
-        let planned = creation::plan(&spec, &context);
-        (spec, context, planned)
-    })
-    .await
-    .map_err(|_| Problem::new(ErrorCode::ShuttingDown, "the coordinator is stopping"))?;
-    let planned = planned?;
+    let (spec, context, planned) = plan(&state, spec).await?;
     check(&row.graph, &planned.tasks)?;
     let missing = creation::missing_topics(&spec, &planned, &context);
     let operators = upgrade(&row.graph, &planned.tasks);

@@ -11,7 +11,6 @@ use tracing::{debug, info, warn};
 
 use common::ids::{JobId, JobName, MetadataVersion};
 use common::limits::JOB_MAILBOX;
-use common::protocol::checkpoint::CheckpointKind;
 use common::time::{Clock, Tick};
 
 use super::facts::{Facts, Proposal, slots_by_job, workers_for};
@@ -155,20 +154,14 @@ impl JobActor {
     }
 
     fn take_checkpoints(&mut self, checkpointing: Checkpointing, ctx: &mut Context<JobActor>) {
-        let of = |generation, kind| TakeCheckpoints::Of {
+        let of = |(generation, kind)| TakeCheckpoints::Of {
             generation,
             team: self.machine.team(),
             pace: self.pace,
             kind,
             completed: self.machine.facts().completed,
         };
-        let order = match checkpointing {
-            Checkpointing::Off => TakeCheckpoints::Off,
-            Checkpointing::Periodic { generation } => of(generation, CheckpointKind::Periodic),
-            Checkpointing::Final { generation } => of(generation, CheckpointKind::Stop),
-            Checkpointing::CutOver { generation } => of(generation, CheckpointKind::CutOver),
-            Checkpointing::Drain { generation } => of(generation, CheckpointKind::Drain),
-        };
+        let order = checkpointing.of().map_or(TakeCheckpoints::Off, of);
         // Waits, so that a later order never overtakes this one.
         let told = self.checkpoints.send(order).into_actor(self);
         ctx.wait(told.map(|result, actor, _| {

@@ -17,6 +17,7 @@ use common::ids::{Generation, NodeId, TaskId, WorkerEpoch};
 use common::limits::{
     DEFAULT_STANDBYS, DEPLOY_TIMEOUT, RESTART_BUDGET, RESTART_WINDOW, RESTORE_TIMEOUT,
 };
+use common::protocol::checkpoint::CheckpointKind;
 use common::protocol::job::JobState;
 use common::protocol::task::{Standbys, TaskAssignment, TaskState};
 use common::time::{Span, Tick};
@@ -92,7 +93,7 @@ pub enum Checkpointing {
     Final {
         generation: Generation,
     },
-    /// As `Final`, once everything of it is where the job goes on divided in another way.
+    /// As `Final`, once everything of it is where the job goes on: divided in another way, or at other workers.
     CutOver {
         generation: Generation,
     },
@@ -100,6 +101,19 @@ pub enum Checkpointing {
     Drain {
         generation: Generation,
     },
+}
+
+impl Checkpointing {
+    /// Of which generation, and of which kind.
+    pub fn of(self) -> Option<(Generation, CheckpointKind)> {
+        match self {
+            Checkpointing::Off => None,
+            Checkpointing::Periodic { generation } => Some((generation, CheckpointKind::Periodic)),
+            Checkpointing::Final { generation } => Some((generation, CheckpointKind::Stop)),
+            Checkpointing::CutOver { generation } => Some((generation, CheckpointKind::CutOver)),
+            Checkpointing::Drain { generation } => Some((generation, CheckpointKind::Drain)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

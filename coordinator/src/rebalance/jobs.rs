@@ -221,11 +221,8 @@ impl Jobs {
                 "the standbys of job \"{name}\" have not everything yet"
             ));
         }
-        let is_made = row
-            .savepoints
-            .iter()
-            .any(|savepoint| savepoint.ended.is_none());
-        is_made.then(|| format!("a savepoint of job \"{name}\" is being made"))
+        row.savepoint_under_way()
+            .map(|_| format!("a savepoint of job \"{name}\" is being made"))
     }
 }
 

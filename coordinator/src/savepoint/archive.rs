@@ -7,6 +7,7 @@
 use uuid::Uuid;
 
 use common::objects::location::Location;
+use common::protocol::job::JobState;
 use common::time::{Span, Tick};
 
 use crate::metadata::jobs::JobRow;
@@ -189,8 +190,7 @@ impl Facts {
         };
         Facts {
             wanted,
-            ready: row.state == common::protocol::job::JobState::Running
-                && row.savepoint_under_way().is_none(),
+            ready: row.state == JobState::Running && row.savepoint_under_way().is_none(),
             archives: archives
                 .map(|savepoint| Archive {
                     id: savepoint.id,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use common::ids::{
     CheckpointId, ClusterId, Generation, JobId, NodeId, StageId, TaskId, WorkerEpoch,
 };
-use common::protocol::checkpoint::{CheckpointKind, TaskCounts, TaskSnapshot};
+use common::protocol::checkpoint::{TaskCounts, TaskSnapshot};
 use common::protocol::job::JobState;
 use common::time::{Span, Tick};
 use coordinator::checkpoint::machine::{
@@ -25,7 +25,7 @@ use coordinator::checkpoint::machine::{
 };
 use coordinator::checkpoint::permit::CommitPermit;
 use coordinator::job::facts::{Facts as JobFacts, Proposal, slots_by_job, workers_for};
-use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
+use coordinator::job::machine::{Effect, Event, JobMachine, Settings};
 use coordinator::metadata::command::{Command, Outcome, Rejection};
 use coordinator::metadata::jobs::JobRow;
 use coordinator::metadata::nodes::WorkerStatus;
@@ -560,25 +560,13 @@ impl Generations {
                 Effect::Checkpoint(checkpointing) => {
                     let team = state.machine.team();
                     let completed = state.machine.facts().completed;
-                    let run = |generation, kind| CheckpointEvent::Run {
+                    let run = |(generation, kind)| CheckpointEvent::Run {
                         generation,
                         team,
                         kind,
                         completed,
                     };
-                    let event = match checkpointing {
-                        Checkpointing::Off => CheckpointEvent::Halt,
-                        Checkpointing::Periodic { generation } => {
-                            run(generation, CheckpointKind::Periodic)
-                        }
-                        Checkpointing::CutOver { generation } => {
-                            run(generation, CheckpointKind::CutOver)
-                        }
-                        Checkpointing::Final { generation } => {
-                            run(generation, CheckpointKind::Stop)
-                        }
-                        Checkpointing::Drain { .. } => unreachable!("nobody wants it to end"),
-                    };
+                    let event = checkpointing.of().map_or(CheckpointEvent::Halt, run);
                     self.tell_checkpoints(state, event);
                 }
             }

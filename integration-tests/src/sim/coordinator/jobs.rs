@@ -15,7 +15,7 @@ use coordinator::checkpoint::machine::{
     Pace, Settings as CheckpointSettings,
 };
 use coordinator::job::facts::{Facts, Workers, slots_by_job, workers_for};
-use coordinator::job::machine::{Checkpointing, Effect, Event, JobMachine, Settings};
+use coordinator::job::machine::{Effect, Event, JobMachine, Settings};
 use coordinator::metadata::command::Command;
 use coordinator::metadata::jobs::JobRow;
 
@@ -105,27 +105,13 @@ impl Reign {
                 Effect::Checkpoint(checkpointing) => {
                     let team = self.jobs[&id].machine.team();
                     let completed = self.jobs[&id].machine.facts().completed;
-                    let run = |generation, kind| CheckpointEvent::Run {
+                    let run = |(generation, kind)| CheckpointEvent::Run {
                         generation,
                         team,
                         kind,
                         completed,
                     };
-                    let event = match checkpointing {
-                        Checkpointing::Off => CheckpointEvent::Halt,
-                        Checkpointing::Periodic { generation } => {
-                            run(generation, CheckpointKind::Periodic)
-                        }
-                        Checkpointing::Final { generation } => {
-                            run(generation, CheckpointKind::Stop)
-                        }
-                        Checkpointing::CutOver { generation } => {
-                            run(generation, CheckpointKind::CutOver)
-                        }
-                        Checkpointing::Drain { generation } => {
-                            run(generation, CheckpointKind::Drain)
-                        }
-                    };
+                    let event = checkpointing.of().map_or(CheckpointEvent::Halt, run);
                     self.checkpoint_event(env, id, event);
                 }
             }
