@@ -28,8 +28,8 @@ pub struct Facts {
     pub generation: Generation,
     /// The tasks of this generation; `None`: nothing of it runs.
     pub running: Option<RunningTasks>,
-    /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
-    /// only a new generation makes them read again.
+    /// This generation was told to end in another way than is wanted now: its sources may have stopped reading, and
+    /// only a new generation makes them read again, or its windows close.
     pub halting: bool,
     /// In this generation the last checkpoint before the job is divided anew may have begun, likewise.
     pub cutting_over: bool,

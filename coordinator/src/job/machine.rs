@@ -421,7 +421,7 @@ impl JobMachine {
         if let Some(failure) = self.failure(now) {
             return Some(self.recover(now, failure, Dividing::AsBefore));
         }
-        if self.facts.desired == Desired::Running
+        if self.wants_to_run()
             && let Some((reason, dividing)) = self.failed_cut_over(now)
         {
             let fatal = false;
@@ -433,8 +433,9 @@ impl JobMachine {
             // What the generation did since the last checkpoint is undone, so nothing is lost by not waiting.
             Desired::Paused if ended || !runs => Some(self.halt(JobState::Paused, "", None)),
             Desired::Stopped if ended || !runs => Some(self.halt(JobState::Stopped, "", None)),
-            Desired::Running if self.facts.halting => self.start_if_wanted(None),
-            Desired::Running if self.facts.cutting_over => {
+            // Where sources have stopped reading, the windows of a job that is to be drained close in its next generation.
+            Desired::Running | Desired::Drained if self.facts.halting => self.start_if_wanted(None),
+            Desired::Running | Desired::Drained if self.facts.cutting_over => {
                 if !ended {
                     return None;
                 }
@@ -748,9 +749,11 @@ impl JobMachine {
         match self.facts.desired {
             Desired::Cancelled => Checkpointing::Off,
             Desired::Paused | Desired::Stopped => Checkpointing::Final { generation },
+            Desired::Running | Desired::Drained if self.facts.halting => Checkpointing::Off,
+            Desired::Running | Desired::Drained if self.facts.cutting_over => {
+                Checkpointing::CutOver { generation }
+            }
             Desired::Drained => Checkpointing::Drain { generation },
-            Desired::Running if self.facts.halting => Checkpointing::Off,
-            Desired::Running if self.facts.cutting_over => Checkpointing::CutOver { generation },
             Desired::Running if self.all_exhausted() => Checkpointing::Final { generation },
             Desired::Running => Checkpointing::Periodic { generation },
         }

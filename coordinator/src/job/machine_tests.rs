@@ -208,8 +208,8 @@ impl World {
         if wish(self.facts.state, desired) != Wish::Granted {
             return;
         }
-        let goes_on = desired == Desired::Running && self.facts.desired == Desired::Running;
-        self.facts.halting |= self.facts.running.is_some() && !goes_on;
+        let was_told = self.facts.desired != Desired::Running && self.facts.desired != desired;
+        self.facts.halting |= self.facts.running.is_some() && was_told;
         self.facts.desired = desired;
         self.metadata_changed();
     }
@@ -1082,6 +1082,43 @@ fn a_job_is_divided_once_everything_is_prepared() {
     let tasks = prepared.tasks.iter().map(|of| (of.task, of.worker));
     assert_eq!(world.runs_on(), tasks.collect());
     assert!(world.failures.is_empty());
+}
+
+/// Its sources had stopped for the change, and the change's last checkpoint passed for that of the drain: windows
+/// stayed open.
+#[test]
+fn a_job_that_is_to_be_drained_while_it_is_divided_anew_drains_in_its_next_generation() {
+    let mut world = dividing();
+    complete_prepared(&mut world, 2);
+    let generation = world.facts.generation;
+    world.want(Desired::Drained);
+    world.settle();
+    assert_eq!(world.checkpointing, Checkpointing::CutOver { generation });
+    cut_over(&mut world, 3);
+    assert_eq!(world.facts.generation, generation.next());
+    world.report(TaskState::Running);
+    world.settle();
+    let generation = world.facts.generation;
+    assert_eq!(world.checkpointing, Checkpointing::Drain { generation });
+}
+
+#[test]
+fn a_job_that_was_to_stop_drains_in_its_next_generation() {
+    let mut world = World::new().run();
+    world.complete_checkpoint(1);
+    let generation = world.facts.generation;
+    world.want(Desired::Stopped);
+    world.settle();
+    assert_eq!(world.checkpointing, Checkpointing::Final { generation });
+    world.want(Desired::Drained);
+    world.settle();
+    world.report(TaskState::Running);
+    world.settle();
+    let next = generation.next();
+    assert_eq!(
+        world.checkpointing,
+        Checkpointing::Drain { generation: next }
+    );
 }
 
 #[test]

@@ -59,8 +59,8 @@ pub struct JobRow {
     pub generation: Generation,
     /// The tasks of this generation; `None`: nothing of it runs.
     pub deployment: Option<Arc<Deployment>>,
-    /// In this generation the user has wanted the job to stop: its sources may have stopped reading, and
-    /// only a new generation makes them read again.
+    /// This generation was told to end in another way than is wanted now: its sources may have stopped reading, and
+    /// only a new generation makes them read again, or its windows close.
     pub halting: bool,
     /// Another division into tasks that is wanted.
     #[serde(default)]
@@ -289,9 +289,9 @@ impl ClusterMetadata {
                 let job = row.name.clone();
                 return Err(Rejection::JobOver { job, state });
             }
-            // A generation that was told to end, drained ones too, does not become one that goes on.
-            let goes_on = desired == Desired::Running && row.desired == Desired::Running;
-            row.halting |= row.deployment.is_some() && !goes_on;
+            // A generation that was told to end does not become one that goes on, or that ends in another way.
+            let was_told = row.desired != Desired::Running && row.desired != desired;
+            row.halting |= row.deployment.is_some() && was_told;
             row.desired = desired;
             Ok(Outcome::Done)
         })

@@ -951,7 +951,14 @@ fn what_a_user_wants_while_a_generation_runs_is_noted_in_it() {
         "its sources may have stopped reading"
     );
     history.start(job, worker);
-    assert!(!history.metadata.job(job).unwrap().halting);
+    let halting = |history: &History| history.metadata.job(job).unwrap().halting;
+    assert!(!halting(&history));
+    history.command(want(Desired::Drained)).unwrap();
+    history.command(want(Desired::Drained)).unwrap();
+    assert!(!halting(&history), "nothing else was wanted of it");
+    history.command(want(Desired::Stopped)).unwrap();
+    history.command(want(Desired::Drained)).unwrap();
+    assert!(halting(&history), "windows may not close any more");
 }
 
 #[test]
