@@ -130,9 +130,9 @@ impl StandbyActor {
 
     /// There is memory for what goes on here; those that only serve to make others are read from the disk.
     fn note_cold(&mut self, tasks: impl IntoIterator<Item = TaskId>) {
-        let goes_on = |task: &TaskId| !self.successors.are_made_of(*task);
-        let cold: Vec<TaskId> = tasks.into_iter().filter(goes_on).collect();
-        self.cold.extend(cold);
+        let made_of = self.successors.predecessors();
+        let goes_on = |task: &TaskId| !made_of.contains(task);
+        self.cold.extend(tasks.into_iter().filter(goes_on));
     }
 
     /// Others are kept, and a new generation may begin, while a large one is read.

@@ -1,27 +1,50 @@
 //! What preparing the tasks of a job's next division does on the disk and in memory, step by step. All steps block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::ids::{CheckpointId, TaskId};
+use common::ids::{CheckpointId, NodeId, TaskId};
 use common::plan::redistribution;
 use common::protocol::task::Deployment;
 
 use super::copies::Copies;
+use super::successors::{Event, Prepared, Step};
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::succession::{Advance, Successor};
+use crate::job::assignment::successors_here;
 use crate::source;
 use crate::task::task_state;
 
+/// The tasks of the next division that are prepared here, and what each is made of.
+pub type Successors = BTreeMap<TaskId, Arc<Successor>>;
+
 /// What a step came to: how far its tasks are now, and what went wrong.
 #[derive(Debug, Default)]
-pub struct Step {
-    pub reached: BTreeMap<TaskId, Option<CheckpointId>>,
+pub struct Reached {
+    pub tasks: BTreeMap<TaskId, Option<CheckpointId>>,
     pub errors: Vec<StateError>,
 }
 
-/// A task of the next division, and what it is made of.
-pub fn successor(deployment: &Deployment, task: TaskId) -> Successor {
+/// What is to be prepared on a worker. `known`: what was until now.
+pub fn successors(deployment: &Deployment, me: NodeId, known: &Successors) -> Successors {
+    let here = successors_here(deployment, me).into_iter();
+    here.map(|task| {
+        let known = known.get(&task).cloned();
+        (
+            task,
+            known.unwrap_or_else(|| Arc::new(successor(deployment, task))),
+        )
+    })
+    .collect()
+}
+
+/// The tasks that these are made of.
+pub fn predecessors(successors: &Successors) -> BTreeSet<TaskId> {
+    let shares = successors.values().flat_map(|of| &of.shares);
+    shares.map(|share| share.of).collect()
+}
+
+fn successor(deployment: &Deployment, task: TaskId) -> Successor {
     let next = deployment.next.as_ref();
     let next = next.expect("a task is prepared for a next division");
     let stage = next.graph.stage(task.stage);
@@ -41,40 +64,72 @@ pub fn successor(deployment: &Deployment, task: TaskId) -> Successor {
 }
 
 impl Copies {
+    /// How far successors are here from before.
+    pub fn prepared(&self, successors: &Successors) -> Event {
+        let (generation, history) = (self.deployment.generation, self.history());
+        let prepared = successors.iter().map(|(task, of)| Prepared {
+            task: *task,
+            predecessors: of.shares.iter().map(|share| share.of).collect(),
+            held: self.store.held(*task, generation, &history),
+        });
+        Event::Prepare(prepared.collect())
+    }
+
+    /// How much is here of those that successors are made of.
+    pub fn grown(&self, successors: &Successors) -> Event {
+        let (generation, history) = (self.deployment.generation, self.history());
+        let held = predecessors(successors).into_iter().filter_map(|task| {
+            let held = self.store.held(task, generation, &history)?;
+            Some((task, held))
+        });
+        Event::Grown {
+            held: held.collect(),
+            completed: self.facts.as_ref().and_then(|facts| facts.completed),
+        }
+    }
+
+    pub fn take(&self, successors: &Successors, step: Step) -> Reached {
+        match step {
+            Step::Begin { task, at } => self.begin(&successors[&task], at),
+            Step::GoOn { task, at } => self.go_on(&successors[&task], at),
+            Step::Advance(tasks) => self.advance(successors, tasks),
+        }
+    }
+
     /// Makes all of a successor at a completed checkpoint, on the disk and, if there is room, in memory.
-    pub fn begin(&self, successor: &Successor, at: CheckpointId) -> Step {
+    fn begin(&self, successor: &Successor, at: CheckpointId) -> Reached {
         let (generation, history) = (self.deployment.generation, self.history());
         let begun = self
             .store
             .begin_successor(generation, successor, at, &history);
-        let mut step = Step::default();
-        step.settle(successor.task, begun.map(|()| at), None);
-        if step.errors.is_empty() {
+        let mut reached = Reached::default();
+        reached.settle(successor.task, begun.map(|()| at), None);
+        if reached.errors.is_empty() {
             self.heat_successor(successor.task);
         }
-        step
+        reached
     }
 
     /// Goes on with a successor that is here from before.
-    pub fn go_on(&self, successor: &Successor, at: CheckpointId) -> Step {
+    fn go_on(&self, successor: &Successor, at: CheckpointId) -> Reached {
         let generation = self.deployment.generation;
         self.store.go_on_with_successor(generation, successor, at);
         self.heat_successor(successor.task);
-        Step {
-            reached: [(successor.task, Some(at))].into(),
+        Reached {
+            tasks: [(successor.task, Some(at))].into(),
             errors: Vec::new(),
         }
     }
 
     /// Takes successors from one checkpoint to another, each.
-    pub fn advance(
+    fn advance(
         &self,
-        successors: &BTreeMap<TaskId, Arc<Successor>>,
+        successors: &Successors,
         tasks: Vec<(TaskId, CheckpointId, CheckpointId)>,
-    ) -> Step {
+    ) -> Reached {
         let (store, generation) = (&self.store, self.deployment.generation);
         let history = self.history();
-        let mut step = Step::default();
+        let mut reached = Reached::default();
         let (mut advancing, mut chunks) = (Vec::new(), Vec::new());
         for (task, from, to) in tasks {
             let successor = &*successors[&task];
@@ -83,24 +138,24 @@ impl Copies {
                     advancing.push((successor, from));
                     chunks.push(chunk);
                 }
-                Ok(Advance::Later) => drop(step.reached.insert(task, Some(from))),
-                Ok(Advance::Gap) => drop(step.reached.insert(task, None)),
-                Err(error) => step.settle(task, Err(error), Some(from)),
+                Ok(Advance::Later) => drop(reached.tasks.insert(task, Some(from))),
+                Ok(Advance::Gap) => drop(reached.tasks.insert(task, None)),
+                Err(error) => reached.settle(task, Err(error), Some(from)),
             }
         }
         let getting: Vec<&Successor> = advancing.iter().map(|(successor, _)| *successor).collect();
         if let Err(error) = store.advance_successors(generation, &getting, &chunks) {
-            step.errors.push(error);
+            reached.errors.push(error);
             let stay = advancing.iter().map(|(of, from)| (of.task, Some(*from)));
-            step.reached.extend(stay);
-            return step;
+            reached.tasks.extend(stay);
+            return reached;
         }
         for ((successor, from), chunk) in advancing.iter().zip(&chunks) {
             let caught_up = self.catch_up(successor.task, *from);
             let held = caught_up.map(|()| chunk.checkpoint);
-            step.settle(successor.task, held, Some(*from));
+            reached.settle(successor.task, held, Some(*from));
         }
-        step
+        reached
     }
 
     fn heat_successor(&self, task: TaskId) {
@@ -110,7 +165,7 @@ impl Copies {
     }
 }
 
-impl Step {
+impl Reached {
     /// `otherwise`: what there is if the step has failed.
     fn settle(
         &mut self,
@@ -125,6 +180,6 @@ impl Step {
                 otherwise
             }
         };
-        self.reached.insert(task, reached);
+        self.tasks.insert(task, reached);
     }
 }

@@ -35,14 +35,20 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
+    Take(Step),
+    /// Everything up to these checkpoints is on the disk.
+    Acknowledge(Vec<(TaskId, CheckpointId)>),
+}
+
+/// What gets tasks further.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
     /// Everything at a completed checkpoint.
     Begin { task: TaskId, at: CheckpointId },
     /// From what is here from before.
     GoOn { task: TaskId, at: CheckpointId },
     /// From one checkpoint to another, each.
     Advance(Vec<(TaskId, CheckpointId, CheckpointId)>),
-    /// Everything up to these checkpoints is on the disk.
-    Acknowledge(Vec<(TaskId, CheckpointId)>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -150,7 +156,7 @@ impl SuccessorsMachine {
         let advances: Vec<_> = advances.collect();
         if !advances.is_empty() {
             self.under_way = advances.iter().map(|(task, _, _)| *task).collect();
-            effects.push(Effect::Advance(advances));
+            effects.push(Effect::Take(Step::Advance(advances)));
             return;
         }
         let Some(at) = self.completed else { return };
@@ -163,10 +169,12 @@ impl SuccessorsMachine {
             self.under_way.insert(*task);
             let task = *task;
             // What is older is of no use: of what came after it something may have gone.
-            effects.push(match preparing.found.filter(|found| *found >= at) {
-                Some(found) => Effect::GoOn { task, at: found },
-                None => Effect::Begin { task, at },
-            });
+            effects.push(Effect::Take(
+                match preparing.found.filter(|found| *found >= at) {
+                    Some(found) => Step::GoOn { task, at: found },
+                    None => Step::Begin { task, at },
+                },
+            ));
         }
     }
 
@@ -225,26 +233,24 @@ mod tests {
     }
 
     fn begin(index: u32, at: u64) -> Effect {
-        Effect::Begin {
+        Effect::Take(Step::Begin {
             task: task(9, index),
             at: CheckpointId(at),
-        }
+        })
     }
 
     fn go_on(index: u32, at: u64) -> Effect {
-        Effect::GoOn {
+        Effect::Take(Step::GoOn {
             task: task(9, index),
             at: CheckpointId(at),
-        }
+        })
     }
 
     fn advance(tasks: &[(u32, u64, u64)]) -> Effect {
         let tasks = tasks.iter();
-        Effect::Advance(
-            tasks
-                .map(|(index, from, to)| (task(9, *index), CheckpointId(*from), CheckpointId(*to)))
-                .collect(),
-        )
+        let tasks = tasks
+            .map(|(index, from, to)| (task(9, *index), CheckpointId(*from), CheckpointId(*to)));
+        Effect::Take(Step::Advance(tasks.collect()))
     }
 
     fn acknowledge(tasks: &[(u32, u64)]) -> Effect {
