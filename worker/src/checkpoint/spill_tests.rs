@@ -151,7 +151,7 @@ impl Job {
             .store
             .as_ref()
             .unwrap()
-            .fold(oldest, &BTreeSet::new(), &history)
+            .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
             .unwrap();
         for folded in folded {
             let like = |reader| folded.reader.is_like(reader);
@@ -174,7 +174,7 @@ impl Job {
                 self.store
                     .as_ref()
                     .unwrap()
-                    .fold(oldest, &BTreeSet::new(), &history)
+                    .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
                     .unwrap(),
             );
         }
@@ -335,14 +335,16 @@ fn a_view_that_was_given_up_answers_nothing_any_more() {
     let store = job.store.as_ref().unwrap();
     assert!(
         store
-            .fold(oldest, &BTreeSet::new(), &history)
+            .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
             .unwrap()
             .is_empty()
     );
     let keys = || Ask::Keys(vec![(0, vec![5])]);
     let refused = reader.answer(&id(), keys());
     assert!(matches!(refused, Err(ViewError::BuiltAnew)), "{refused:?}");
-    let folded = store.fold(oldest, &BTreeSet::new(), &history).unwrap();
+    let folded = store
+        .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
+        .unwrap();
     assert_eq!(folded.len(), 1);
     assert!(!folded[0].reader.is_like(&reader));
     assert!(reader.answer(&id(), keys()).is_err());
@@ -502,7 +504,12 @@ fn a_crash_in_a_fold_costs_one_step_of_it_and_not_the_view() {
         job.disk.view.fail_after(cut);
         let store = job.store.as_ref().unwrap();
         store
-            .fold(job.previous.unwrap(), &BTreeSet::new(), &history)
+            .fold(
+                job.previous.unwrap(),
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &history,
+            )
             .unwrap();
         job.disk.view.lose_unflushed(&mut seeded(cut, 1));
 

@@ -292,13 +292,13 @@ impl JobStateStore {
     /// file. In the background, one at a time. Blocks.
     ///
     /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
-    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. Successors get a
-    /// view once they run: building it takes long, and whoever begins a generation waits for a fold.
-    /// Answers how far the view of each task is.
+    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. `unviewed`:
+    /// those that are in no view: building one takes long. Answers how far the view of each task is.
     pub fn fold(
         &self,
         completed: CheckpointId,
         at_once: &BTreeSet<TaskId>,
+        unviewed: &BTreeSet<TaskId>,
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
@@ -323,7 +323,9 @@ impl JobStateStore {
                 }
                 written => written?,
             }
-            if self.is_successor(task) {
+            if unviewed.contains(&task) {
+                // What there is of one that it was in would hold up its chunks.
+                folding.tasks.entry(task).or_default().view = None;
                 continue;
             }
             let at_once = at_once.contains(&task);

@@ -258,7 +258,12 @@ impl Job {
         match self.completed {
             Some(completed) => self
                 .store()
-                .fold(completed, &BTreeSet::new(), &self.history())
+                .fold(
+                    completed,
+                    &BTreeSet::new(),
+                    &BTreeSet::new(),
+                    &self.history(),
+                )
                 .map(drop),
             None => Ok(()),
         }
@@ -670,7 +675,9 @@ fn sled_job(directory: &Path, rounds: u64) -> (JobStateStore, Map) {
         store.persist(Generation(1), vec![chunk]).unwrap();
         table.complete(checkpoint);
         let history = |_, c| Some(c <= checkpoint);
-        store.fold(checkpoint, &BTreeSet::new(), &history).unwrap();
+        store
+            .fold(checkpoint, &BTreeSet::new(), &BTreeSet::new(), &history)
+            .unwrap();
     }
     let map = contents(&tables);
     (store, map)
@@ -710,7 +717,12 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
                 .tables;
             assert_eq!(contents(&restored), expected);
             store
-                .fold(CheckpointId(ROUNDS), &BTreeSet::new(), &history)
+                .fold(
+                    CheckpointId(ROUNDS),
+                    &BTreeSet::new(),
+                    &BTreeSet::new(),
+                    &history,
+                )
                 .unwrap();
         }
     }

@@ -258,11 +258,6 @@ impl JobStateStore {
         of_task.any(|(_, after)| chunk.checkpoint > *after)
     }
 
-    /// Whether a task is being prepared.
-    pub(super) fn is_successor(&self, task: TaskId) -> bool {
-        lock(&self.awaited).keys().any(|(_, of)| *of == task)
-    }
-
     fn await_after(&self, successor: &Successor, at: CheckpointId) {
         let mut awaited = lock(&self.awaited);
         for share in &successor.shares {

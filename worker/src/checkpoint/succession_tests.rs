@@ -189,7 +189,10 @@ impl Division {
                 let found = contents(&restored.unwrap().tables);
                 assert_eq!(found, self.expected(successor, after), "{successor:?}");
             }
-            let fold = self.job.store().fold(last, &kept, &history);
+            let fold = self
+                .job
+                .store()
+                .fold(last, &kept, &BTreeSet::new(), &history);
             let folded: BTreeSet<TaskId> = fold.unwrap().iter().map(|folded| folded.task).collect();
             assert_eq!(folded, kept);
         }

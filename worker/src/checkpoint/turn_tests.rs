@@ -68,7 +68,8 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
     let (store, completed) = (job.store(), job.completed.unwrap());
     let history = job.history();
     let folded = thread::scope(|scope| {
-        let fold = scope.spawn(|| store.fold(completed, &BTreeSet::new(), &history));
+        let fold =
+            scope.spawn(|| store.fold(completed, &BTreeSet::new(), &BTreeSet::new(), &history));
         slow.begun.wait();
         scope.spawn(|| store.keep_only(&BTreeSet::from([task(0)])));
         while store.folding.give_way().is_ok() {

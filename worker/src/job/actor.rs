@@ -129,7 +129,7 @@ impl JobActor {
         let view_cache_bytes = self.services.memory.view_cache_bytes;
         let options = assembly::store_options(&deployment.graph, share, view_cache_bytes);
         let custom = self.services.custom.clone();
-        let wanted: BTreeSet<TaskId> = deployment.all_tasks().collect();
+        let beginning = deployment.clone();
         let left = self.left.take();
         let objects = Objects::new(self.services.transport.clone());
         let restoring = async move {
@@ -141,9 +141,7 @@ impl JobActor {
                         (Arc::new(store), Left::new())
                     }
                 };
-                store.go_on_with(options);
-                store.await_no_successors();
-                store.keep_only(&wanted);
+                assembly::begin(&store, options, &beginning);
                 Ok::<_, StateError>((store, left))
             });
             let (store, mut left) = opening.await.map_err(Unrestored::Panicked)??;
@@ -436,6 +434,7 @@ impl JobActor {
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let tasks = self.tasks.clone();
+        let unviewed = assembly::unviewed(&self.deployment, &self.local, &self.services.custom);
         let folding = async move {
             let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
             for (id, task) in tasks {
@@ -454,7 +453,7 @@ impl JobActor {
             let folding = move || {
                 let history =
                     |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-                store.fold(oldest, &at_once, &history)
+                store.fold(oldest, &at_once, &unviewed, &history)
             };
             tokio::task::spawn_blocking(folding).await
         };

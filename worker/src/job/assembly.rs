@@ -95,6 +95,28 @@ pub fn store_options(graph: &TaskGraph, share: u64, view_cache_bytes: u64) -> St
     }
 }
 
+/// The tasks whose state no view is needed of: it is read from a view only where it runs, or is to run and is not
+/// in memory then.
+pub fn unviewed(
+    deployment: &Deployment,
+    local: &BTreeSet<TaskId>,
+    custom: &CustomOperators,
+) -> BTreeSet<TaskId> {
+    let is_next = |task: &TaskId| deployment.graph.find(task.stage).is_none();
+    let spills = |task: &TaskId| !spilling(deployment.stage_of(*task), custom).is_empty();
+    let elsewhere = deployment.all_tasks().filter(|task| !local.contains(task));
+    elsewhere
+        .filter(|task| is_next(task) || !spills(task))
+        .collect()
+}
+
+/// A generation begins with a store: nothing of tasks that are not its own, or of its next division, is kept.
+pub fn begin(store: &JobStateStore, options: StoreOptions, deployment: &Deployment) {
+    store.go_on_with(options);
+    store.await_no_successors();
+    store.keep_only(&deployment.all_tasks().collect());
+}
+
 /// Brings the tables of these tasks back: those that the generation before has left are taken from there and
 /// back to the checkpoint, the others are read from disk. Blocks.
 pub fn restore(

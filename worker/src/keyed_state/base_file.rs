@@ -387,8 +387,12 @@ impl BaseFile {
         merge(Some(self), &nothing, self.footer.key_groups, visit)
     }
 
+    pub fn tables(&self) -> impl Iterator<Item = &TableId> {
+        self.footer.tables.iter().map(|sections| &sections.table)
+    }
+
     /// Where each section of a table begins.
-    fn sections(&self, table: &TableId) -> BTreeMap<KeyGroup, (u64, Section)> {
+    pub(super) fn sections(&self, table: &TableId) -> BTreeMap<KeyGroup, (u64, Section)> {
         let mut at = MAGIC.len() as u64;
         let mut found = BTreeMap::new();
         for sections in &self.footer.tables {

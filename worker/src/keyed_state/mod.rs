@@ -10,6 +10,7 @@ mod base;
 pub mod table;
 pub mod section;
 pub mod base_file;
+mod in_order;
 pub mod base_copy;
 
 #[cfg(test)]

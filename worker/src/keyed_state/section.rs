@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use super::overlay::{Change, Overlay};
 
-const HEADER: usize = 16;
 const DELETED: u32 = u32::MAX;
 
 /// The name of a table within its task.
@@ -143,42 +142,32 @@ impl<'a> Iterator for Entries<'a> {
         if self.bytes.is_empty() {
             return None;
         }
-        let sound = "the checksum says that this was written by `push`";
-        let (header, rest) = self.bytes.split_first_chunk::<HEADER>().expect(sound);
-        let [
-            n0,
-            n1,
-            n2,
-            n3,
-            n4,
-            n5,
-            n6,
-            n7,
-            k0,
-            k1,
-            k2,
-            k3,
-            v0,
-            v1,
-            v2,
-            v3,
-        ] = *header;
-        let key_len = u32::from_le_bytes([k0, k1, k2, k3]) as usize;
-        let (key, rest) = rest.split_at_checked(key_len).expect(sound);
-        let (value, rest) = match u32::from_le_bytes([v0, v1, v2, v3]) {
-            DELETED => (None, rest),
-            len => {
-                let (value, rest) = rest.split_at_checked(len as usize).expect(sound);
-                (Some(value), rest)
-            }
-        };
+        let (entry, rest) =
+            split_entry(self.bytes).expect("the checksum says that this was written by `push`");
         self.bytes = rest;
-        Some(SectionEntry {
-            namespace: i64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]),
-            key,
-            value,
-        })
+        Some(entry)
     }
+}
+
+/// The entry that bytes begin with, and what follows it; `None`: it does not end there.
+pub(super) fn split_entry(bytes: &[u8]) -> Option<(SectionEntry<'_>, &[u8])> {
+    let (namespace, rest) = bytes.split_first_chunk::<8>()?;
+    let (key_len, rest) = rest.split_first_chunk::<4>()?;
+    let (value_len, rest) = rest.split_first_chunk::<4>()?;
+    let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key_len) as usize)?;
+    let (value, rest) = match u32::from_le_bytes(*value_len) {
+        DELETED => (None, rest),
+        len => {
+            let (value, rest) = rest.split_at_checked(len as usize)?;
+            (Some(value), rest)
+        }
+    };
+    let entry = SectionEntry {
+        namespace: i64::from_le_bytes(*namespace),
+        key,
+        value,
+    };
+    Some((entry, rest))
 }
 
 fn as_u32(number: usize) -> u32 {
