@@ -36,8 +36,11 @@ const ME: Process = Process::Client;
 const LOOK_EVERY: Span = Span::from_millis(50);
 const READ_WAIT: Span = Span::from_millis(300);
 const DEADLINE: Span = Span::from_secs(5);
-/// How far moves are apart at most.
+/// How far moves are apart at most, and other numbers of tasks.
 const MOVE_EVERY_MS: u64 = 10_000;
+const RESCALE_EVERY_MS: u64 = 6_000;
+/// Of a stage.
+const MOST_TASKS: u32 = 3;
 
 #[derive(Debug)]
 pub enum Timer {
@@ -47,6 +50,8 @@ pub enum Timer {
     Read(u32),
     /// So many more times replicas move to other workers.
     Move(u64),
+    /// So many more times the job is to have more or fewer tasks.
+    Rescale(u64),
 }
 
 #[derive(Debug)]
@@ -83,6 +88,7 @@ enum Purpose {
     Metadata,
     Command,
     Move,
+    Rescale,
     Produce(u32),
     Read(u32),
 }
@@ -119,6 +125,10 @@ impl Client {
             let delay = env.some_ms(MOVE_EVERY_MS);
             after(env, delay, Timer::Move(self.plan.replicas.moves));
         }
+        if self.plan.rescales > 0 {
+            let delay = env.some_ms(RESCALE_EVERY_MS);
+            after(env, delay, Timer::Rescale(self.plan.rescales));
+        }
     }
 
     /// Every click was acknowledged.
@@ -145,6 +155,7 @@ impl Client {
             Timer::Produce(partition) => self.produce(env, partition),
             Timer::Read(partition) => self.read(env, partition),
             Timer::Move(left) => self.move_replicas(env, left),
+            Timer::Rescale(left) => self.rescale(env, left),
         }
     }
 
@@ -166,8 +177,8 @@ impl Client {
                     self.wish = Wish::Stopped;
                 }
             }
-            // Some moves are refused: there may be too few workers.
-            (Some(Purpose::Move), _) => {}
+            // Some moves are refused: there may be too few workers. Of a job that is not there, or over, nothing is wanted.
+            (Some(Purpose::Move | Purpose::Rescale), _) => {}
             (Some(Purpose::Produce(partition)), answer) => {
                 self.produced(env, partition, answer);
             }
@@ -291,6 +302,23 @@ impl Client {
         env.trace(|| format!("{command:?}"));
         let request = Request::Command(Box::new(command));
         self.call(env, Process::Coordinator, request, Purpose::Move);
+    }
+
+    /// The job shall have as many tasks as chance says, which may be as many as it has.
+    fn rescale(&mut self, env: &mut Env, left: u64) {
+        if left > 1 {
+            let delay = env.some_ms(RESCALE_EVERY_MS);
+            after(env, delay, Timer::Rescale(left - 1));
+        }
+        let most = self.plan.click_partitions.min(MOST_TASKS);
+        let mut some = |most: u32| 1 + u32::try_from(env.draw(most.into())).expect("a few");
+        let shape = Shape {
+            sources: some(most),
+            operators: some(MOST_TASKS),
+            ..self.plan.shape()
+        };
+        let request = Request::Rescale(shape);
+        self.call(env, Process::Coordinator, request, Purpose::Rescale);
     }
 
     fn create_job(&self) -> Command {

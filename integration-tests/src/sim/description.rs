@@ -19,7 +19,7 @@ pub struct Knob {
 }
 
 /// All that makes a world large or rough, what takes most away first.
-pub const KNOBS: [Knob; 29] = [
+pub const KNOBS: [Knob; 30] = [
     knob("faults", 0, |p| p.faults, |p, n| p.faults = n),
     knob(
         "more_faults",
@@ -76,6 +76,7 @@ pub const KNOBS: [Knob; 29] = [
         |p| p.replicas.moves,
         |p, n| p.replicas.moves = n,
     ),
+    knob("rescales", 0, |p| p.rescales, |p, n| p.rescales = n),
     knob(
         "standbys",
         0,

@@ -64,6 +64,9 @@ pub struct Env {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// How often the job was to be divided anew, and how often it was.
+    pub rescales: u64,
+    pub rescaled: u64,
     /// Whether the job runs and has something left to do, and what has struck it then.
     pub at_work: bool,
     pub struck: Kinds,
@@ -90,6 +93,8 @@ impl Env {
             suspected: 0,
             promoted: 0,
             promoted_hot: 0,
+            rescales: 0,
+            rescaled: 0,
             at_work: false,
             struck: Kinds::default(),
             ran_on: BTreeMap::new(),

@@ -46,9 +46,9 @@ use super::disk::Disk;
 use super::env::Env;
 use super::network::{CallFailed, Reply, ReturnAddress};
 use super::sabotage::Sabotage;
-use super::standby::{self, Began, Lender, Mail, Standby, Wish};
+use super::standby::{self, Began, Lender, Mail, Standby, Wish, Work};
 use super::state_checks::check_counts;
-use super::tally::{self, CLICKS, COUNTED, TALLIES};
+use super::tally::{self, CLICKS, COUNTED};
 use super::task::{self, ClickSource, RunningTask, TallySink, Wanted};
 use super::worker::{MAILBOX_MS, Timer, Who, was_woken};
 
@@ -96,6 +96,7 @@ pub struct RunningJob {
     completed: Option<CheckpointId>,
     folded: Option<CheckpointId>,
     folding: bool,
+    wishes: Vec<Wish>,
 }
 
 impl StoreChoice {
@@ -133,6 +134,7 @@ impl RunningJob {
             completed: deployment.restore,
             folded: deployment.restore,
             folding: false,
+            wishes: Vec::new(),
             deployment,
         }
     }
@@ -200,13 +202,15 @@ impl RunningJob {
     ) {
         let facts = image.jobs.get(&self.job());
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
+        let options = self.store_options();
         let opened = match self.left.take() {
             Some(left) => Ok((left.store, left.tasks)),
             None => self
-                .open_store(disk)
+                .open_store(disk, options)
                 .map(|store| (Arc::new(store), Left::new())),
         };
         let restored = opened.and_then(|(store, mut left)| {
+            assembly::begin(&store, options, &self.deployment);
             let (deployment, local) = (&self.deployment, &self.local);
             let hot: BTreeSet<TaskId> = left.keys().copied().collect();
             let custom = &self.custom;
@@ -220,10 +224,12 @@ impl RunningJob {
                 let generation = self.generation();
                 let at = self.deployment.restore;
                 env.trace(|| format!("{who:?} restored generation {generation} at {at:?}"));
-                self.store = Some(store);
+                self.store = Some(store.clone());
                 self.check_restored(env, &restored);
                 self.start_tasks(env, who, restored, lanes, reports, image);
                 self.stand_by(env, who, image, left);
+                let sweep = Work::sweep(self.job(), self.began(), store);
+                self.wishes.push(Wish::Work(sweep));
             }
             Err(error) => env.break_promise(format!(
                 "{who:?} cannot restore generation {}: {error}",
@@ -232,14 +238,21 @@ impl RunningJob {
         }
     }
 
-    fn open_store(&self, disk: &mut Disk) -> Result<JobStateStore, StateError> {
-        let options = StoreOptions {
+    fn store_options(&self) -> StoreOptions {
+        StoreOptions {
             fold_every: self.choice.fold_every,
             base_after_bytes: self.choice.base_after_bytes,
             log_bytes: self.choice.log_bytes,
             resident_bytes: self.choice.table_bytes.map_or(u64::MAX, |bytes| bytes / 2),
             ..StoreOptions::new(self.deployment.graph.key_groups)
-        };
+        }
+    }
+
+    fn open_store(
+        &self,
+        disk: &mut Disk,
+        options: StoreOptions,
+    ) -> Result<JobStateStore, StateError> {
         let name = format!("job-{}", self.job());
         let (view, damaged) = (disk.store(&name), disk.store(&name));
         let place = ViewPlace {
@@ -255,7 +268,12 @@ impl RunningJob {
 
     /// `left`: the tasks of which there is something in memory.
     fn count_promotions(&self, env: &mut Env, left: &BTreeSet<TaskId>) {
-        for task in self.local.iter().filter(|task| task.stage == TALLIES) {
+        let graph = &self.deployment.graph;
+        for task in self
+            .local
+            .iter()
+            .filter(|task| tally::counts(graph, **task))
+        {
             let before = env.ran_on.insert(*task, self.me.0);
             let moved = before.is_some_and(|before| before != self.me.0);
             if moved && self.deployment.restore.is_some() {
@@ -272,7 +290,7 @@ impl RunningJob {
             Some(standby) => {
                 standby.mail(env, who, image, Mail::StandBy(self.deployment.clone()));
             }
-            None if self.deployment.standbys.is_empty() => {}
+            None if self.deployment.standbys.is_empty() && self.deployment.next.is_none() => {}
             None => {
                 let (custom, memory) = (self.custom.clone(), self.memory.clone());
                 let deployment = self.deployment.clone();
@@ -300,7 +318,9 @@ impl RunningJob {
         deployment: &Arc<Deployment>,
     ) {
         let same = deployment.generation == self.generation();
-        if same && deployment.standbys != self.deployment.standbys {
+        let stood_by = deployment.standbys == self.deployment.standbys
+            && deployment.next == self.deployment.next;
+        if same && !stood_by {
             self.deployment = deployment.clone();
             self.stand_by(env, who, image, Left::new());
         }
@@ -341,8 +361,9 @@ impl RunningJob {
     }
 
     pub fn take_wishes(&mut self) -> Vec<Wish> {
-        let standby = self.standby.as_mut();
-        standby.map(Standby::take_wishes).unwrap_or_default()
+        let mut wishes = std::mem::take(&mut self.wishes);
+        wishes.extend(self.standby.iter_mut().flat_map(Standby::take_wishes));
+        wishes
     }
 
     /// What came back from disk is the state of the input before the checkpoint.
@@ -351,7 +372,7 @@ impl RunningJob {
             return;
         };
         for (task, begins) in restored {
-            if task.stage != TALLIES {
+            if !tally::counts(&self.deployment.graph, *task) {
                 continue;
             }
             let mut counts = BTreeMap::new();
@@ -550,7 +571,7 @@ impl RunningJob {
 
     /// The state that a completed checkpoint shows is that of the input before it.
     fn check_completed(&self, env: &mut Env, task: TaskId, completed: CheckpointId) {
-        if task.stage != TALLIES {
+        if !tally::counts(&self.deployment.graph, task) {
             return;
         }
         let running = &self.tasks[&task];
@@ -706,16 +727,24 @@ impl RunningJob {
     }
 
     /// What was to be written is on the disk.
-    pub fn written(&mut self, env: &mut Env, who: Who, ack: AckCheckpoint) -> AckCheckpoint {
+    pub fn written(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        ack: AckCheckpoint,
+        image: &MetadataImage,
+    ) -> AckCheckpoint {
         self.write(env, who);
         if env.sabotaged(Sabotage::FoldUncompleted)
             && let Some(store) = &self.store
         {
             // An error here is found by whoever restores.
-            drop(store.fold(ack.checkpoint, &BTreeSet::new(), &|_, _| Some(true)));
+            let none = BTreeSet::new();
+            drop(store.fold(ack.checkpoint, &none, &none, &|_, _| Some(true)));
         }
         self.participant.persisted(ack.checkpoint);
         self.lender.sealed(env, who);
+        self.mail(env, who, image, Mail::Grown);
         self.persist(env, who);
         ack
     }
@@ -756,7 +785,11 @@ impl RunningJob {
         if let Some(oldest) = oldest {
             let outcome = match env.sabotaged(Sabotage::EvictUnfolded) && env.draw(2) == 0 {
                 true => Ok(self.readers(oldest)),
-                false => store.fold(oldest, &at_once, &history),
+                false => {
+                    let (local, custom) = (&self.local, &self.custom);
+                    let unviewed = assembly::unviewed(&self.deployment, local, custom);
+                    store.fold(oldest, &at_once, &unviewed, &history)
+                }
             };
             match outcome {
                 Ok(folded) => self.tell_folded(env, who, folded),

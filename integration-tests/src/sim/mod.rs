@@ -32,8 +32,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use ::coordinator::metadata::ClusterMetadata;
+use ::coordinator::metadata::jobs::JobRow;
 use ::coordinator::metadata::nodes::WorkerStatus;
 use common::ids::{CheckpointId, ClusterId, NodeId, TaskId, WorkerEpoch};
+use common::plan::task_graph::TaskGraph;
 use common::protocol::job::JobState;
 use common::protocol::metadata::PartitionImage;
 use common::protocol::topic::Durability;
@@ -53,7 +55,6 @@ use plan::Plan;
 use sabotage::Sabotage;
 use state_checks::{check_counts, contents_of, counts_of, read_copy};
 use swarm::{Kind, Kinds};
-use tally::TALLIES;
 
 /// How long after the last fault everything must be done: several deployments with their pauses.
 const PATIENCE: Span = Span::from_secs(300);
@@ -91,6 +92,9 @@ pub struct Summary {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// How often the job was to be divided anew, and how often it was.
+    pub rescales: u64,
+    pub rescaled: u64,
     /// Partitions that were led uncleanly, and changes of who is suspect.
     pub unclean: u64,
     pub suspected: u64,
@@ -221,6 +225,8 @@ impl World {
         self.summary.cut_off = self.env.cut_off;
         self.summary.promoted = self.env.promoted;
         self.summary.promoted_hot = self.env.promoted_hot;
+        self.summary.rescales = self.env.rescales;
+        self.summary.rescaled = self.env.rescaled;
         self.summary.struck = self.env.struck;
         if let Some(metadata) = self.coordinator.metadata()
             && let Some(row) = metadata.jobs_by_name().next()
@@ -391,8 +397,10 @@ impl World {
             && !self.coordinator.is_completing()
             && row.completed.is_some()
             && row.holders.iter().all(|(task, holders)| {
+                // What is prepared can be prepared again.
+                let is_prepared = row.graph.find(task.stage).is_none();
                 let mut holders = holders.iter();
-                holders.any(|node| others.contains(node) && takes_part(*task, node))
+                is_prepared || holders.any(|node| others.contains(node) && takes_part(*task, node))
             })
     }
 
@@ -423,7 +431,10 @@ impl World {
         for worker in &self.workers {
             let Some(node) = worker.node() else { continue };
             let held = row.holders.iter();
-            let held = held.filter(|(_, holders)| holders.contains(&node));
+            // What was prepared of a division that is not wanted any more is of no use to anybody.
+            let held = held.filter(|(task, holders)| {
+                holders.contains(&node) && graph_of(row, **task).is_some()
+            });
             let held: Vec<TaskId> = held.map(|(task, _)| *task).collect();
             if held.is_empty() {
                 continue;
@@ -439,9 +450,12 @@ impl World {
             self.summary.looked_at += 1;
             for (task, state) in read {
                 let state = state.map_err(|error| error.to_string());
-                if let (Ok(tables), TALLIES) = (&state, task.stage) {
+                if let Ok(tables) = &state
+                    && let Some(graph) = graph_of(row, task)
+                    && tally::counts(graph, task)
+                {
                     let counts = counts_of(tables);
-                    check_counts(&mut self.env, &row.graph, task, at, &counts);
+                    check_counts(&mut self.env, graph, task, at, &counts);
                 }
                 let contents = state.map(|tables| contents_of(&tables));
                 let holders = &mut self.env.checkers.holders;
@@ -489,6 +503,7 @@ impl World {
             (Kind::CommittedInMemory, reigns),
             (Kind::Standbys, self.env.promoted > 0),
             (Kind::StateOnDisk, epochs && self.env.questions > 0),
+            (Kind::Rescaled, self.env.rescaled > 0),
             (Kind::Drained, self.job_state() == Some(JobState::Finished)),
         ] {
             if used && self.kinds.has(kind) {
@@ -649,6 +664,13 @@ impl World {
         let mixed = self.summary.fingerprint ^ kind ^ (self.env.now.0 << 20);
         self.summary.fingerprint = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
     }
+}
+
+/// The division of the job that a task is of: the one it has or the one it is to have.
+fn graph_of(row: &JobRow, task: TaskId) -> Option<&TaskGraph> {
+    let next = row.division.as_ref().map(|division| &*division.graph);
+    let mut graphs = next.into_iter().chain([&*row.graph]);
+    graphs.find(|graph| graph.find(task.stage).is_some())
 }
 
 impl Failure {

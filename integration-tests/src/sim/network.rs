@@ -18,6 +18,8 @@ use common::random::{Random, below};
 use common::time::{Span, Tick};
 use coordinator::metadata::command::Command;
 
+use super::tally::Shape;
+
 /// A process of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Process {
@@ -47,6 +49,8 @@ pub enum Request {
     AlterIsr(AlterIsr),
     /// What a user asks of the coordinator.
     Command(Box<Command>),
+    /// A user wants the job to have as many tasks as this.
+    Rescale(Shape),
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -44,6 +44,8 @@ pub struct Plan {
     pub drain: bool,
     pub replicas: Replicas,
     pub standbys: Standbys,
+    /// How often somebody wants the job to have more or fewer tasks.
+    pub rescales: u64,
     /// Faults that do not happen, by their numbers in the order of what the seed draws.
     pub without: BTreeSet<usize>,
 }
@@ -94,6 +96,7 @@ impl Plan {
         let random = &mut random;
         let mut spilling = seeded(seed, 6);
         let mut copies = seeded(seed, 10);
+        let mut rescales = seeded(seed, 13);
         let click_partitions = from_to(random, 1, 4);
         let rough = below(random, 4) > 0;
         let mut kinds = FaultKinds {
@@ -157,6 +160,7 @@ impl Plan {
             fault_every_ms: from_to(random, 1_000, 5_000),
             kinds,
             drain: coin(random),
+            rescales: below(&mut rescales, 2) * from_to(&mut rescales, 1, 4),
             without: BTreeSet::new(),
         }
     }
@@ -188,6 +192,7 @@ impl Plan {
         Plan {
             weather: Weather::CALM,
             faults: 0,
+            rescales: 0,
             replicas: Replicas {
                 loses_disk: false,
                 more_faults: 0,
@@ -203,14 +208,16 @@ impl Plan {
         Plan {
             replicas: Replicas::NONE,
             standbys: Standbys::NONE,
+            rescales: 0,
             ..Plan::draw_all(seed)
         }
     }
 
-    /// The world of this seed without standbys.
+    /// The world of this seed without standbys, and with as many tasks as it has in the beginning.
     pub fn alone(seed: u64) -> Plan {
         Plan {
             standbys: Standbys::NONE,
+            rescales: 0,
             ..Plan::draw_all(seed)
         }
     }
@@ -223,6 +230,15 @@ impl Plan {
                 count: drawn.standbys.count.max(1),
                 ..drawn.standbys
             },
+            ..drawn
+        }
+    }
+
+    /// The world of this seed, in which the job is to have more or fewer tasks again and again.
+    pub fn rescaled(seed: u64) -> Plan {
+        let drawn = Plan::draw_all(seed);
+        Plan {
+            rescales: drawn.rescales.max(3),
             ..drawn
         }
     }

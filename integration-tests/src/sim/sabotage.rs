@@ -53,10 +53,14 @@ pub enum Sabotage {
     NameUnheard,
     /// A standby loses a chunk, and keeps what comes after it as if it followed.
     KeepAcrossGap,
+    /// A task of the next division gets nothing of what was sealed since it was begun.
+    PrepareWithoutChanges,
+    /// A job is divided anew before all of it is where it goes on.
+    CutOverUnheard,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 24] = [
+    pub const ALL: [Sabotage; 26] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -81,5 +85,7 @@ impl Sabotage {
         Sabotage::HoldUnkept,
         Sabotage::NameUnheard,
         Sabotage::KeepAcrossGap,
+        Sabotage::PrepareWithoutChanges,
+        Sabotage::CutOverUnheard,
     ];
 }

@@ -1,6 +1,7 @@
-//! Standbys in the world: what keeps the state of tasks that run elsewhere, and what gives it to those who do.
+//! Standbys in the world: what keeps the state of tasks that run elsewhere and prepares those of the next division,
+//! and what gives it to those who do.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -9,15 +10,18 @@ use common::protocol::metadata::JobImage;
 use common::protocol::standby::{FetchState, PieceOf, StandbyPosition, StateFetched, StatePiece};
 use common::protocol::task::Deployment;
 use common::time::{Span, Tick};
+use worker::checkpoint::chunk::TaskChunk;
 use worker::checkpoint::hot_tables::HotTables;
 use worker::checkpoint::state_error::StateError;
 use worker::checkpoint::state_store::JobStateStore;
 use worker::job::assembly::Left;
-use worker::job::assignment::stood_by;
+use worker::job::assignment::{stood_by, successors_here};
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
 use worker::standby::copies::{Copies, Found, lock};
 use worker::standby::machine::{Effect, Event, StandbyMachine};
+use worker::standby::preparing::{self, Reached, Successors};
+use worker::standby::successors::{self, Step, SuccessorsMachine};
 use worker::task::memory::StateMemory;
 
 use super::env::Env;
@@ -46,7 +50,10 @@ pub enum Timer {
 pub enum Mail {
     StandBy(Arc<Deployment>),
     Completed(CheckpointId),
+    /// Tasks that run here have sealed something.
+    Grown,
     Happened(Event),
+    Prepared(successors::Event),
     /// The coordinator was told this, and it is over; `again`: it has not taken it.
     Told {
         what: Held,
@@ -68,18 +75,36 @@ pub enum Wish {
         worker: NodeId,
         positions: Vec<StandbyPosition>,
     },
-    Keep(Keeping),
+    Work(Work),
     Tell(Held),
 }
 
 /// A blocking thread of its own: it goes on when the generation that began it has ended.
 #[derive(Debug)]
-pub struct Keeping {
+pub struct Work {
     pub job: JobId,
     pub began: Began,
-    pub of: NodeId,
-    copies: Copies,
-    pieces: Option<Pieces>,
+    store: Arc<JobStateStore>,
+    task: Option<WorkTask>,
+    /// What it came to.
+    mail: Option<Mail>,
+}
+
+#[derive(Debug)]
+enum WorkTask {
+    Keep {
+        copies: Copies,
+        of: NodeId,
+        pieces: Pieces,
+    },
+    Prepare {
+        copies: Copies,
+        successors: Arc<Successors>,
+        step: Step,
+        sabotaged: bool,
+    },
+    /// What is left of former tasks goes.
+    Sweep,
 }
 
 /// What stands by for one generation on one worker.
@@ -94,12 +119,15 @@ pub struct Standby {
     memory: Arc<StateMemory>,
     left: Left,
     machine: StandbyMachine,
+    successors: Arc<Successors>,
+    preparing: SuccessorsMachine,
     /// It looks for what is here already, and everything else waits.
     finding: Option<Copies>,
     waiting: VecDeque<Mail>,
     untold: Held,
     telling: bool,
     timer: bool,
+    preparing_timer: bool,
     wishes: Vec<Wish>,
 }
 
@@ -111,18 +139,90 @@ pub struct Lender {
     next: u64,
 }
 
-impl Keeping {
-    /// Does it, if it was not done yet.
-    pub fn run(&mut self) -> Result<(), StateError> {
-        match self.pieces.take() {
-            Some(pieces) => {
-                let cold = self.copies.keep(pieces)?;
-                cold.into_iter().for_each(|task| self.copies.warm_up(task));
-                Ok(())
-            }
-            None => Ok(()),
+impl Work {
+    pub fn sweep(job: JobId, began: Began, store: Arc<JobStateStore>) -> Work {
+        Work::new(job, began, store, WorkTask::Sweep)
+    }
+
+    fn new(job: JobId, began: Began, store: Arc<JobStateStore>, task: WorkTask) -> Work {
+        Work {
+            job,
+            began,
+            store,
+            task: Some(task),
+            mail: None,
         }
     }
+
+    /// Whose pieces it keeps, if it does that.
+    pub fn keeps_of(&self) -> Option<NodeId> {
+        match self.task {
+            Some(WorkTask::Keep { of, .. }) => Some(of),
+            Some(WorkTask::Prepare { .. } | WorkTask::Sweep) | None => None,
+        }
+    }
+
+    /// Does it, if it was not done yet.
+    pub fn run(&mut self) -> Result<(), StateError> {
+        match self.task.take() {
+            Some(WorkTask::Keep { copies, of, pieces }) => {
+                let cold = copies.keep(pieces)?;
+                cold.into_iter().for_each(|task| copies.warm_up(task));
+                self.mail = Some(Mail::Happened(Event::Kept { of }));
+            }
+            Some(WorkTask::Prepare {
+                copies,
+                successors,
+                step,
+                sabotaged,
+            }) => {
+                let Reached { tasks, errors } = match step {
+                    Step::Advance(tasks) if sabotaged => pass_over(&copies, &successors, tasks)?,
+                    step => copies.take(&successors, step),
+                };
+                if let Some(error) = errors.into_iter().find(StateError::is_fatal) {
+                    return Err(error);
+                }
+                self.mail = Some(Mail::Prepared(successors::Event::Reached(tasks)));
+            }
+            Some(WorkTask::Sweep) => self.store.sweep()?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    pub fn take_mail(&mut self) -> Option<Mail> {
+        self.mail.take()
+    }
+}
+
+/// Successors get further, and nothing of what was sealed.
+fn pass_over(
+    copies: &Copies,
+    successors: &Successors,
+    tasks: Vec<(TaskId, CheckpointId, CheckpointId)>,
+) -> Result<Reached, StateError> {
+    let chunk = |(task, _, checkpoint): &(TaskId, CheckpointId, CheckpointId)| TaskChunk {
+        task: *task,
+        checkpoint: *checkpoint,
+        tables: Vec::new(),
+    };
+    let chunks: Vec<TaskChunk> = tasks.iter().map(chunk).collect();
+    let getting: Vec<_> = chunks
+        .iter()
+        .map(|chunk| &*successors[&chunk.task])
+        .collect();
+    let generation = copies.deployment.generation;
+    copies
+        .store
+        .advance_successors(generation, &getting, &chunks)?;
+    let reached = chunks
+        .iter()
+        .map(|chunk| (chunk.task, Some(chunk.checkpoint)));
+    Ok(Reached {
+        tasks: reached.collect(),
+        errors: Vec::new(),
+    })
 }
 
 impl Standby {
@@ -145,11 +245,14 @@ impl Standby {
             memory,
             left,
             machine: StandbyMachine::default(),
+            successors: Arc::default(),
+            preparing: SuccessorsMachine::default(),
             finding: None,
             waiting: VecDeque::new(),
             untold: Held::new(),
             telling: false,
             timer: false,
+            preparing_timer: false,
             wishes: Vec::new(),
         }
     }
@@ -165,12 +268,11 @@ impl Standby {
         let Some(copies) = self.finding.take() else {
             return;
         };
-        let Found { followed, cold } = copies.find(
-            stood_by(&self.deployment, self.me.0),
-            &BTreeSet::new(),
-            self.take_left(),
-        );
-        cold.into_iter().for_each(|task| copies.warm_up(task));
+        let Found { followed, cold } = self.find(&copies);
+        self.prepare(env, who, image);
+        let made_of = preparing::predecessors(&self.successors);
+        let goes_on = cold.into_iter().filter(|task| !made_of.contains(task));
+        goes_on.for_each(|task| copies.warm_up(task));
         self.happen(env, who, image, Event::Follow(followed));
         while self.finding.is_none()
             && let Some(mail) = self.waiting.pop_front()
@@ -193,11 +295,7 @@ impl Standby {
     /// The generation is over here.
     pub fn leave(mut self) -> Left {
         if let Some(copies) = self.finding.take() {
-            copies.find(
-                stood_by(&self.deployment, self.me.0),
-                &BTreeSet::new(),
-                self.take_left(),
-            );
+            self.find(&copies);
         }
         let hot = std::mem::take(&mut *lock(&self.hot)).into_iter();
         hot.map(|(task, copy)| (task, copy.into_left())).collect()
@@ -206,7 +304,8 @@ impl Standby {
     fn take(&mut self, env: &mut Env, who: Who, image: &MetadataImage, mail: Mail) {
         match mail {
             Mail::StandBy(deployment) => {
-                if deployment.standbys != self.deployment.standbys {
+                let same = deployment.standbys == self.deployment.standbys;
+                if !same || deployment.next != self.deployment.next {
                     self.deployment = deployment;
                     self.follow(env, who, image);
                 }
@@ -214,12 +313,25 @@ impl Standby {
             Mail::Completed(checkpoint) => {
                 let mut hot = lock(&self.hot);
                 hot.values_mut().for_each(|copy| copy.complete(checkpoint));
+                drop(hot);
+                self.grow(env, who, image);
             }
+            Mail::Grown => self.grow(env, who, image),
             Mail::Happened(event) => {
                 if event == Event::TimePassed {
                     self.timer = false;
                 }
+                let kept = matches!(event, Event::Kept { .. });
                 self.happen(env, who, image, event);
+                if kept {
+                    self.grow(env, who, image);
+                }
+            }
+            Mail::Prepared(event) => {
+                if event == successors::Event::TimePassed {
+                    self.preparing_timer = false;
+                }
+                self.happen_to_successors(env, who, image, event);
             }
             Mail::Told { what, again } => {
                 self.telling = false;
@@ -240,19 +352,10 @@ impl Standby {
                     self.wishes.push(Wish::Ask { worker, positions });
                 }
                 Effect::Keep { of, pieces } => {
-                    let keeping = Keeping {
-                        job: self.deployment.job,
-                        began: self.began(),
-                        of,
-                        copies: self.copies(image),
-                        pieces: Some(pieces),
-                    };
-                    self.wishes.push(Wish::Keep(keeping));
+                    let copies = self.copies(image);
+                    self.work(WorkTask::Keep { copies, of, pieces });
                 }
-                Effect::Acknowledge(held) => {
-                    self.untold.extend(held);
-                    self.tell();
-                }
+                Effect::Acknowledge(held) => self.acknowledge(held),
             }
         }
         if let Some(at) = self.machine.wake_at().filter(|_| !self.timer) {
@@ -260,6 +363,66 @@ impl Standby {
             let mail = Mail::Happened(Event::TimePassed);
             self.after(env, who, at.since(env.now), Timer::Mail(mail));
         }
+    }
+
+    /// What is to be prepared here now, and nothing else.
+    fn prepare(&mut self, env: &mut Env, who: Who, image: &MetadataImage) {
+        let known = &self.successors;
+        let successors = preparing::successors(&self.deployment, self.me.0, known);
+        self.successors = Arc::new(successors);
+        if self.successors.is_empty() {
+            self.store.await_no_successors();
+        }
+        let prepared = self.copies(image).prepared(&self.successors);
+        self.happen_to_successors(env, who, image, prepared);
+        self.grow(env, who, image);
+    }
+
+    fn grow(&mut self, env: &mut Env, who: Who, image: &MetadataImage) {
+        if !self.successors.is_empty() {
+            let grown = self.copies(image).grown(&self.successors);
+            self.happen_to_successors(env, who, image, grown);
+        }
+    }
+
+    fn happen_to_successors(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        image: &MetadataImage,
+        event: successors::Event,
+    ) {
+        for effect in self.preparing.handle(env.now, event) {
+            match effect {
+                successors::Effect::Take(step) => {
+                    let (copies, successors) = (self.copies(image), self.successors.clone());
+                    self.work(WorkTask::Prepare {
+                        copies,
+                        successors,
+                        step,
+                        sabotaged: env.sabotaged(Sabotage::PrepareWithoutChanges),
+                    });
+                }
+                successors::Effect::Acknowledge(held) => self.acknowledge(held),
+            }
+        }
+        let wake_at = self.preparing.wake_at();
+        if let Some(at) = wake_at.filter(|_| !self.preparing_timer) {
+            self.preparing_timer = true;
+            let mail = Mail::Prepared(successors::Event::TimePassed);
+            self.after(env, who, at.since(env.now), Timer::Mail(mail));
+        }
+    }
+
+    fn work(&mut self, task: WorkTask) {
+        let (job, store) = (self.deployment.job, self.store.clone());
+        let work = Work::new(job, self.began(), store, task);
+        self.wishes.push(Wish::Work(work));
+    }
+
+    fn acknowledge(&mut self, held: Vec<(TaskId, CheckpointId)>) {
+        self.untold.extend(held);
+        self.tell();
     }
 
     /// One call at a time, with all that is to be told by then.
@@ -286,8 +449,13 @@ impl Standby {
         (self.deployment.generation, self.me.1, self.begun)
     }
 
-    fn take_left(&mut self) -> Left {
-        std::mem::take(&mut self.left)
+    /// What is here already. What waits for it has not happened yet.
+    fn find(&mut self, copies: &Copies) -> Found {
+        let (stood_by, successors) = (
+            stood_by(&self.deployment, self.me.0),
+            successors_here(&self.deployment, self.me.0),
+        );
+        copies.find(stood_by, &successors, std::mem::take(&mut self.left))
     }
 
     fn after(&self, env: &mut Env, who: Who, delay: Span, timer: Timer) {

@@ -29,11 +29,12 @@ pub enum Kind {
     CommittedInMemory,
     Standbys,
     StateOnDisk,
+    Rescaled,
     Drained,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::WorkerKilled,
         Kind::WorkerWithoutPower,
         Kind::CoordinatorKilled,
@@ -50,6 +51,7 @@ impl Kind {
         Kind::CommittedInMemory,
         Kind::Standbys,
         Kind::StateOnDisk,
+        Kind::Rescaled,
         Kind::Drained,
     ];
 }
@@ -106,6 +108,9 @@ pub fn switch(mut plan: Plan) -> Plan {
         plan.fault_every_ms = STORM_MS;
         plan.faults *= 2;
     }
+    if is_off() {
+        plan.rescales = 0;
+    }
     plan
 }
 
@@ -147,6 +152,7 @@ pub fn kinds(plan: &Plan) -> Kinds {
     add(Kind::CommittedInMemory, copies && plan.replicas.in_memory);
     add(Kind::Standbys, several && plan.standbys.count > 0);
     add(Kind::StateOnDisk, plan.store.table_bytes.is_some());
+    add(Kind::Rescaled, plan.rescales > 0);
     add(Kind::Drained, plan.drain);
     kinds
 }

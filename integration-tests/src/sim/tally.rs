@@ -6,7 +6,7 @@
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
-use common::ids::{StageId, TopicId, TopicName};
+use common::ids::{StageId, TaskId, TopicId, TopicName};
 use common::plan::JobGraph;
 use common::plan::connector::{
     BadRecords, BoundedMode, Delivery, Format, Isolation, Partitioner, SinkSpec, SourceSpec,
@@ -39,8 +39,8 @@ pub const DELAY: u64 = 50;
 /// The topics of clicks and of what was counted.
 pub const CLICKS: TopicId = TopicId(Uuid::from_u128(1));
 pub const COUNTED: TopicId = TopicId(Uuid::from_u128(2));
-pub const SOURCES: StageId = StageId(0);
-pub const TALLIES: StageId = StageId(1);
+const SOURCES: StageId = StageId(0);
+const TALLIES: StageId = StageId(1);
 const OPERATOR: &str = "tally";
 /// The same, told that its state may be larger than memory.
 const SPILLING: &str = "spilling tally";
@@ -309,6 +309,11 @@ pub fn renumbered(mut graph: TaskGraph, first: StageId) -> TaskGraph {
         later(&mut edge.to);
     }
     graph
+}
+
+/// Whether a task of such a graph counts clicks, in whichever division.
+pub fn counts(graph: &TaskGraph, task: TaskId) -> bool {
+    graph.stage(task.stage).source.is_none()
 }
 
 /// The same as its user would have drawn it; nothing here looks at it again.

@@ -38,7 +38,7 @@ use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress}
 use super::partition::Partition;
 use super::replication::{self, NextCall, Partitions, Replication};
 use super::sabotage::Sabotage;
-use super::standby::{self, Began, Held, Keeping, Mail, Wish};
+use super::standby::{self, Began, Held, Mail, Wish, Work};
 use super::tally;
 use super::task::{Wanted, append_request};
 
@@ -49,7 +49,7 @@ const REPLICATE_DEADLINE: Span = Span::from_secs(5);
 /// How long opening a log, reading from a view, and a message within the process, take at most.
 const OPEN_MS: u64 = 20;
 const READ_MS: u64 = 20;
-const KEEP_MS: u64 = 15;
+const WORK_MS: u64 = 15;
 pub const MAILBOX_MS: u64 = 2;
 pub const SLOTS: u32 = 16;
 
@@ -84,8 +84,8 @@ pub enum Timer {
     Acknowledge(JobId, Generation, AckCheckpoint),
     Folded(JobId, Generation, CheckpointId),
     Standby(JobId, Began, standby::Timer),
-    /// What a standby keeps is on the disk.
-    Kept(u64),
+    /// What was to be done behind a job's back is done.
+    Worked(u64),
     Append(JobId, Generation, TaskId, NextAppend),
     Fetch(JobId, Generation, TaskId, u32),
 }
@@ -135,9 +135,9 @@ struct Life {
     /// What the generations that are being stopped leave to those that start at once.
     left: BTreeMap<JobId, Handover>,
     kept: BTreeSet<JobId>,
-    /// What is being written for standbys, also of generations that are over.
-    keeping: BTreeMap<u64, Keeping>,
-    last_keeping: u64,
+    /// What is being done behind the jobs' backs, also of generations that are over.
+    working: BTreeMap<u64, Work>,
+    last_work: u64,
     custom: Arc<CustomOperators>,
     memory: Arc<StateMemory>,
     choice: StoreChoice,
@@ -258,8 +258,8 @@ impl Worker {
             left: BTreeMap::new(),
             // A directory for a job is there once it was needed.
             kept: BTreeSet::new(),
-            keeping: BTreeMap::new(),
-            last_keeping: 0,
+            working: BTreeMap::new(),
+            last_work: 0,
             custom,
             memory: self.choice.memory(),
             choice: self.choice,
@@ -397,8 +397,9 @@ impl Life {
                     let reports = &self.reports;
                     if running.opens() {
                         // A store of the same directory opens once the one before is done.
-                        for (_, mut keeping) in self.keeping.extract_if(.., |_, k| k.job == job) {
-                            keep(env, who, &mut keeping);
+                        for (_, mut work) in self.working.extract_if(.., |_, work| work.job == job)
+                        {
+                            run(env, who, &mut work);
                         }
                     }
                     running.restore(env, who, disk, lanes, reports, &image);
@@ -421,8 +422,9 @@ impl Life {
                 }
             }
             Timer::Written(job, generation, ack) => {
+                let image = self.image.clone();
                 if let Some(running) = running(&mut self.jobs, job, generation) {
-                    let ack = running.written(env, who, ack);
+                    let ack = running.written(env, who, ack, &image);
                     self.acknowledge(env, job, generation, ack);
                 }
             }
@@ -441,7 +443,7 @@ impl Life {
                     running.standby_timer(env, who, &image, timer);
                 }
             }
-            Timer::Kept(number) => self.kept(env, number),
+            Timer::Worked(number) => self.worked(env, number),
             Timer::Append(job, generation, task, next) => {
                 if running(&mut self.jobs, job, generation).is_some() {
                     self.append(env, job, generation, task, next);
@@ -501,7 +503,8 @@ impl Life {
             | Request::Decline(_)
             | Request::Hold(_)
             | Request::AlterIsr(_)
-            | Request::Command(_) => unreachable!("nobody asks a worker for that"),
+            | Request::Command(_)
+            | Request::Rescale(_) => unreachable!("nobody asks a worker for that"),
         }
     }
 
@@ -947,7 +950,7 @@ impl Life {
                 let purpose = Purpose::Ask(job, began, worker);
                 self.call(env, process, request, BUNDLE_DEADLINE, purpose);
             }
-            Wish::Keep(keeping) => self.keep(env, keeping),
+            Wish::Work(work) => self.work(env, work),
             Wish::Tell(what) => {
                 let Some(session) = self.session else { return };
                 let request = Request::Hold(AckStandby {
@@ -963,34 +966,36 @@ impl Life {
         }
     }
 
-    fn keep(&mut self, env: &mut Env, mut keeping: Keeping) {
-        self.last_keeping += 1;
-        let number = self.last_keeping;
-        let mut delay = env.some_ms(KEEP_MS);
-        if env.sabotaged(Sabotage::HoldUnkept) {
-            let event = StandbyEvent::Kept { of: keeping.of };
-            let mail = standby::Timer::Mail(Mail::Happened(event));
-            let timer = Timer::Standby(keeping.job, keeping.began, mail);
+    fn work(&mut self, env: &mut Env, mut work: Work) {
+        self.last_work += 1;
+        let number = self.last_work;
+        let mut delay = env.some_ms(WORK_MS);
+        if let Some(of) = work
+            .keeps_of()
+            .filter(|_| env.sabotaged(Sabotage::HoldUnkept))
+        {
+            let mail = standby::Timer::Mail(Mail::Happened(StandbyEvent::Kept { of }));
+            let timer = Timer::Standby(work.job, work.began, mail);
             self.who.after(env, Span(1), timer);
             delay = Span(400);
         } else if env.draw(2) == 0 {
             // The bytes may be there early in the time it takes, or late: a crash meets either.
-            keep(env, self.who, &mut keeping);
+            run(env, self.who, &mut work);
         }
-        self.keeping.insert(number, keeping);
-        self.who.after(env, delay, Timer::Kept(number));
+        self.working.insert(number, work);
+        self.who.after(env, delay, Timer::Worked(number));
     }
 
-    fn kept(&mut self, env: &mut Env, number: u64) {
-        let Some(mut keeping) = self.keeping.remove(&number) else {
+    fn worked(&mut self, env: &mut Env, number: u64) {
+        let Some(mut work) = self.working.remove(&number) else {
             return;
         };
-        keep(env, self.who, &mut keeping);
-        if !env.sabotaged(Sabotage::HoldUnkept) {
-            let (job, began) = (keeping.job, keeping.began);
-            let event = StandbyEvent::Kept { of: keeping.of };
-            drop(keeping);
-            self.mail(env, job, began, Mail::Happened(event));
+        let told_before = work.keeps_of().is_some() && env.sabotaged(Sabotage::HoldUnkept);
+        run(env, self.who, &mut work);
+        let (job, began, mail) = (work.job, work.began, work.take_mail());
+        drop(work);
+        if let Some(mail) = mail.filter(|_| !told_before) {
+            self.mail(env, job, began, mail);
         }
     }
 
@@ -1122,9 +1127,9 @@ pub fn was_woken(wake: &Notify) -> bool {
     pin!(wake.notified()).poll(&mut context).is_ready()
 }
 
-fn keep(env: &mut Env, who: Who, keeping: &mut Keeping) {
-    if let Err(error) = keeping.run() {
-        env.break_promise(format!("{who:?} cannot keep a copy: {error}"));
+fn run(env: &mut Env, who: Who, work: &mut Work) {
+    if let Err(error) = work.run() {
+        env.break_promise(format!("{who:?} cannot work on its state: {error}"));
     }
 }
 

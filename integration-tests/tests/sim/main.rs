@@ -43,6 +43,13 @@ fn expect_unmoved(seed: u64) {
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
+/// A world of before jobs were given more or fewer tasks.
+fn expect_unscaled(seed: u64) {
+    let mut plan = Plan::draw(seed);
+    plan.rescales = 0;
+    run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 /// A world by its line.
 fn expect_world(line: &str) {
     run_plan(&read(line), None).unwrap_or_else(|failure| panic!("{failure}"));
@@ -111,6 +118,8 @@ fn new_worlds_keep_every_promise() {
         total.suspected += summary.suspected;
         total.promoted += summary.promoted;
         total.promoted_hot += summary.promoted_hot;
+        total.rescales += summary.rescales;
+        total.rescaled += summary.rescaled;
         total.lost += summary.lost;
         total.looked_at += summary.looked_at;
     }
@@ -132,6 +141,16 @@ fn a_job_outlives_a_worker_with_its_tasks_and_that_workers_disk() {
         lost += run.unwrap_or_else(|failure| panic!("{failure}")).lost;
     }
     assert!(lost > 0, "no disk with tasks on it was lost");
+}
+
+#[test]
+fn a_job_is_divided_anew_while_things_go_wrong() {
+    let mut rescaled = 0;
+    for seed in 1..=12 {
+        let run = run_plan(&Plan::rescaled(seed), None);
+        rescaled += run.unwrap_or_else(|failure| panic!("{failure}")).rescaled;
+    }
+    assert!(rescaled > 4, "it was divided anew {rescaled} times only");
 }
 
 /// Power goes while records are acknowledged in memory, though never everywhere at once.
@@ -193,12 +212,23 @@ fn a_follower_that_had_yet_to_sync_what_it_has_says_so_when_it_has() {
 /// answer that it had been asked for before.
 #[test]
 fn a_standby_that_begins_again_in_one_generation_is_not_given_answers_of_before() {
-    expect_world("seed=1795923816797 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10");
+    expect_world(
+        "seed=1795923816797 rescales=0 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10",
+    );
 }
 
 /// Of a batch that was written and not synced, the power took a sector with nothing of it but its offset, and its log
 /// could not be opened.
 #[test]
 fn a_log_that_was_torn_between_a_batchs_offset_and_its_checksum_opens() {
-    expect(1_795_924_056_698);
+    expect_unscaled(1_795_924_056_698);
+}
+
+/// Its sources had stopped for another number of tasks, and the last checkpoint before that passed for that of the
+/// drain: windows stayed open.
+#[test]
+fn a_job_that_is_to_be_drained_while_it_is_divided_anew_lets_every_window_out() {
+    expect_world(
+        "seed=1795953236488 faults=0 clicks=1 keys=1 rescales=1 isolations=0 delay_ms=1 table_bytes=953",
+    );
 }

@@ -145,3 +145,13 @@ fn name_unheard_is_found() {
 fn keep_across_gap_is_found() {
     is_found_in(Sabotage::KeepAcrossGap, 1, Plan::stood_by);
 }
+
+#[test]
+fn prepare_without_changes_is_found() {
+    is_found_in(Sabotage::PrepareWithoutChanges, 1, Plan::rescaled);
+}
+
+#[test]
+fn cut_over_unheard_is_found() {
+    is_found_in(Sabotage::CutOverUnheard, 1, Plan::rescaled);
+}

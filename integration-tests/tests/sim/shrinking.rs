@@ -16,6 +16,7 @@ fn a_world_is_read_back_from_its_line() {
             Plan::alone,
             Plan::stood_by,
             Plan::losing,
+            Plan::rescaled,
         ] {
             let mut plan = plan(seed);
             plan.without.extend([1, 3]);

@@ -1,28 +1,33 @@
 //! The coordinator's jobs in the world: what their machines are told, and what they want done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId, WorkerEpoch};
 use common::limits::DEFAULT_SESSION_TIMEOUT;
+use common::plan::task_graph::TaskGraph;
 use common::protocol::checkpoint::{
     AckCheckpoint, CheckpointKind, InjectBarrier, TaskCounts, TaskSnapshot,
 };
 use common::protocol::standby::AckStandby;
+use common::protocol::task::Standbys;
 use common::time::Tick;
 use coordinator::checkpoint::machine::{
     CheckpointMachine, Effect as CheckpointEffect, Event as CheckpointEvent, Fence, INJECT_AGAIN,
-    Pace, Settings as CheckpointSettings,
+    Pace, Settings as CheckpointSettings, Team,
 };
 use coordinator::job::facts::{Facts, Workers, slots_by_job, workers_for};
 use coordinator::job::machine::{Effect, Event, JobMachine, Settings};
 use coordinator::metadata::command::Command;
+use coordinator::metadata::division::PlannedDivision;
 use coordinator::metadata::jobs::JobRow;
 
 use super::{MAILBOX_MS, ME, Proposer, Purpose, Reign, Timer};
 use crate::sim::env::Env;
 use crate::sim::network::Request;
 use crate::sim::sabotage::Sabotage;
+use crate::sim::tally::{self, Shape};
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -171,6 +176,29 @@ impl Reign {
         }
     }
 
+    /// What is to be decided if a job shall have as many tasks as this.
+    pub(super) fn rescaling(&self, shape: &Shape) -> Result<Command, Problem> {
+        let row = self.metadata.jobs_by_name().next();
+        let row = row.ok_or_else(|| Problem::new(ErrorCode::UnknownJob, "no such job"))?;
+        let tasks = |graph: &TaskGraph| -> Vec<u32> {
+            let stages = graph.stages.iter();
+            stages.map(|stage| stage.parallelism).collect()
+        };
+        let graph = tally::task_graph(shape);
+        let first_stage = row.next_stage();
+        let division = (tasks(&graph) != tasks(&row.graph)).then(|| PlannedDivision {
+            parallelism: shape.operators,
+            graph: Arc::new(tally::renumbered(graph, first_stage)),
+            places: BTreeMap::new(),
+            update: None,
+        });
+        Ok(Command::Divide {
+            job: row.id,
+            first_stage,
+            division,
+        })
+    }
+
     fn inject(
         &mut self,
         env: &mut Env,
@@ -226,7 +254,10 @@ impl Reign {
     pub(super) fn acknowledge(&mut self, env: &mut Env, ack: AckCheckpoint) -> Result<(), Problem> {
         self.check(ack.job, ack.generation, ack.worker, ack.worker_epoch)?;
         if env.sabotaged(Sabotage::NameUnheard) {
-            self.invent_standbys(env, &ack);
+            self.invent_holders(env, &ack, |team| team.standbys);
+        }
+        if env.sabotaged(Sabotage::CutOverUnheard) {
+            self.invent_holders(env, &ack, |team| team.next);
         }
         let once = (ack.job, ack.generation, ack.checkpoint);
         let sabotaged = env.sabotaged(Sabotage::CompleteWithoutOne);
@@ -258,12 +289,17 @@ impl Reign {
         Ok(())
     }
 
-    /// Whoever stands by says, it seems, that it has the checkpoint.
-    fn invent_standbys(&mut self, env: &mut Env, ack: &AckCheckpoint) {
+    /// Whoever is to be a holder says, it seems, that it has the checkpoint.
+    fn invent_holders(
+        &mut self,
+        env: &mut Env,
+        ack: &AckCheckpoint,
+        holders: fn(Team) -> Standbys,
+    ) {
         let Some(job) = self.jobs.get(&ack.job) else {
             return;
         };
-        for (task, workers) in job.machine.team().standbys {
+        for (task, workers) in holders(job.machine.team()) {
             for worker in workers {
                 let event = CheckpointEvent::Held {
                     worker,

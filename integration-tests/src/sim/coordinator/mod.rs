@@ -25,6 +25,7 @@ use coordinator::job::machine::Event;
 use coordinator::liveness::machine::LivenessMachine;
 use coordinator::metadata::ClusterMetadata;
 use coordinator::metadata::command::{Command, Entry, Outcome, Registration, Rejection};
+use coordinator::metadata::division::Dividing;
 use coordinator::metadata::nodes::WorkerStatus;
 
 use self::command_log::CommandLog;
@@ -305,6 +306,10 @@ impl Reign {
                 self.propose(env, command, Proposer::Isr(from));
             }
             Request::Command(command) => self.propose(env, *command, Proposer::User(from)),
+            Request::Rescale(shape) => match self.rescaling(&shape) {
+                Ok(command) => self.propose(env, command, Proposer::User(from)),
+                Err(problem) => env.answer(from, Err(problem)),
+            },
             Request::Probe
             | Request::Replicate(_)
             | Request::Inject(_)
@@ -410,6 +415,9 @@ impl Reign {
         let before = suspects(&self.metadata);
         let outcome = self.metadata.apply(index, entry);
         env.suspected += suspects(&self.metadata).saturating_sub(before);
+        if outcome.is_ok() {
+            count_rescales(env, &entry.command);
+        }
         if let (Command::EpochCompleted(completed), Ok(_)) = (&entry.command, &outcome) {
             let (checkpoint, generation) = (completed.checkpoint, completed.generation);
             env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
@@ -672,6 +680,16 @@ fn registration(request: RegisterWorker) -> Registration {
         operators: request.operators,
         rack: request.rack,
         clean: request.clean_shutdown,
+    }
+}
+
+fn count_rescales(env: &mut Env, command: &Command) {
+    match command {
+        Command::Divide { division, .. } => env.rescales += u64::from(division.is_some()),
+        Command::StartGeneration { dividing, .. } => {
+            env.rescaled += u64::from(*dividing == Dividing::Anew);
+        }
+        _ => {}
     }
 }
 
