@@ -232,3 +232,13 @@ fn a_job_that_is_to_be_drained_while_it_is_divided_anew_lets_every_window_out() 
         "seed=1795953236488 faults=0 clicks=1 keys=1 rescales=1 isolations=0 delay_ms=1 table_bytes=953",
     );
 }
+
+/// Two checkpoints were under way, and what was prepared had got the second only.
+#[test]
+fn who_prepares_a_task_has_each_checkpoint_that_it_is_named_a_holder_of() {
+    expect_world(
+        "seed=1795953445892 faults=2 more_faults=1 click_partitions=2 tally_partitions=2 sources=2 keys=1 rescales=2 \
+         loser_works=0 in_memory=0 isolations=0 twice_permille=0 slow_permille=0 delay_ms=2 \
+         without=2,3,4,5,6,7,8,9,10,11",
+    );
+}

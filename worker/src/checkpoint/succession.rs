@@ -45,7 +45,7 @@ pub struct Successor {
 /// What gets a successor further.
 #[derive(Clone, Debug)]
 pub enum Advance {
-    By(TaskChunk),
+    By(Vec<TaskChunk>),
     /// What is here of its predecessors does not meet at that checkpoint; at a later one it will.
     Later,
     /// Something in between has gone: it has to begin anew.
@@ -146,7 +146,7 @@ impl JobStateStore {
     }
 
     /// What a successor gets of what its predecessors have sealed from one checkpoint to another, of which all is
-    /// here. Blocks.
+    /// here: a chunk for each at which they meet, so that it has all of any of them that comes to be completed. Blocks.
     ///
     /// A namespace that one predecessor has emptied is empty in the others too: it is by what all of them had heard of
     /// event time.
@@ -158,28 +158,58 @@ impl JobStateStore {
         to: CheckpointId,
         history: History<'_>,
     ) -> Result<Advance, StateError> {
-        let mut predecessors = Vec::new();
-        let mut tables: BTreeMap<TableId, Vec<Overlay>> = BTreeMap::new();
+        let mut lines = Vec::new();
         for share in &successor.shares {
-            let following = self.following(share.of, Some(from), generation, history);
-            if !meets(&following, from) {
+            let sealed = self.following(share.of, Some(from), generation, history);
+            if !meets(&sealed, from) {
                 return Ok(Advance::Gap);
-            }
-            let end = following.partition_point(|chunk| chunk.checkpoint <= to);
-            for (table, changes) in self.share_of(share, &following[..end])? {
-                tables.entry(table).or_default().push(changes);
             }
             let base = lock(&self.bases).get(&share.of).cloned();
             let base_at = base.as_deref().map(BaseFile::checkpoint);
             let whole = self.following(share.of, base_at, generation, history);
-            let Some(chunks) = chain(&whole, base_at, to) else {
-                return Ok(Advance::Later);
-            };
-            let changes = Changes::of(&self.log, chunks)?;
-            predecessors.push(Predecessor {
+            lines.push(Line {
                 share,
+                sealed,
                 base,
-                changes,
+                whole,
+            });
+        }
+        let first = lines.first().expect("a successor is never made of nothing");
+        let sealed = first.sealed.iter().map(|chunk| chunk.checkpoint);
+        let met =
+            sealed.filter(|at| *at <= to && lines.iter().all(|line| line.chunks_to(*at).is_some()));
+        let (mut chunks, mut after) = (Vec::new(), from);
+        for at in met {
+            chunks.push(self.chunk_of_successor(successor, &lines, after, at)?);
+            after = at;
+        }
+        match chunks.is_empty() {
+            true => Ok(Advance::Later),
+            false => Ok(Advance::By(chunks)),
+        }
+    }
+
+    /// What a successor gets from one checkpoint to another, at both of which its predecessors meet.
+    fn chunk_of_successor(
+        &self,
+        successor: &Successor,
+        lines: &[Line<'_>],
+        from: CheckpointId,
+        to: CheckpointId,
+    ) -> Result<TaskChunk, StateError> {
+        let mut predecessors = Vec::new();
+        let mut tables: BTreeMap<TableId, Vec<Overlay>> = BTreeMap::new();
+        for line in lines {
+            let between = |chunk: &&ChunkRef| (from < chunk.checkpoint) && chunk.checkpoint <= to;
+            let sealed = line.sealed.iter().filter(between);
+            for (table, changes) in self.share_of(line.share, sealed)? {
+                tables.entry(table).or_default().push(changes);
+            }
+            let chunks = line.chunks_to(to).expect("its predecessors meet there");
+            predecessors.push(Predecessor {
+                share: line.share,
+                base: line.base.clone(),
+                changes: Changes::of(&self.log, chunks)?,
             });
         }
         let keyed = tables
@@ -193,17 +223,17 @@ impl JobStateStore {
             add(&mut anew, &state);
             (table, anew)
         });
-        Ok(Advance::By(TaskChunk {
+        Ok(TaskChunk {
             task: successor.task,
             checkpoint: to,
             tables: keyed
                 .chain(own)
                 .map(|(table, changes)| (table, Arc::new(changes)))
                 .collect(),
-        }))
+        })
     }
 
-    /// Makes durable what successors get, each a chunk, with one sync. Blocks.
+    /// Makes durable what successors get, with one sync. Blocks.
     pub fn advance_successors(
         &self,
         generation: Generation,
@@ -211,8 +241,10 @@ impl JobStateStore {
         chunks: &[TaskChunk],
     ) -> Result<(), StateError> {
         self.log.append(generation, chunks)?;
-        for (successor, chunk) in successors.iter().zip(chunks) {
-            assert_eq!(successor.task, chunk.task, "each gets its own");
+        for chunk in chunks {
+            let mut all = successors.iter();
+            let successor = all.find(|successor| successor.task == chunk.task);
+            let successor = successor.expect("each gets its own");
             self.await_after(successor, chunk.checkpoint);
         }
         Ok(())
@@ -266,10 +298,10 @@ impl JobStateStore {
     }
 
     /// What chunks have of a share, one after the other.
-    fn share_of(
+    fn share_of<'c>(
         &self,
         share: &Share,
-        chunks: &[ChunkRef],
+        chunks: impl Iterator<Item = &'c ChunkRef>,
     ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
         let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
         let Some(groups) = inclusive(share.groups) else {
@@ -309,6 +341,22 @@ impl JobStateStore {
             own.push((predecessor.share, tables));
         }
         Ok((successor.inherit)(own))
+    }
+}
+
+/// What is here of a predecessor: what it has sealed since a successor got of it, and all since its base file.
+struct Line<'a> {
+    share: &'a Share,
+    sealed: Vec<ChunkRef>,
+    base: Option<Arc<BaseFile>>,
+    whole: Vec<ChunkRef>,
+}
+
+impl Line<'_> {
+    /// What leads from its base file to a checkpoint that it has sealed; `None`: it is not to be had there.
+    fn chunks_to(&self, at: CheckpointId) -> Option<&[ChunkRef]> {
+        let base_at = self.base.as_deref().map(BaseFile::checkpoint);
+        chain(&self.whole, base_at, at)
     }
 }
 

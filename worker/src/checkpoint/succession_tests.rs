@@ -120,11 +120,12 @@ impl Division {
                 continue;
             };
             let advance = store.advance_of_successor(generation, successor, from, to, &history);
-            let Ok(Advance::By(chunk)) = advance else {
+            let Ok(Advance::By(of_task)) = advance else {
                 panic!("{advance:?}");
             };
+            assert_eq!(of_task.last().unwrap().checkpoint, to);
             successors.push(&*successor);
-            chunks.push(chunk);
+            chunks.extend(of_task);
             *held = Some(to);
         }
         let advanced = store.advance_successors(generation, &successors, &chunks);
@@ -281,4 +282,24 @@ fn what_has_gone_before_a_successor_had_it_is_noticed() {
         &history,
     );
     assert!(matches!(advance, Ok(Advance::Gap)), "{advance:?}");
+}
+
+/// It had the second only, of which the first was a part.
+#[test]
+fn a_successor_that_gets_two_checkpoints_at_once_has_the_first_if_that_is_the_last_to_be_completed()
+{
+    let mut division = Division::new(2, 3);
+    division.put(0, 0, 1, 1);
+    division.job.checkpoint();
+    division.begin();
+    division.put(0, 0, 1, 2);
+    let first = division.job.persist();
+    let second = division.job.persist();
+    division.advance(second);
+    division.job.complete(first);
+    division.restart();
+    for (successor, held) in &division.successors {
+        assert_eq!(*held, Some(first), "{successor:?}");
+    }
+    division.check();
 }

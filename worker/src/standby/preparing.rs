@@ -134,26 +134,26 @@ impl Copies {
         for (task, from, to) in tasks {
             let successor = &*successors[&task];
             match store.advance_of_successor(generation, successor, from, to, &history) {
-                Ok(Advance::By(chunk)) => {
-                    advancing.push((successor, from));
-                    chunks.push(chunk);
+                Ok(Advance::By(of_task)) => {
+                    let last = of_task.last().expect("it gets further by something");
+                    advancing.push((successor, from, last.checkpoint));
+                    chunks.extend(of_task);
                 }
                 Ok(Advance::Later) => drop(reached.tasks.insert(task, Some(from))),
                 Ok(Advance::Gap) => drop(reached.tasks.insert(task, None)),
                 Err(error) => reached.settle(task, Err(error), Some(from)),
             }
         }
-        let getting: Vec<&Successor> = advancing.iter().map(|(successor, _)| *successor).collect();
+        let getting: Vec<&Successor> = advancing.iter().map(|(of, _, _)| *of).collect();
         if let Err(error) = store.advance_successors(generation, &getting, &chunks) {
             reached.errors.push(error);
-            let stay = advancing.iter().map(|(of, from)| (of.task, Some(*from)));
+            let stay = advancing.iter().map(|(of, from, _)| (of.task, Some(*from)));
             reached.tasks.extend(stay);
             return reached;
         }
-        for ((successor, from), chunk) in advancing.iter().zip(&chunks) {
-            let caught_up = self.catch_up(successor.task, *from);
-            let held = caught_up.map(|()| chunk.checkpoint);
-            reached.settle(successor.task, held, Some(*from));
+        for (successor, from, to) in advancing {
+            let held = self.catch_up(successor.task, from).map(|()| to);
+            reached.settle(successor.task, held, Some(from));
         }
         reached
     }
