@@ -31,10 +31,9 @@ pub(super) struct Folding {
     pub(super) tasks: BTreeMap<TaskId, Folded>,
 }
 
-/// How far a task's chunks have been folded.
+/// How far a task's chunks have been folded into the view; how far into its base file, that says.
 #[derive(Default)]
 pub(super) struct Folded {
-    pub(super) base: Option<Arc<BaseFile>>,
     /// `None`: it is to be read back or built anew.
     pub(super) view: Option<TaskView>,
 }
@@ -42,14 +41,13 @@ pub(super) struct Folded {
 impl JobStateStore {
     pub(super) fn write_base(
         &self,
-        folding: &mut Folding,
         task: TaskId,
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
-        let folded = folding.tasks.entry(task).or_default();
-        let before = folded.base.as_deref();
-        let from = before.map(BaseFile::checkpoint);
+        let _turn = lock(&self.writing_base);
+        let before = self.base_of(task);
+        let from = before.as_deref().map(BaseFile::checkpoint);
         if from >= Some(to) {
             return Ok(());
         }
@@ -61,18 +59,18 @@ impl JobStateStore {
         let worth_it = self
             .options()
             .base_after_bytes
-            .max(before.map_or(0, BaseFile::bytes));
+            .max(before.as_deref().map_or(0, BaseFile::bytes));
         let holds_up_the_log = self.log.end().since(oldest.position()) > self.options().log_bytes;
         if bytes < worth_it && !holds_up_the_log {
             return Ok(());
         }
-        self.write_new_base(folded, task, to, chunks)
+        self.write_new_base(before.as_deref(), task, to, chunks)
     }
 
     /// `chunks`: what leads to that checkpoint from the base file there is.
     fn write_new_base(
         &self,
-        folded: &mut Folded,
+        before: Option<&BaseFile>,
         task: TaskId,
         to: CheckpointId,
         chunks: &[ChunkRef],
@@ -81,23 +79,17 @@ impl JobStateStore {
         let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
         let since = since(&changes, &read);
         let directory = self.directory.join(task.to_string());
-        let (before, key_groups) = (folded.base.as_deref(), self.options().key_groups);
+        let key_groups = self.options().key_groups;
         let base = base_file::write(&directory, to, key_groups, before, &since)?;
-        self.put_base(folded, task, base)
+        self.put_base(task, base)
     }
 
     /// The former one goes only now that the new one can be relied upon. A copy may be that of the same one, fetched
     /// again because what came with it could not be kept.
-    pub(super) fn put_base(
-        &self,
-        folded: &mut Folded,
-        task: TaskId,
-        base: BaseFile,
-    ) -> Result<(), StateError> {
-        let base = Arc::new(base);
+    pub(super) fn put_base(&self, task: TaskId, base: BaseFile) -> Result<(), StateError> {
         let place = base.path().to_owned();
-        lock(&self.bases).insert(task, Arc::clone(&base));
-        if let Some(before) = folded.base.replace(base)
+        let before = lock(&self.bases).insert(task, Arc::new(base));
+        if let Some(before) = before
             && before.path() != place
         {
             base_file::remove(before.path())?;
@@ -130,9 +122,9 @@ impl JobStateStore {
             read: &|table, groups| Ok::<_, StateError>(view.read(table, key_groups, groups)?),
         };
         let directory = self.directory.join(task.to_string());
+        let _turn = lock(&self.writing_base);
         let base = base_file::write(&directory, to, key_groups, None, &since)?;
-        let folded = folding.tasks.entry(task).or_default();
-        self.put_base(folded, task, base)
+        self.put_base(task, base)
     }
 
     pub(super) fn fold_into_view(
@@ -190,7 +182,7 @@ impl JobStateStore {
             return Ok(());
         }
         self.open_view.begin(task);
-        folded.view = Some(self.build_view(store, folded, task, to, counted)?);
+        folded.view = Some(self.build_view(store, task, to, counted)?);
         Ok(())
     }
 
@@ -199,28 +191,15 @@ impl JobStateStore {
     fn build_view(
         &self,
         store: &Arc<dyn KvStore>,
-        folded: &mut Folded,
         task: TaskId,
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<TaskView, StateError> {
         let lost = || StateError::Lost { task, at: to };
-        let base_at = |base: &Option<Arc<BaseFile>>| base.as_deref().map(BaseFile::checkpoint);
-        let mut from = base_at(&folded.base);
-        if from < Some(to) {
-            let since = chain(counted, from, to).ok_or_else(lost)?;
-            let bytes: u64 = since.iter().map(|chunk| chunk.bytes).sum();
-            let of_base = folded.base.as_deref().map_or(0, BaseFile::bytes);
-            if bytes > of_base / MOST_CHANGED {
-                self.write_new_base(folded, task, to, since)?;
-                from = base_at(&folded.base);
-            }
-        }
+        self.refresh_base(task, to, counted)?;
+        let base = self.base_of(task).ok_or_else(lost)?;
+        let from = base.checkpoint();
         let mut view = TaskView::begin(store, task)?;
-        let (base, from) = (
-            folded.base.clone().ok_or_else(lost)?,
-            from.ok_or_else(lost)?,
-        );
         for table in base.tables() {
             base.visit_in_order(table, &mut |change| {
                 self.folding.give_way()?;
@@ -235,16 +214,30 @@ impl JobStateStore {
         }
         Ok(view)
     }
+
+    /// Writes a base file anew if much has changed since.
+    fn refresh_base(
+        &self,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        let _turn = lock(&self.writing_base);
+        let before = self.base_of(task);
+        let from = before.as_deref().map(BaseFile::checkpoint);
+        if from >= Some(to) {
+            return Ok(());
+        }
+        let since = chain(counted, from, to).ok_or(StateError::Lost { task, at: to })?;
+        let bytes: u64 = since.iter().map(|chunk| chunk.bytes).sum();
+        if bytes > before.as_deref().map_or(0, BaseFile::bytes) / MOST_CHANGED {
+            self.write_new_base(before.as_deref(), task, to, since)?;
+        }
+        Ok(())
+    }
 }
 
 impl FoldingTurn {
-    pub(super) fn new(folding: Folding) -> FoldingTurn {
-        FoldingTurn {
-            folding: Mutex::new(folding),
-            urgent: AtomicUsize::new(0),
-        }
-    }
-
     /// For work behind the job's back: it asks now and then whether to `give_way`.
     pub(super) fn take(&self) -> MutexGuard<'_, Folding> {
         lock(&self.folding)

@@ -47,7 +47,7 @@ impl JobStateStore {
             return Ok(vec![piece(&base, at.offset, room)?]);
         }
         let chunks = self.following(task, position.after, generation, history);
-        let base = lock(&self.bases).get(&task).cloned();
+        let base = self.base_of(task);
         let follows = chunks
             .first()
             .is_some_and(|chunk| chunk.previous == position.after);
@@ -88,6 +88,10 @@ impl JobStateStore {
         chunks.extend(self.log.begun(task, generation, last));
         let pieces = self.read_chunks(&chunks, 0, usize::MAX)?;
         Ok(pieces.into_iter().map(|(_, record)| record).collect())
+    }
+
+    pub(super) fn base_of(&self, task: TaskId) -> Option<Arc<BaseFile>> {
+        lock(&self.bases).get(&task).cloned()
     }
 
     /// The checkpoint of a task's newest base file.

@@ -42,7 +42,7 @@ impl JobStateStore {
         spilling: &BTreeSet<String>,
         most: u64,
     ) -> Result<Option<TaskTables>, StateError> {
-        let base = lock(&self.bases).get(&task).cloned();
+        let base = self.base_of(task);
         let base_at = base.as_ref().map(|base| base.checkpoint());
         let counted = self.counted(task, at, history);
         let chunks = chain(&counted, base_at, at).ok_or(StateError::Lost { task, at })?;
@@ -80,10 +80,7 @@ impl JobStateStore {
         let Some(base) = base_copy::add(&directory, original, at.offset, bytes)? else {
             return Ok(());
         };
-        let mut folding = self.folding.take();
-        let folded = folding.tasks.entry(task).or_default();
-        // The view follows chunks that are not here.
-        folded.view = None;
-        self.put_base(folded, task, base)
+        let _turn = lock(&self.writing_base);
+        self.put_base(task, base)
     }
 }

@@ -179,19 +179,18 @@ impl JobStateStore {
         let since = since(&changes, &read);
         let place = self.directory.join(task.to_string());
         let whole = base_file::write(&place, at, key_groups, base.as_ref(), &since)?;
+        // The view is of what was before.
+        self.folding.take().tasks.entry(task).or_default().view = None;
         {
-            let mut folding = self.folding.take();
-            let folded = folding.tasks.entry(task).or_default();
-            // The view is of what was before.
-            folded.view = None;
-            self.put_base(folded, task, whole)?;
+            let _turn = lock(&self.writing_base);
+            self.put_base(task, whole)?;
         }
         Ok(base_file::remove_job(&directory)?)
     }
 
     /// What leads to a checkpoint of a task stays for a while, as if it were being fetched.
     pub fn keep(&self, now: Tick, task: TaskId, at: CheckpointId) {
-        let base = lock(&self.bases).get(&task).cloned();
+        let base = self.base_of(task);
         let of = base.as_ref().map(|base| base.checkpoint());
         let mut lent = lock(&self.lent);
         let mut kept = false;

@@ -109,6 +109,8 @@ pub struct JobStateStore {
     pub(super) folding: FoldingTurn,
     /// The newest base file of each task, also while a fold is under way.
     pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
+    /// Held by who writes one: it takes the place of the one it was made of. What is prepared does not wait for a view.
+    pub(super) writing_base: Mutex<()>,
     /// Base files that standbys are fetching.
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
     /// Predecessor and successor → the checkpoint after which the former's chunks are still to go to the latter.
@@ -198,14 +200,13 @@ impl JobStateStore {
     ) -> Result<JobStateStore, StateError> {
         create_directory(directory).map_err(failed(directory))?;
         let lock = lock_directory(directory)?;
-        let (mut folding, mut bases) = (Folding::default(), BTreeMap::new());
+        let mut bases = BTreeMap::new();
         for task in base_file::subdirectories(directory)?
             .iter()
             .filter_map(|n| parse_task(n))
         {
             let base = newest_base(&directory.join(task.to_string()))?.map(Arc::new);
-            bases.extend(base.clone().map(|base| (task, base)));
-            folding.tasks.insert(task, Folded { base, view: None });
+            bases.extend(base.map(|base| (task, base)));
         }
         Ok(JobStateStore {
             directory: directory.to_owned(),
@@ -214,8 +215,9 @@ impl JobStateStore {
             view,
             open_view: ViewSlot::default(),
             unpersisted: Mutex::default(),
-            folding: FoldingTurn::new(folding),
+            folding: FoldingTurn::default(),
             bases: Mutex::new(bases),
+            writing_base: Mutex::default(),
             lent: Mutex::default(),
             awaited: Mutex::default(),
             unswept: Mutex::default(),
@@ -302,21 +304,19 @@ impl JobStateStore {
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
-        let known: BTreeSet<TaskId> = folding
-            .tasks
-            .keys()
-            .copied()
-            .chain(self.log.tasks())
-            .collect();
-        let mut last_changed = BTreeMap::new();
-        for task in known {
+        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeSet::new());
+        for task in self.log.tasks() {
             self.folding.give_way()?;
             let counted = self.counted(task, completed, history);
             let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
                 continue;
             };
             last_changed.insert(task, to);
-            match self.write_base(&mut folding, task, to, &counted) {
+            match self.write_base(task, to, &counted) {
+                Err(StateError::Lost { .. }) if unviewed.contains(&task) => {
+                    tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
+                    severed.insert(task);
+                }
                 Err(error) if error.is_loss() => {
                     tracing::warn!(%task, %error, "a base file is written anew from the view");
                     self.write_base_from_view(&mut folding, task, to, &counted)?;
@@ -342,9 +342,8 @@ impl JobStateStore {
         // readers with it.
         let needed = |task: TaskId, chunk: &ChunkRef| {
             let folded = folding.tasks.get(&task);
-            let base = folded.and_then(|folded| folded.base.as_deref());
             let view = folded.and_then(|folded| folded.view.as_ref());
-            let in_base = base.is_some_and(|base| chunk.checkpoint <= base.checkpoint());
+            let in_base = severed.contains(&task) || Some(chunk.checkpoint) <= self.base_at(task);
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
             let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
             let settled = in_base && in_view && !wanted;
@@ -384,10 +383,10 @@ impl JobStateStore {
             }
             Err(error) => return Err(error),
         }
-        let base = folding.tasks.entry(task).or_default().base.as_deref();
-        let base_at = base.map(BaseFile::checkpoint);
+        let base = self.base_of(task);
+        let base_at = base.as_deref().map(BaseFile::checkpoint);
         let chunks = chain(&counted, base_at, at).ok_or(StateError::Lost { task, at })?;
-        let mut tables = match base {
+        let mut tables = match &base {
             Some(base) => base.read()?,
             None => BTreeMap::new(),
         };
@@ -424,7 +423,8 @@ impl JobStateStore {
         let too_much = replayed > self.options().resident_bytes;
         if (loaded.is_none() || too_much) && !spilling.is_empty() {
             let folded = folding.tasks.entry(task).or_default();
-            let base = folded.base.as_deref();
+            let base = self.base_of(task);
+            let base = base.as_deref();
             let since = chain(counted, base.map(BaseFile::checkpoint), at);
             let since = since.map(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
             let whole = since.map(|since| since + base.map_or(0, BaseFile::bytes));

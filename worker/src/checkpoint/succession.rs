@@ -82,7 +82,7 @@ impl JobStateStore {
         }
         let mut predecessors = Vec::new();
         for share in &successor.shares {
-            let base = lock(&self.bases).get(&share.of).cloned();
+            let base = self.base_of(share.of);
             let counted = self.counted(share.of, at, history);
             let lost = || StateError::Lost { task: share.of, at };
             let from = base.as_deref().map(BaseFile::checkpoint);
@@ -124,11 +124,9 @@ impl JobStateStore {
         };
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
+        let _turn = lock(&self.writing_base);
         let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
-        let mut folding = self.folding.take();
-        let folded = folding.tasks.entry(successor.task).or_default();
-        folded.view = None;
-        self.put_base(folded, successor.task, base)?;
+        self.put_base(successor.task, base)?;
         self.log.restart(successor.task, generation, Some(at));
         self.await_after(successor, at);
         Ok(())
@@ -164,7 +162,7 @@ impl JobStateStore {
             if !meets(&sealed, from) {
                 return Ok(Advance::Gap);
             }
-            let base = lock(&self.bases).get(&share.of).cloned();
+            let base = self.base_of(share.of);
             let base_at = base.as_deref().map(BaseFile::checkpoint);
             let whole = self.following(share.of, base_at, generation, history);
             lines.push(Line {
@@ -258,10 +256,12 @@ impl JobStateStore {
     /// Lets go of everything that is kept of other tasks: `sweep` removes it.
     pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) {
         let mut folding = self.folding.take_urgently();
-        let known = folding.tasks.keys().copied().chain(self.log.tasks());
+        let mut bases = lock(&self.bases);
+        let known = bases.keys().copied().chain(self.log.tasks());
         let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
         folding.tasks.retain(|task, _| tasks.contains(task));
-        lock(&self.bases).retain(|task, _| tasks.contains(task));
+        bases.retain(|task, _| tasks.contains(task));
+        drop(bases);
         self.log.keep_only(tasks);
         lock(&self.unswept).extend(others);
     }

@@ -434,7 +434,8 @@ impl JobActor {
         let job = self.deployment.job;
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let tasks = self.tasks.clone();
-        let unviewed = assembly::unviewed(&self.deployment, &self.local, &self.services.custom);
+        let (me, custom) = (self.services.session.worker, &self.services.custom);
+        let unviewed = assembly::unviewed(&self.deployment, me, &self.local, custom);
         let folding = async move {
             let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
             for (id, task) in tasks {

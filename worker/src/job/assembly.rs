@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::error::Problem;
-use common::ids::{CheckpointId, TaskId};
+use common::ids::{CheckpointId, NodeId, TaskId};
 use common::key_group::KeyGroupRange;
 use common::plan::task_graph::{PlannedSource, Stage, TaskGraph};
 use common::protocol::checkpoint::TaskSnapshot;
@@ -12,6 +12,7 @@ use common::protocol::task::Deployment;
 use common::time::Timestamp;
 use tokio::sync::Notify;
 
+use super::assignment::stood_by;
 use super::wiring::connections;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::participant::Persist;
@@ -95,18 +96,20 @@ pub fn store_options(graph: &TaskGraph, share: u64, view_cache_bytes: u64) -> St
     }
 }
 
-/// The tasks whose state no view is needed of: it is read from a view only where it runs, or is to run and is not
-/// in memory then.
+/// The tasks whose state no view is needed of on this worker: it is read from a view only where it runs, or may come
+/// to run and is not in memory then.
 pub fn unviewed(
     deployment: &Deployment,
+    me: NodeId,
     local: &BTreeSet<TaskId>,
     custom: &CustomOperators,
 ) -> BTreeSet<TaskId> {
-    let is_next = |task: &TaskId| deployment.graph.find(task.stage).is_none();
-    let spills = |task: &TaskId| !spilling(deployment.stage_of(*task), custom).is_empty();
-    let elsewhere = deployment.all_tasks().filter(|task| !local.contains(task));
-    elsewhere
-        .filter(|task| is_next(task) || !spills(task))
+    let stood_by = stood_by(deployment, me);
+    let spills = |task: TaskId| !spilling(deployment.stage_of(task), custom).is_empty();
+    let viewed = |task: &TaskId| local.contains(task) || stood_by.contains(task) && spills(*task);
+    deployment
+        .all_tasks()
+        .filter(|task| !viewed(task))
         .collect()
 }
 
