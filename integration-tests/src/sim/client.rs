@@ -24,6 +24,7 @@ use coordinator::placement::racks::Racks;
 use coordinator::placement::replicas::{Held, place};
 use worker::metadata_image::MetadataImage;
 
+use super::coordinators::Coordinators;
 use super::env::{Env, Event, Timer as WorldTimer};
 use super::network::{CallFailed, CallId, Process, Reply, Request};
 use super::partition::committed_fetch;
@@ -58,6 +59,7 @@ pub enum Timer {
 pub struct Client {
     plan: Plan,
     cluster: ClusterId,
+    coordinators: Coordinators,
     image: MetadataImage,
     producers: Vec<Producer>,
     readers: Vec<Offset>,
@@ -102,6 +104,7 @@ impl Client {
         Client {
             plan: plan.clone(),
             cluster,
+            coordinators: Coordinators::new(plan.coordinators),
             image: MetadataImage::default(),
             producers: producers.collect(),
             readers: vec![Offset::ZERO; plan.tally_partitions as usize],
@@ -160,7 +163,20 @@ impl Client {
     }
 
     pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
-        match (self.calls.remove(&call), answer) {
+        let purpose = self.calls.remove(&call);
+        let of_coordinator = match purpose {
+            Some(Purpose::Metadata | Purpose::Command | Purpose::Move | Purpose::Rescale) => true,
+            Some(Purpose::Produce(_) | Purpose::Read(_)) | None => false,
+        };
+        if of_coordinator && self.coordinators.pass_over(&answer) {
+            let before = self.calls.len();
+            self.calls
+                .retain(|_, purpose| !matches!(purpose, Purpose::Metadata));
+            if self.calls.len() < before {
+                self.fetch_metadata(env);
+            }
+        }
+        match (purpose, answer) {
             (Some(Purpose::Metadata), Ok(Reply::Metadata(delta))) => {
                 if let Some(image) = self.image.after(*delta) {
                     self.image = image;
@@ -196,7 +212,7 @@ impl Client {
         };
         self.asking = true;
         let request = Request::Command(Box::new(command));
-        self.call(env, Process::Coordinator, request, Purpose::Command);
+        self.call(env, self.coordinators.current(), request, Purpose::Command);
     }
 
     fn next_command(&self) -> Option<Command> {
@@ -301,7 +317,7 @@ impl Client {
         let command = Command::Reassign { id, targets };
         env.trace(|| format!("{command:?}"));
         let request = Request::Command(Box::new(command));
-        self.call(env, Process::Coordinator, request, Purpose::Move);
+        self.call(env, self.coordinators.current(), request, Purpose::Move);
     }
 
     /// The job shall have as many tasks as chance says, which may be as many as it has.
@@ -318,7 +334,7 @@ impl Client {
             ..self.plan.shape()
         };
         let request = Request::Rescale(shape);
-        self.call(env, Process::Coordinator, request, Purpose::Rescale);
+        self.call(env, self.coordinators.current(), request, Purpose::Rescale);
     }
 
     fn create_job(&self) -> Command {
@@ -356,7 +372,7 @@ impl Client {
             wait: MAX_WAIT,
         });
         let deadline = Span(MAX_WAIT.0 + DEADLINE.0);
-        let call = env.call((ME, 0), Process::Coordinator, request, deadline);
+        let call = env.call((ME, 0), self.coordinators.current(), request, deadline);
         self.calls.insert(call, Purpose::Metadata);
     }
 

@@ -19,7 +19,7 @@ pub struct Knob {
 }
 
 /// All that makes a world large or rough, what takes most away first.
-pub const KNOBS: [Knob; 30] = [
+pub const KNOBS: [Knob; 33] = [
     knob("faults", 0, |p| p.faults, |p, n| p.faults = n),
     knob(
         "more_faults",
@@ -38,6 +38,12 @@ pub const KNOBS: [Knob; 30] = [
         1,
         |p| p.workers as u64,
         |p, n| p.workers = size(n),
+    ),
+    knob(
+        "coordinators",
+        1,
+        |p| p.coordinators as u64,
+        |p, n| p.coordinators = size(n),
     ),
     knob(
         "click_partitions",
@@ -118,6 +124,18 @@ pub const KNOBS: [Knob; 30] = [
         0,
         |p| p.replicas.in_memory.into(),
         |p, n| p.replicas.in_memory = n > 0,
+    ),
+    knob(
+        "coordinator_faults",
+        0,
+        |p| p.kinds.coordinator.into(),
+        |p, n| p.kinds.coordinator = n > 0,
+    ),
+    knob(
+        "cuts",
+        0,
+        |p| p.kinds.cuts.into(),
+        |p, n| p.kinds.cuts = n > 0,
     ),
     knob(
         "isolations",

@@ -8,6 +8,7 @@ use common::ids::{NodeId, TaskId};
 use common::random::{Random, below, seeded};
 use common::time::{Clock, ManualClock, Span, Tick, Timestamp};
 
+use super::group::Group;
 use super::network::{CallFailed, CallId, Fate, Network, Process, Reply, Request, ReturnAddress};
 use super::sabotage::Sabotage;
 use super::swarm::{Kind, Kinds};
@@ -38,6 +39,8 @@ pub enum Event {
     LoseDisk(usize, Span),
     /// The next of the faults is due.
     Fault,
+    /// It is looked at who leads, and who has come to know what.
+    Group,
     Restart(Process),
 }
 
@@ -52,6 +55,7 @@ pub enum Timer {
 pub struct Env {
     pub now: Tick,
     pub network: Network,
+    pub group: Group,
     pub checkers: Checkers,
     pub sabotage: Option<Sabotage>,
     /// How often a task did not have in memory what it needed.
@@ -81,10 +85,11 @@ pub struct Env {
 }
 
 impl Env {
-    pub fn new(seed: u64, network: Network, sabotage: Option<Sabotage>) -> Env {
+    pub fn new(seed: u64, network: Network, group: Group, sabotage: Option<Sabotage>) -> Env {
         Env {
             now: Tick(0),
             network,
+            group,
             checkers: Checkers::default(),
             sabotage,
             questions: 0,

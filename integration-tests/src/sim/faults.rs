@@ -17,7 +17,7 @@ pub enum Fault {
     },
     /// The process ends, and starts again after a while with an empty disk.
     LoseDisk { process: Process, down: Span },
-    /// A worker and the other workers do not hear each other for a while.
+    /// A worker and the other workers do not hear each other for a while, or a coordinator and the others.
     Isolate { process: Process, lasts: Span },
     /// These do not hear each other for a while.
     Cut { a: Process, b: Process, lasts: Span },
@@ -46,7 +46,9 @@ fn all(plan: &Plan) -> (Vec<(Tick, Fault)>, Tick) {
     let mut random = seeded(plan.seed, 4);
     let mut at = Tick(from_to(&mut random, 500, 4_000));
     let mut faults = Vec::new();
-    for _ in 0..plan.faults {
+    let kinds = plan.kinds;
+    let some = kinds.workers || kinds.coordinator || kinds.cuts;
+    for _ in 0..if some { plan.faults } else { 0 } {
         faults.push((at, draw(plan, &mut random)));
         let pause = from_to(&mut random, 10, plan.fault_every_ms);
         at = at.plus(Span(pause));
@@ -80,7 +82,7 @@ fn leaders_change(plan: &Plan, random: &mut Random) -> Fault {
     match below(random, 4) {
         0 => Fault::Cut {
             a: process,
-            b: Process::Coordinator,
+            b: some_coordinator(plan, random),
             lasts: Span(from_to(random, 1_000, 15_000)),
         },
         1 if plan.kinds.isolations => Fault::Isolate {
@@ -98,6 +100,15 @@ fn leaders_change(plan: &Plan, random: &mut Random) -> Fault {
     }
 }
 
+/// Where there is only one, nothing is drawn.
+fn some_coordinator(plan: &Plan, random: &mut Random) -> Process {
+    let index = match plan.coordinators {
+        1 => 0,
+        several => below(random, several as u64),
+    };
+    Process::Coordinator(usize::try_from(index).expect("a few"))
+}
+
 fn draw(plan: &Plan, random: &mut Random) -> Fault {
     let kinds = plan.kinds;
     loop {
@@ -106,13 +117,23 @@ fn draw(plan: &Plan, random: &mut Random) -> Fault {
             Process::Worker(usize::try_from(index).expect("a few"))
         };
         let process = match below(random, 4) {
-            0 if kinds.coordinator => Process::Coordinator,
+            0 if kinds.coordinator && plan.coordinators > 1 && below(random, 3) == 0 => {
+                return Fault::Isolate {
+                    process: some_coordinator(plan, random),
+                    lasts: Span(from_to(random, 50, 6_000)),
+                };
+            }
+            0 if kinds.coordinator => some_coordinator(plan, random),
             1 | 2 if kinds.workers => worker(random),
             3 if kinds.cuts => {
                 let (a, b) = (worker(random), worker(random));
+                let b = match a == b {
+                    true => some_coordinator(plan, random),
+                    false => b,
+                };
                 return Fault::Cut {
                     a,
-                    b: if a == b { Process::Coordinator } else { b },
+                    b,
                     lasts: Span(from_to(random, 50, 6_000)),
                 };
             }

@@ -787,7 +787,7 @@ impl RunningJob {
                 true => Ok(self.readers(oldest)),
                 false => {
                     let (local, custom) = (&self.local, &self.custom);
-                    let unviewed = assembly::unviewed(&self.deployment, local, custom);
+                    let unviewed = assembly::unviewed(&self.deployment, self.me.0, local, custom);
                     store.fold(oldest, &at_once, &unviewed, &history)
                 }
             };

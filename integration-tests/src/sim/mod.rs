@@ -1,4 +1,4 @@
-//! World: a coordinator, workers and clients in one thread, with one seed and a time of its own.
+//! World: one coordinator or a group of them, workers and clients in one thread, with one seed and a time of its own.
 //!
 //! The machines and stores are the real ones; what their actors do for them is done here, event after
 //! event, over a network that loses, repeats and delays, on disks that forget what was not synced. The
@@ -9,6 +9,8 @@ pub mod tally;
 pub mod plan;
 pub mod network;
 pub mod disk;
+pub mod group;
+pub mod coordinators;
 pub mod faults;
 pub mod swarm;
 pub mod sabotage;
@@ -30,8 +32,10 @@ use std::fmt;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::coordinator::metadata::ClusterMetadata;
+use ::coordinator::metadata::command::{Command, Entry};
 use ::coordinator::metadata::jobs::JobRow;
 use ::coordinator::metadata::nodes::WorkerStatus;
 use common::ids::{CheckpointId, ClusterId, NodeId, TaskId, WorkerEpoch};
@@ -45,11 +49,13 @@ use uuid::Uuid;
 
 use self::client::Client;
 use self::coordinator::Coordinator;
+use self::coordinator::note;
 use self::worker::{SLOTS, Worker};
 use description::describe;
 use disk::{Crash, Disk};
 use env::{Env, Event, Timer};
 use faults::Fault;
+use group::Group;
 use network::{Network, Process, ReturnAddress};
 use plan::Plan;
 use sabotage::Sabotage;
@@ -60,6 +66,8 @@ use swarm::{Kind, Kinds};
 const PATIENCE: Span = Span::from_secs(300);
 /// How long nothing goes wrong after a worker with tasks has lost its disk: its session ends, and others take over.
 const SPARED: Span = Span::from_secs(8);
+/// How often it is looked at who leads a group of coordinators.
+const LOOK_AT_GROUP: Span = Span::from_millis(20);
 /// How long readers go on after the job was stopped: a long poll that was lost just before the calm is
 /// given up only at its deadline.
 const AFTERMATH: Span = Span::from_secs(45);
@@ -95,6 +103,8 @@ pub struct Summary {
     /// How often the job was to be divided anew, and how often it was.
     pub rescales: u64,
     pub rescaled: u64,
+    /// How often another coordinator of a group came to lead.
+    pub successions: u64,
     /// Partitions that were led uncleanly, and changes of who is suspect.
     pub unclean: u64,
     pub suspected: u64,
@@ -110,7 +120,7 @@ pub struct Summary {
 #[derive(Debug)]
 struct World {
     env: Env,
-    coordinator: Coordinator,
+    coordinators: Vec<Coordinator>,
     workers: Vec<Worker>,
     client: Client,
     faults: std::vec::IntoIter<(Tick, Fault)>,
@@ -161,7 +171,8 @@ pub fn run_plan(plan: &Plan, sabotage: Option<Sabotage>) -> Result<Summary, Fail
 impl World {
     fn new(plan: &Plan, sabotage: Option<Sabotage>, directory: &Path) -> World {
         let network = Network::new(plan.weather, seeded(plan.seed, 5));
-        let mut env = Env::new(plan.seed, network, sabotage);
+        let group = Group::new(plan.seed, plan.coordinators);
+        let mut env = Env::new(plan.seed, network, group, sabotage);
         let clicks = plan.clicks();
         for click in clicks.iter().flatten().flatten() {
             env.checkers.outputs.produced(*click);
@@ -175,12 +186,15 @@ impl World {
                 true => 0,
                 false => SLOTS,
             };
-            Worker::new(index, disk(format!("worker-{index}")), slots, plan.store)
+            let disk = disk(format!("worker-{index}"));
+            Worker::new(index, plan.coordinators, disk, slots, plan.store)
         });
         let mut faults = faults::schedule(plan).into_iter();
         let first = faults.next();
         let mut world = World {
-            coordinator: Coordinator::new(disk("coordinator".to_owned()), cluster),
+            coordinators: (0..plan.coordinators)
+                .map(|index| Coordinator::new(index, disk(format!("coordinator-{index}")), cluster))
+                .collect(),
             workers: workers.collect(),
             client: Client::new(plan, cluster, clicks),
             env,
@@ -201,7 +215,12 @@ impl World {
     }
 
     fn run(&mut self) {
-        self.coordinator.start(&mut self.env);
+        for coordinator in &mut self.coordinators {
+            coordinator.start(&mut self.env);
+        }
+        if self.env.group.is_several() {
+            self.env.after(LOOK_AT_GROUP, Event::Group);
+        }
         for worker in &mut self.workers {
             worker.start(&mut self.env);
         }
@@ -227,18 +246,18 @@ impl World {
         self.summary.promoted_hot = self.env.promoted_hot;
         self.summary.rescales = self.env.rescales;
         self.summary.rescaled = self.env.rescaled;
+        self.summary.successions = self.env.group.successions();
         self.summary.struck = self.env.struck;
-        if let Some(metadata) = self.coordinator.metadata()
-            && let Some(row) = metadata.jobs_by_name().next()
-        {
+        if let Some(row) = self.job() {
             self.summary.generations = u64::from(row.generation.0);
             self.summary.epochs = row.checkpoints.len() as u64;
         }
-        if let Some(metadata) = self.coordinator.metadata() {
+        let unclean = self.metadata().map(|metadata| {
             let topics = metadata.topics_by_name();
-            let unclean = topics.flat_map(|row| &row.partitions);
-            self.summary.unclean = unclean.filter(|p| p.unclean.is_some()).count() as u64;
-        }
+            let partitions = topics.flat_map(|row| &row.partitions);
+            partitions.filter(|p| p.unclean.is_some()).count() as u64
+        });
+        self.summary.unclean = unclean.unwrap_or_default();
         self.summary.suspected = self.env.suspected;
     }
 
@@ -246,7 +265,9 @@ impl World {
         let env = &mut self.env;
         match event {
             Event::Request { to, from, request } => match to {
-                Process::Coordinator => self.coordinator.request(env, from, request),
+                Process::Coordinator(index) => {
+                    self.coordinators[index].request(env, from, request);
+                }
                 Process::Worker(index) => self.workers[index].request(env, from, request),
                 Process::Client => unreachable!("nobody calls a client"),
             },
@@ -255,14 +276,14 @@ impl World {
                     caller, life, call, ..
                 } = to;
                 match caller {
-                    Process::Coordinator if self.coordinator.life == life => {
-                        self.coordinator.answer(env, call, answer);
+                    Process::Coordinator(index) if self.coordinators[index].life == life => {
+                        self.coordinators[index].answer(env, call, answer);
                     }
                     Process::Worker(index) if self.workers[index].life == life => {
                         self.workers[index].answer(env, call, answer);
                     }
                     Process::Client => self.client.answer(env, call, answer),
-                    Process::Coordinator | Process::Worker(_) => {}
+                    Process::Coordinator(_) | Process::Worker(_) => {}
                 }
             }
             Event::Timer {
@@ -270,9 +291,9 @@ impl World {
                 life,
                 timer,
             } => match (process, timer) {
-                (Process::Coordinator, Timer::Coordinator(timer)) => {
-                    if self.coordinator.life == life {
-                        self.coordinator.timer(env, timer);
+                (Process::Coordinator(index), Timer::Coordinator(timer)) => {
+                    if self.coordinators[index].life == life {
+                        self.coordinators[index].timer(env, timer);
                     }
                 }
                 (Process::Worker(index), Timer::Worker(timer)) => {
@@ -285,6 +306,7 @@ impl World {
             },
             Event::LoseDisk(index, down) => self.lose_disk(index, down),
             Event::Fault => self.fault(),
+            Event::Group => self.look_at_group(),
             Event::Restart(process) => self.restart(process),
         }
     }
@@ -313,7 +335,14 @@ impl World {
             }
             Fault::Isolate { process, lasts } => {
                 let until = self.env.now.plus(lasts);
-                for other in (0..self.workers.len()).map(Process::Worker) {
+                let alike = |other: &Process| {
+                    matches!(
+                        (process, other),
+                        (Process::Worker(_), Process::Worker(_))
+                            | (Process::Coordinator(_), Process::Coordinator(_))
+                    )
+                };
+                for other in self.others(process).filter(alike) {
                     self.env.network.cut(process, other, until);
                 }
             }
@@ -361,14 +390,15 @@ impl World {
 
     fn others(&self, than: Process) -> impl Iterator<Item = Process> + use<> {
         let workers = (0..self.workers.len()).map(Process::Worker);
-        let all = workers.chain([Process::Coordinator, Process::Client]);
+        let coordinators = (0..self.coordinators.len()).map(Process::Coordinator);
+        let all = workers.chain(coordinators).chain([Process::Client]);
         all.filter(move |process| *process != than)
     }
 
     /// Whether of every task's state another worker is a holder, which keeps up with the task or runs it, and is
     /// there to say so.
     fn may_go(&self, index: usize) -> bool {
-        let Some(metadata) = self.coordinator.metadata() else {
+        let Some(metadata) = self.metadata() else {
             return false;
         };
         let Some(row) = metadata.jobs_by_name().next() else {
@@ -394,7 +424,7 @@ impl World {
             })
         };
         self.env.network.is_whole(self.env.now)
-            && !self.coordinator.is_completing()
+            && !self.is_completing()
             && row.completed.is_some()
             && row.holders.iter().all(|(task, holders)| {
                 // What is prepared can be prepared again.
@@ -406,9 +436,7 @@ impl World {
 
     /// Sometimes, when a checkpoint has been completed.
     fn look_at_completed(&mut self) {
-        let metadata = self.coordinator.metadata();
-        let row = metadata.and_then(|metadata| metadata.jobs_by_name().next());
-        let Some(completed) = row.and_then(|row| row.completed) else {
+        let Some(completed) = self.job().and_then(|row| row.completed) else {
             return;
         };
         if self.looked_at != Some(completed) {
@@ -421,10 +449,7 @@ impl World {
 
     /// Whoever is a holder of the completed checkpoint, killed now or without power, can go on from there.
     fn look_at_holders(&mut self) {
-        let metadata = self.coordinator.metadata();
-        let Some(row) = metadata.and_then(|metadata| metadata.jobs_by_name().next()) else {
-            return;
-        };
+        let Some(row) = self.job() else { return };
         let (Some(at), facts) = (row.completed, row.image()) else {
             return;
         };
@@ -433,7 +458,7 @@ impl World {
             let held = row.holders.iter();
             // What was prepared of a division that is not wanted any more is of no use to anybody.
             let held = held.filter(|(task, holders)| {
-                holders.contains(&node) && graph_of(row, **task).is_some()
+                holders.contains(&node) && graph_of(&row, **task).is_some()
             });
             let held: Vec<TaskId> = held.map(|(task, _)| *task).collect();
             if held.is_empty() {
@@ -451,7 +476,7 @@ impl World {
             for (task, state) in read {
                 let state = state.map_err(|error| error.to_string());
                 if let Ok(tables) = &state
-                    && let Some(graph) = graph_of(row, task)
+                    && let Some(graph) = graph_of(&row, task)
                     && tally::counts(graph, task)
                 {
                     let counts = counts_of(tables);
@@ -474,13 +499,16 @@ impl World {
     fn note_fault(&mut self, fault: Fault) {
         let kind = match fault {
             Fault::Crash { process, crash, .. } => match (process, crash) {
-                (Process::Coordinator, Crash::Kill) => Kind::CoordinatorKilled,
-                (Process::Coordinator, Crash::PowerLoss) => Kind::CoordinatorWithoutPower,
+                (Process::Coordinator(_), Crash::Kill) => Kind::CoordinatorKilled,
+                (Process::Coordinator(_), Crash::PowerLoss) => Kind::CoordinatorWithoutPower,
                 (_, Crash::Kill) => Kind::WorkerKilled,
                 (_, Crash::PowerLoss) => Kind::WorkerWithoutPower,
             },
             Fault::LoseDisk { .. } => Kind::DiskLost,
-            Fault::Isolate { .. } => Kind::WorkerIsolated,
+            Fault::Isolate { process, .. } => match process {
+                Process::Coordinator(_) => Kind::CoordinatorIsolated,
+                Process::Worker(_) | Process::Client => Kind::WorkerIsolated,
+            },
             Fault::Cut { .. } => Kind::ProcessesCut,
             Fault::Calm => return,
         };
@@ -496,9 +524,13 @@ impl World {
             let row = metadata.jobs_by_name().next();
             row.is_some_and(|row| row.completed.is_some())
         };
-        let epochs = self.coordinator.metadata().is_some_and(has_epochs);
+        let epochs = self.metadata().is_some_and(has_epochs);
         let reigns = epochs && self.env.reigns > 0;
         for (kind, used) in [
+            (
+                Kind::LeaderSucceeded,
+                epochs && self.env.group.successions() > 0,
+            ),
             (Kind::Copies, reigns),
             (Kind::CommittedInMemory, reigns),
             (Kind::Standbys, self.env.promoted > 0),
@@ -523,12 +555,12 @@ impl World {
     fn crash(&mut self, process: Process, crash: Crash, down: Span) {
         let is_remembered = match process {
             Process::Worker(index) => self.is_remembered_without(index),
-            Process::Coordinator | Process::Client => true,
+            Process::Coordinator(_) | Process::Client => true,
         };
         let env = &mut self.env;
         match process {
-            Process::Coordinator if self.coordinator.is_up() => {
-                self.coordinator.crash(env, crash);
+            Process::Coordinator(index) if self.coordinators[index].is_up() => {
+                self.coordinators[index].crash(env, crash);
             }
             Process::Worker(index) if self.workers[index].is_up() => {
                 // What is acknowledged is lost only if all that are in sync lose their power.
@@ -538,7 +570,7 @@ impl World {
                 };
                 self.workers[index].crash(env, crash);
             }
-            Process::Coordinator | Process::Worker(_) | Process::Client => return,
+            Process::Coordinator(_) | Process::Worker(_) | Process::Client => return,
         }
         self.summary.crashes += 1;
         env.after(down, Event::Restart(process));
@@ -548,7 +580,7 @@ impl World {
     /// Whether everything that was acknowledged in memory is in that of another worker, which is up and has been in
     /// the cluster since.
     fn is_remembered_without(&self, index: usize) -> bool {
-        let Some(metadata) = self.coordinator.metadata() else {
+        let Some(metadata) = self.metadata() else {
             return false;
         };
         let node = self.workers[index].node();
@@ -571,12 +603,58 @@ impl World {
     fn restart(&mut self, process: Process) {
         let env = &mut self.env;
         match process {
-            Process::Coordinator if !self.coordinator.is_up() => self.coordinator.start(env),
+            Process::Coordinator(index) if !self.coordinators[index].is_up() => {
+                self.coordinators[index].start(env);
+            }
             Process::Worker(index) if !self.workers[index].is_up() => {
                 self.workers[index].start(env);
             }
-            Process::Coordinator | Process::Worker(_) | Process::Client => {}
+            Process::Coordinator(_) | Process::Worker(_) | Process::Client => {}
         }
+    }
+
+    /// The facts, if somebody keeps them now.
+    fn metadata(&self) -> Option<&ClusterMetadata> {
+        match self.env.group.is_several() {
+            true => Some(self.env.group.facts()),
+            false => self.coordinators.first()?.metadata(),
+        }
+    }
+
+    fn job(&self) -> Option<Arc<JobRow>> {
+        self.metadata()?.jobs_by_name().next().cloned()
+    }
+
+    /// Whether a completion is about to become a fact.
+    fn is_completing(&self) -> bool {
+        let completes = |entry: &Entry| matches!(entry.command, Command::EpochCompleted(_));
+        let mut coordinators = self.coordinators.iter();
+        self.env.group.is_proposed(completes)
+            || coordinators.any(|coordinator| coordinator.is_proposed(completes))
+    }
+
+    /// Another coordinator may come to lead, and others come to know what was decided.
+    fn look_at_group(&mut self) {
+        let Env {
+            group,
+            network,
+            now,
+            ..
+        } = &mut self.env;
+        let mut noted = Vec::new();
+        let leads = group.look(network, *now, &mut |entry, outcome, suspected| {
+            noted.push((entry.clone(), outcome.is_ok(), suspected));
+        });
+        for (entry, carried_out, suspected) in noted {
+            note(&mut self.env, &entry, carried_out, suspected);
+        }
+        if let Some((leader, term)) = leads {
+            self.coordinators[leader].lead(&mut self.env, term);
+        }
+        for coordinator in &mut self.coordinators {
+            coordinator.look_at_group(&mut self.env);
+        }
+        self.env.after(LOOK_AT_GROUP, Event::Group);
     }
 
     /// Whether everything was done, or should have been.
@@ -616,20 +694,20 @@ impl World {
     }
 
     fn job_state(&self) -> Option<JobState> {
-        let metadata = self.coordinator.metadata()?;
+        let metadata = self.metadata()?;
         Some(metadata.jobs_by_name().next()?.state)
     }
 
     fn describe(&self) -> String {
         let outputs = &self.env.checkers.outputs;
-        let job = self.coordinator.metadata().and_then(|metadata| {
+        let job = self.metadata().and_then(|metadata| {
             let row = metadata.jobs_by_name().next()?;
             Some(format!(
                 "job {:?} ({}), generation {}, completed {:?}",
                 row.state, row.reason, row.generation, row.completed
             ))
         });
-        let topics = self.coordinator.metadata();
+        let topics = self.metadata();
         let topics = topics.iter().flat_map(|metadata| metadata.topics_by_name());
         let partitions = topics.flat_map(|row| &row.partitions).map(|partition| {
             let PartitionImage {
@@ -659,7 +737,7 @@ impl World {
             Event::Request { from, .. } => from.call << 2,
             Event::Answer { to, .. } => to.call << 2 | 1,
             Event::Timer { life, .. } => life << 2 | 2,
-            Event::Fault | Event::LoseDisk(..) | Event::Restart(_) => 3,
+            Event::Fault | Event::Group | Event::LoseDisk(..) | Event::Restart(_) => 3,
         };
         let mixed = self.summary.fingerprint ^ kind ^ (self.env.now.0 << 20);
         self.summary.fingerprint = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);

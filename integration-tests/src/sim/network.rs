@@ -23,7 +23,7 @@ use super::tally::Shape;
 /// A process of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Process {
-    Coordinator,
+    Coordinator(usize),
     Worker(usize),
     Client,
 }
@@ -155,6 +155,12 @@ impl Network {
         self.weather = Weather::CALM;
     }
 
+    /// Whether these hear each other.
+    pub fn hear(&self, now: Tick, a: Process, b: Process) -> bool {
+        let cut = self.cuts.get(&(a.min(b), a.max(b)));
+        cut.is_none_or(|until| *until <= now)
+    }
+
     /// Whether everybody hears everybody.
     pub fn is_whole(&self, now: Tick) -> bool {
         self.cuts.values().all(|until| *until <= now)
@@ -166,8 +172,7 @@ impl Network {
             // Within a process nothing is lost.
             return Fate::Arrives(Span(below(&mut self.random, 2)));
         }
-        let cut = self.cuts.get(&(from.min(to), from.max(to)));
-        if cut.is_some_and(|until| now < *until) {
+        if !self.hear(now, from, to) {
             return Fate::Vanishes;
         }
         let delay = self.delay();

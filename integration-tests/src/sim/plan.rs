@@ -22,6 +22,8 @@ const MISSED_WITHIN: Span = Span::from_secs(5);
 pub struct Plan {
     pub seed: u64,
     pub workers: usize,
+    /// One, or a group of three.
+    pub coordinators: usize,
     pub click_partitions: u32,
     pub tally_partitions: u32,
     pub sources: u32,
@@ -121,6 +123,10 @@ impl Plan {
             replicas,
             standbys,
             workers: usize::try_from(workers).expect("a few"),
+            coordinators: match coin(&mut seeded(seed, 14)) {
+                true => 3,
+                false => 1,
+            },
             click_partitions: small(click_partitions),
             tally_partitions: small(from_to(random, 1, 3)),
             sources: small(from_to(random, 1, click_partitions.min(3))),
@@ -168,6 +174,8 @@ impl Plan {
     /// Makes what was changed fit together: there are no more copies than workers to have them.
     pub fn fit(&mut self) {
         let workers = u32::try_from(self.workers).expect("a few");
+        // A group of two is worse than one.
+        self.coordinators = if self.coordinators < 3 { 1 } else { 3 };
         self.sources = self.sources.min(self.click_partitions);
         self.standbys.count = self.standbys.count.min(workers - 1);
         let Replicas {
@@ -206,6 +214,7 @@ impl Plan {
     /// The world of this seed without copies.
     pub fn single(seed: u64) -> Plan {
         Plan {
+            coordinators: 1,
             replicas: Replicas::NONE,
             standbys: Standbys::NONE,
             rescales: 0,
@@ -216,6 +225,7 @@ impl Plan {
     /// The world of this seed without standbys, and with as many tasks as it has in the beginning.
     pub fn alone(seed: u64) -> Plan {
         Plan {
+            coordinators: 1,
             standbys: Standbys::NONE,
             rescales: 0,
             ..Plan::draw_all(seed)
@@ -239,6 +249,21 @@ impl Plan {
         let drawn = Plan::draw_all(seed);
         Plan {
             rescales: drawn.rescales.max(3),
+            ..drawn
+        }
+    }
+
+    /// The world of this seed with a group of coordinators, of which one or the other is often gone.
+    pub fn of_group(seed: u64) -> Plan {
+        let drawn = Plan::draw_all(seed);
+        Plan {
+            coordinators: 3,
+            kinds: FaultKinds {
+                coordinator: true,
+                cuts: true,
+                ..drawn.kinds
+            },
+            faults: drawn.faults.max(6),
             ..drawn
         }
     }

@@ -18,6 +18,9 @@ pub enum Kind {
     CoordinatorWithoutPower,
     ProcessesCut,
     WorkerIsolated,
+    /// Another coordinator of the group came to lead.
+    LeaderSucceeded,
+    CoordinatorIsolated,
     DiskLost,
     MessageLost,
     MessageRepeated,
@@ -34,13 +37,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 20] = [
         Kind::WorkerKilled,
         Kind::WorkerWithoutPower,
         Kind::CoordinatorKilled,
         Kind::CoordinatorWithoutPower,
         Kind::ProcessesCut,
         Kind::WorkerIsolated,
+        Kind::LeaderSucceeded,
+        Kind::CoordinatorIsolated,
         Kind::DiskLost,
         Kind::MessageLost,
         Kind::MessageRepeated,
@@ -139,6 +144,9 @@ pub fn kinds(plan: &Plan) -> Kinds {
         plan.kinds.cuts && plan.faults > 0 || more,
     );
     add(Kind::WorkerIsolated, more && plan.kinds.isolations);
+    let isolated = coordinator && plan.coordinators > 1;
+    add(Kind::LeaderSucceeded, isolated);
+    add(Kind::CoordinatorIsolated, isolated);
     add(Kind::DiskLost, plan.replicas.loses_disk);
     add(Kind::MessageLost, plan.weather.lost_permille > 0);
     add(Kind::MessageRepeated, plan.weather.twice_permille > 0);

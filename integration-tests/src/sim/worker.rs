@@ -30,6 +30,7 @@ use worker::standby::machine::Event as StandbyEvent;
 use worker::task::chain::Question;
 use worker::task::memory::StateMemory;
 
+use super::coordinators::Coordinators;
 use super::disk::{Crash, Disk};
 use super::env::{Env, Event, Timer as WorldTimer};
 use super::generation::{RunningJob, StoreChoice};
@@ -49,7 +50,10 @@ const REPLICATE_DEADLINE: Span = Span::from_secs(5);
 /// How long opening a log, reading from a view, and a message within the process, take at most.
 const OPEN_MS: u64 = 20;
 const READ_MS: u64 = 20;
-const WORK_MS: u64 = 15;
+const KEEP_MS: u64 = 15;
+/// How long a step of preparing another division, or removing what is left of one, takes at most: it goes on while
+/// the next generation begins.
+const STEP_MS: u64 = 150;
 pub const MAILBOX_MS: u64 = 2;
 pub const SLOTS: u32 = 16;
 
@@ -102,6 +106,7 @@ pub struct Worker {
     pub disk: Disk,
     pub life: u64,
     index: usize,
+    coordinators: usize,
     slots: u32,
     /// How many disks it has lost.
     disks: u128,
@@ -115,6 +120,7 @@ pub struct Worker {
 #[derive(Debug)]
 struct Life {
     who: Who,
+    coordinators: Coordinators,
     registration: RegisterWorker,
     session: Option<Session>,
     image: Arc<MetadataImage>,
@@ -171,6 +177,25 @@ enum Purpose {
     Tell(JobId, Began, Held),
 }
 
+impl Purpose {
+    fn is_asked_of_coordinator(&self) -> bool {
+        match self {
+            Purpose::Register
+            | Purpose::Heartbeat
+            | Purpose::Metadata
+            | Purpose::AlterIsr(_)
+            | Purpose::LogEnd
+            | Purpose::Acknowledge(..)
+            | Purpose::Tell(..) => true,
+            Purpose::Bundle(_)
+            | Purpose::Replicate(..)
+            | Purpose::Append(..)
+            | Purpose::Fetch(..)
+            | Purpose::Ask(..) => false,
+        }
+    }
+}
+
 impl Who {
     pub fn after(self, env: &mut Env, delay: Span, timer: Timer) {
         let event = Event::Timer {
@@ -183,12 +208,19 @@ impl Who {
 }
 
 impl Worker {
-    pub fn new(index: usize, disk: Disk, slots: u32, choice: StoreChoice) -> Worker {
+    pub fn new(
+        index: usize,
+        coordinators: usize,
+        disk: Disk,
+        slots: u32,
+        choice: StoreChoice,
+    ) -> Worker {
         Worker {
             disk,
             slots,
             life: 0,
             index,
+            coordinators,
             disks: 0,
             identity: None,
             choice,
@@ -240,6 +272,7 @@ impl Worker {
         env.trace(|| format!("worker {} starts its life {}", self.index, self.life));
         let mut life = Life {
             who,
+            coordinators: Coordinators::new(self.coordinators),
             registration,
             session: None,
             image: Arc::default(),
@@ -515,6 +548,15 @@ impl Life {
         purpose: Purpose,
         answer: Result<Reply, CallFailed>,
     ) {
+        if purpose.is_asked_of_coordinator() && self.coordinators.pass_over(&answer) {
+            // What waits there would not notice that it hangs.
+            let before = self.calls.len();
+            let waits = |purpose: &Purpose| matches!(purpose, Purpose::Metadata);
+            self.calls.retain(|_, purpose| !waits(purpose));
+            if self.calls.len() < before {
+                self.fetch_metadata(env);
+            }
+        }
         match (purpose, answer) {
             (Purpose::Register, Ok(Reply::Registered(registered))) => {
                 *identity = Some((registered.cluster, registered.worker));
@@ -668,7 +710,7 @@ impl Life {
         let request = Request::Register(self.registration.clone());
         self.call(
             env,
-            Process::Coordinator,
+            self.coordinators.current(),
             request,
             CALL_DEADLINE,
             Purpose::Register,
@@ -726,7 +768,13 @@ impl Life {
         };
         let request = Request::Heartbeat(heartbeat);
         let purpose = Purpose::Heartbeat;
-        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+        self.call(
+            env,
+            self.coordinators.current(),
+            request,
+            CALL_DEADLINE,
+            purpose,
+        );
     }
 
     fn fetch_metadata(&mut self, env: &mut Env) {
@@ -739,7 +787,7 @@ impl Life {
         });
         let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
         let purpose = Purpose::Metadata;
-        self.call(env, Process::Coordinator, request, deadline, purpose);
+        self.call(env, self.coordinators.current(), request, deadline, purpose);
     }
 
     fn learn(&mut self, env: &mut Env, delta: MetadataDelta) {
@@ -840,7 +888,7 @@ impl Life {
         let impatient = env.sabotaged(Sabotage::ForgetIsrWish);
         let deadline = if impatient { Span(5) } else { CALL_DEADLINE };
         let purpose = Purpose::AlterIsr(change);
-        self.call(env, Process::Coordinator, request, deadline, purpose);
+        self.call(env, self.coordinators.current(), request, deadline, purpose);
     }
 
     fn say_log_end(&mut self, env: &mut Env, report: LogEndReport) {
@@ -852,7 +900,13 @@ impl Life {
             log_ends: vec![report],
         });
         let purpose = Purpose::LogEnd;
-        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+        self.call(
+            env,
+            self.coordinators.current(),
+            request,
+            CALL_DEADLINE,
+            purpose,
+        );
     }
 
     fn leader(&self, partition: TopicPartition) -> Option<Process> {
@@ -961,7 +1015,13 @@ impl Life {
                     held: what.clone().into_iter().collect(),
                 });
                 let purpose = Purpose::Tell(job, began, what);
-                self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+                self.call(
+                    env,
+                    self.coordinators.current(),
+                    request,
+                    CALL_DEADLINE,
+                    purpose,
+                );
             }
         }
     }
@@ -969,7 +1029,10 @@ impl Life {
     fn work(&mut self, env: &mut Env, mut work: Work) {
         self.last_work += 1;
         let number = self.last_work;
-        let mut delay = env.some_ms(WORK_MS);
+        let mut delay = match work.keeps_of() {
+            Some(_) => env.some_ms(KEEP_MS),
+            None => env.some_ms(STEP_MS),
+        };
         if let Some(of) = work
             .keeps_of()
             .filter(|_| env.sabotaged(Sabotage::HoldUnkept))
@@ -1099,7 +1162,13 @@ impl Life {
         }
         let request = Request::Acknowledge(ack.clone());
         let purpose = Purpose::Acknowledge(job, generation, ack);
-        self.call(env, Process::Coordinator, request, CALL_DEADLINE, purpose);
+        self.call(
+            env,
+            self.coordinators.current(),
+            request,
+            CALL_DEADLINE,
+            purpose,
+        );
     }
 }
 

@@ -17,6 +17,7 @@ fn a_world_is_read_back_from_its_line() {
             Plan::stood_by,
             Plan::losing,
             Plan::rescaled,
+            Plan::of_group,
         ] {
             let mut plan = plan(seed);
             plan.without.extend([1, 3]);

@@ -1,7 +1,7 @@
-//! The coordinator's log in the world: one coordinator, so nobody has to be agreed with.
+//! A coordinator's log in the world. Alone it writes what it wants decided, and decides it; one of a group writes what
+//! the group has decided (`group`).
 //!
-//! A record is `{index, entry}` in MessagePack on the engine that the real log stands on. Raft's part of it is
-//! not simulated here: it is tested where it lives, with its own suite and with real processes.
+//! A record is `{index, entry}` in MessagePack on the engine that the real log stands on.
 
 use std::sync::Arc;
 

@@ -23,7 +23,7 @@ use coordinator::metadata::command::Command;
 use coordinator::metadata::division::PlannedDivision;
 use coordinator::metadata::jobs::JobRow;
 
-use super::{MAILBOX_MS, ME, Proposer, Purpose, Reign, Timer};
+use super::{MAILBOX_MS, Proposer, Purpose, Reign, Timer};
 use crate::sim::env::Env;
 use crate::sim::network::Request;
 use crate::sim::sabotage::Sabotage;
@@ -220,7 +220,8 @@ impl Reign {
             kind,
         };
         let request = Request::Inject(barrier);
-        let call = env.call((ME, self.life), process, request, INJECT_AGAIN);
+        let me = (self.me(), self.life);
+        let call = env.call(me, process, request, INJECT_AGAIN);
         let purpose = Purpose::Inject {
             job,
             worker,

@@ -32,11 +32,11 @@ use self::command_log::CommandLog;
 use self::jobs::Job;
 use super::disk::{Crash, Disk};
 use super::env::{Env, Event as WorldEvent, Timer as WorldTimer};
+use super::group::{Decided, Term, Token};
 use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress};
 use super::sabotage::Sabotage;
 use crate::checkers::exactly_once::Positions;
 
-const ME: Process = Process::Coordinator;
 /// How often sessions are looked at.
 const LOOK_EVERY: Span = Span::from_millis(100);
 /// How often partitions are given back to who was placed to lead them.
@@ -47,10 +47,17 @@ const SEGMENT_BYTES: u64 = 16 << 10;
 /// How long a sync of the log and a message within the process take at most.
 const SYNC_MS: u64 = 6;
 const MAILBOX_MS: u64 = 3;
+/// How long it takes at most until most of a group have written a command, and how soon it is looked at again if
+/// they cannot be heard.
+const AGREE_MS: u64 = 15;
+const AGREE_AGAIN: Span = Span::from_millis(20);
+const FORWARD_DEADLINE: Span = Span::from_secs(30);
 
 #[derive(Debug)]
 pub enum Timer {
     LogSynced,
+    /// Others of the group have written what was proposed.
+    Agreed,
     Look,
     Balance,
     /// A job hears of the newest facts.
@@ -64,7 +71,9 @@ pub enum Timer {
 #[derive(Debug)]
 pub struct Coordinator {
     pub disk: Disk,
+    /// Of the process, or of what it is while it leads: nothing of one is of use in the next.
     pub life: u64,
+    index: usize,
     cluster: ClusterId,
     reign: Option<Reign>,
 }
@@ -72,7 +81,13 @@ pub struct Coordinator {
 /// One life of the process.
 #[derive(Debug)]
 struct Reign {
+    index: usize,
     life: u64,
+    /// Of the group it leads, as far as it knows.
+    term: Option<Term>,
+    deciding: BTreeMap<Token, Proposer>,
+    last_token: Token,
+    agreeing: bool,
     metadata: ClusterMetadata,
     log: CommandLog,
     /// `None`: the announcement is not a fact yet, and nobody is served.
@@ -112,13 +127,16 @@ enum Purpose {
         generation: Generation,
         checkpoint: CheckpointId,
     },
+    /// Who asked for what the leader is asked.
+    Forward(ReturnAddress),
 }
 
 impl Coordinator {
-    pub fn new(disk: Disk, cluster: ClusterId) -> Coordinator {
+    pub fn new(index: usize, disk: Disk, cluster: ClusterId) -> Coordinator {
         Coordinator {
             disk,
             life: 0,
+            index,
             cluster,
             reign: None,
         }
@@ -133,12 +151,11 @@ impl Coordinator {
         self.reign.as_ref().map(|reign| &reign.metadata)
     }
 
-    /// Whether a completion is about to become a fact.
-    pub fn is_completing(&self) -> bool {
-        let completes = |entry: &Entry| matches!(entry.command, Command::EpochCompleted(_));
+    /// Whether something of a kind is about to become a fact.
+    pub fn is_proposed(&self, is_meant: impl Fn(&Entry) -> bool) -> bool {
         self.reign.as_ref().is_some_and(|reign| {
-            reign.waiting.iter().any(|(entry, _)| completes(entry))
-                || reign.writing.iter().any(|(_, entry, _)| completes(entry))
+            reign.waiting.iter().any(|(entry, _)| is_meant(entry))
+                || reign.writing.iter().any(|(_, entry, _)| is_meant(entry))
         })
     }
 
@@ -146,45 +163,77 @@ impl Coordinator {
         self.life += 1;
         let mut metadata = ClusterMetadata::default();
         let storage = self.disk.log("metadata").shared();
+        let several = env.group.is_several();
         // One that was killed may have written what it did not come to apply: it is a fact all the same.
-        let mut carried_out = |entry: &Entry| note_completed(env, entry);
+        let mut carried_out = |entry: &Entry| {
+            if !several {
+                note_completed(env, entry);
+            }
+        };
         let log = CommandLog::open(storage, SEGMENT_BYTES, &mut metadata, &mut carried_out);
         let log = match log {
             Ok(log) => log,
             Err(error) => return env.break_promise(format!("the command log: {error}")),
         };
         env.trace(|| format!("coordinator starts at version {}", metadata.version()));
-        let mut reign = Reign {
-            life: self.life,
-            metadata,
-            log,
-            control_epoch: None,
-            waiting: VecDeque::new(),
-            writing: Vec::new(),
-            liveness: LivenessMachine::new(DEFAULT_SESSION_TIMEOUT),
-            liveness_proposals: 0,
-            jobs: BTreeMap::new(),
-            polls: Vec::new(),
-            calls: BTreeMap::new(),
-            invented: BTreeSet::new(),
-        };
-        let cluster = self.cluster;
-        reign.propose(
-            env,
-            Command::LeaderAnnounce { cluster },
-            Proposer::Announcement,
-        );
+        let mut reign = Reign::new(self.index, self.life, metadata, log);
+        env.group.set_up(self.index, true);
+        if !several {
+            reign.announce(env, self.cluster);
+        }
         self.reign = Some(reign);
+    }
+
+    /// The group has chosen it.
+    pub fn lead(&mut self, env: &mut Env, term: Term) {
+        self.step_down(env);
+        if let Some(reign) = &mut self.reign {
+            env.trace(|| format!("coordinator {} leads in term {term}", self.index));
+            reign.catch_up(env);
+            reign.term = Some(term);
+            reign.announce(env, self.cluster);
+        }
+    }
+
+    /// What others have decided becomes known to it, or that it leads no more.
+    pub fn look_at_group(&mut self, env: &mut Env) {
+        let Some(reign) = &mut self.reign else { return };
+        match reign.term {
+            Some(term) => {
+                let (group, network) = (&env.group, &env.network);
+                if group.is_told_it_leads_no_more(network, env.now, self.index, term) {
+                    env.trace(|| format!("coordinator {} leads no more", self.index));
+                    self.step_down(env);
+                }
+            }
+            None => {
+                let leader = env.group.leader_heard(&env.network, env.now, self.index);
+                if leader.is_some() && env.draw(4) == 0 {
+                    reign.catch_up(env);
+                }
+            }
+        }
+    }
+
+    /// All that it was to those who asked it is over.
+    fn step_down(&mut self, env: &mut Env) {
+        self.life += 1;
+        if let Some(reign) = self.reign.take() {
+            let (metadata, log) = reign.end(env);
+            self.reign = Some(Reign::new(self.index, self.life, metadata, log));
+        }
     }
 
     pub fn crash(&mut self, env: &mut Env, crash: Crash) {
         self.reign = None;
+        env.group.set_up(self.index, false);
         self.disk.crash(crash, env.random());
     }
 
     pub fn request(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
         match &mut self.reign {
             Some(reign) if reign.control_epoch.is_some() => reign.request(env, from, request),
+            Some(reign) if env.group.is_several() => reign.forward(env, from, request),
             Some(_) | None => env.refuse(from),
         }
     }
@@ -203,9 +252,67 @@ impl Coordinator {
 }
 
 impl Reign {
+    fn new(index: usize, life: u64, metadata: ClusterMetadata, log: CommandLog) -> Reign {
+        Reign {
+            index,
+            life,
+            term: None,
+            deciding: BTreeMap::new(),
+            last_token: 0,
+            agreeing: false,
+            metadata,
+            log,
+            control_epoch: None,
+            waiting: VecDeque::new(),
+            writing: Vec::new(),
+            liveness: LivenessMachine::new(DEFAULT_SESSION_TIMEOUT),
+            liveness_proposals: 0,
+            jobs: BTreeMap::new(),
+            polls: Vec::new(),
+            calls: BTreeMap::new(),
+            invented: BTreeSet::new(),
+        }
+    }
+
+    /// Whoever waits for an answer asks somebody else.
+    fn end(self, env: &mut Env) -> (ClusterMetadata, CommandLog) {
+        let polls = self.polls.into_iter().map(|(_, from)| from);
+        let asked = self
+            .calls
+            .into_values()
+            .filter_map(|purpose| match purpose {
+                Purpose::Forward(from) => Some(from),
+                Purpose::Probe(..) | Purpose::Inject { .. } => None,
+            });
+        let deciding = self.deciding.into_values();
+        let proposed = deciding.filter_map(|proposer| match proposer {
+            Proposer::Registration(from) | Proposer::Isr(from) | Proposer::User(from) => Some(from),
+            Proposer::Announcement
+            | Proposer::Liveness
+            | Proposer::Balance
+            | Proposer::Job(_)
+            | Proposer::Reservation(_)
+            | Proposer::Completion(..) => None,
+        });
+        for from in polls.chain(asked).chain(proposed) {
+            env.answer(from, Err(unavailable()));
+        }
+        (self.metadata, self.log)
+    }
+
+    fn me(&self) -> Process {
+        Process::Coordinator(self.index)
+    }
+
+    fn announce(&mut self, env: &mut Env, cluster: ClusterId) {
+        let announcement = Command::LeaderAnnounce { cluster };
+        self.propose(env, announcement, Proposer::Announcement);
+    }
+
     fn timer(&mut self, env: &mut Env, timer: Timer) {
         match timer {
             Timer::LogSynced => self.log_synced(env),
+            Timer::Agreed => self.agreed(env),
             Timer::Look => {
                 self.look(env);
                 self.after(env, LOOK_EVERY, Timer::Look);
@@ -259,6 +366,12 @@ impl Reign {
                 self.propose(env, command, Proposer::Registration(from));
             }
             Request::Heartbeat(heartbeat) => {
+                // One that leads no more must not keep a session alive.
+                if let Some(term) = self.term
+                    && !env.group.confirms(&env.network, env.now, self.index, term)
+                {
+                    return env.answer(from, Err(unavailable()));
+                }
                 let answer = self.heard(env, &heartbeat);
                 env.answer(from, answer.map(Reply::Heartbeat));
             }
@@ -340,7 +453,78 @@ impl Reign {
                 };
                 self.checkpoint_event(env, job, event);
             }
+            Some(Purpose::Forward(from)) => {
+                let answer = answer.map_err(|failed| match failed {
+                    CallFailed::Problem(problem) => problem,
+                    CallFailed::Refused | CallFailed::Broken | CallFailed::Timeout => unavailable(),
+                });
+                env.answer(from, answer);
+            }
             Some(Purpose::Probe(..) | Purpose::Inject { .. }) | None => {}
+        }
+    }
+
+    // The group it is one of.
+
+    /// It asks the one that leads.
+    fn forward(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
+        let leader = env.group.leader_heard(&env.network, env.now, self.index);
+        let Some(leader) = leader.filter(|leader| *leader != self.index) else {
+            return env.answer(from, Err(unavailable()));
+        };
+        let leader = Process::Coordinator(leader);
+        let call = env.call((self.me(), self.life), leader, request, FORWARD_DEADLINE);
+        self.calls.insert(call, Purpose::Forward(from));
+    }
+
+    /// Comes to know what was decided.
+    fn catch_up(&mut self, env: &mut Env) {
+        for entry in env.group.after(self.metadata.version()).to_vec() {
+            match self.log.append(&entry) {
+                Ok(index) => drop(self.metadata.apply(index, &entry)),
+                Err(error) => return env.break_promise(format!("the command log: {error}")),
+            }
+        }
+        if env.draw(2) == 0
+            && let Err(error) = self.log.sync()
+        {
+            env.break_promise(format!("the command log: {error}"));
+        }
+    }
+
+    fn agreed(&mut self, env: &mut Env) {
+        let Some(term) = self.term else { return };
+        if !env.group.confirms(&env.network, env.now, self.index, term) {
+            return self.after(env, AGREE_AGAIN, Timer::Agreed);
+        }
+        self.agreeing = false;
+        let mut noted = Vec::new();
+        let decided = env.group.decide(&mut |entry, outcome, suspected| {
+            noted.push((entry.clone(), outcome.is_ok(), suspected));
+        });
+        for (entry, carried_out, suspected) in noted {
+            note(env, &entry, carried_out, suspected);
+        }
+        let mut answers = Vec::new();
+        for Decided {
+            token,
+            index,
+            entry,
+        } in decided
+        {
+            let appended = self.log.append(&entry).ok();
+            assert_eq!(
+                appended,
+                Some(index),
+                "it leads, and knows all that was decided"
+            );
+            let outcome = self.metadata.apply(index, &entry);
+            let proposer = self.deciding.remove(&token).expect("it has proposed it");
+            answers.push((proposer, outcome));
+        }
+        self.published(env);
+        for (proposer, outcome) in answers {
+            self.decided(env, proposer, outcome);
         }
     }
 
@@ -352,9 +536,23 @@ impl Reign {
             at: env.wall(),
             command,
         };
+        if env.group.is_several() {
+            return self.propose_to_group(env, entry, proposer);
+        }
         self.waiting.push_back((entry, proposer));
         if self.writing.is_empty() {
             self.write(env);
+        }
+    }
+
+    fn propose_to_group(&mut self, env: &mut Env, entry: Entry, proposer: Proposer) {
+        let Some(term) = self.term else { return };
+        self.last_token += 1;
+        self.deciding.insert(self.last_token, proposer);
+        env.group.propose(self.index, term, self.last_token, entry);
+        if !std::mem::replace(&mut self.agreeing, true) {
+            let delay = env.some_ms(AGREE_MS);
+            self.after(env, delay, Timer::Agreed);
         }
     }
 
@@ -414,15 +612,8 @@ impl Reign {
     ) -> Result<Outcome, Rejection> {
         let before = suspects(&self.metadata);
         let outcome = self.metadata.apply(index, entry);
-        env.suspected += suspects(&self.metadata).saturating_sub(before);
-        if outcome.is_ok() {
-            count_rescales(env, &entry.command);
-        }
-        if let (Command::EpochCompleted(completed), Ok(_)) = (&entry.command, &outcome) {
-            let (checkpoint, generation) = (completed.checkpoint, completed.generation);
-            env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
-            note_completed(env, entry);
-        }
+        let suspected = suspects(&self.metadata).saturating_sub(before);
+        note(env, entry, outcome.is_ok(), suspected);
         outcome
     }
 
@@ -551,7 +742,8 @@ impl Reign {
 
     fn reign(&mut self, env: &mut Env, epoch: ControlEpoch) {
         env.trace(|| format!("coordinator reigns in {epoch}"));
-        let verdict = env.checkers.leaders.reigns(epoch, self.life);
+        let life = (self.index as u64) << 32 | self.life;
+        let verdict = env.checkers.leaders.reigns(epoch, life);
         env.check(verdict);
         self.control_epoch = Some(epoch);
         self.published(env);
@@ -583,7 +775,8 @@ impl Reign {
             let Some(process) = self.process_of(worker) else {
                 continue;
             };
-            let call = env.call((ME, self.life), process, Request::Probe, PROBE_DEADLINE);
+            let me = (self.me(), self.life);
+            let call = env.call(me, process, Request::Probe, PROBE_DEADLINE);
             self.calls.insert(call, Purpose::Probe(worker, epoch));
         }
         if self.liveness_proposals > 0 {
@@ -658,7 +851,7 @@ impl Reign {
 
     fn after(&self, env: &mut Env, delay: Span, timer: Timer) {
         let event = WorldEvent::Timer {
-            process: ME,
+            process: self.me(),
             life: self.life,
             timer: WorldTimer::Coordinator(timer),
         };
@@ -683,6 +876,24 @@ fn registration(request: RegisterWorker) -> Registration {
     }
 }
 
+/// A command has become a fact.
+pub fn note(env: &mut Env, entry: &Entry, carried_out: bool, suspected: u64) {
+    env.suspected += suspected;
+    if !carried_out {
+        return;
+    }
+    count_rescales(env, &entry.command);
+    if let Command::EpochCompleted(completed) = &entry.command {
+        let (checkpoint, generation) = (completed.checkpoint, completed.generation);
+        env.trace(|| format!("checkpoint {checkpoint} of generation {generation} is complete"));
+        note_completed(env, entry);
+    }
+}
+
+fn unavailable() -> Problem {
+    Problem::new(ErrorCode::CoordinatorUnavailable, "nobody leads, it seems")
+}
+
 fn count_rescales(env: &mut Env, command: &Command) {
     match command {
         Command::Divide { division, .. } => env.rescales += u64::from(division.is_some()),
@@ -694,7 +905,7 @@ fn count_rescales(env: &mut Env, command: &Command) {
 }
 
 /// Replicas in sync that may lack records.
-fn suspects(metadata: &ClusterMetadata) -> u64 {
+pub fn suspects(metadata: &ClusterMetadata) -> u64 {
     let topics = metadata.topics_by_name();
     let partitions = topics.flat_map(|row| &row.partitions);
     partitions
