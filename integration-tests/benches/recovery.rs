@@ -162,7 +162,7 @@ async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -
     tokio::time::sleep(within.saturating_sub(away)).await;
     stop.send(true)?;
     *rounds = load.await??;
-    let gap = looking.await?;
+    let gap = looking.await?.lasted;
     ensure!(gap < within, "results did not come back");
     Ok(gap)
 }

@@ -70,11 +70,12 @@ async fn measure(options: &Options) -> Result<()> {
     let (mut sent, mut pauses) = (0, Vec::new());
     for _ in 0..options.rounds {
         for parallelism in [4, 2] {
-            let (pause, took) = rescale(&client, parallelism, &mut sent).await?;
+            let Change { pause, ended, took } = rescale(&client, parallelism, &mut sent).await?;
             println!(
-                "  to {parallelism}: {:.2} s without a newly committed result beyond the interval, after {:.1} s",
+                "  to {parallelism}: after {:.1} s; {:.2} s without a newly committed result beyond the interval, until {:.1} s",
+                took.as_secs_f64(),
                 pause.as_secs_f64(),
-                took.as_secs_f64()
+                ended.as_secs_f64()
             );
             pauses.push(pause);
         }
@@ -88,12 +89,15 @@ async fn measure(options: &Options) -> Result<()> {
     check(&client, sent).await
 }
 
-/// The longest time without a result, and how long the change took.
-async fn rescale(
-    client: &Client,
-    parallelism: u32,
-    sent: &mut u64,
-) -> Result<(Duration, Duration)> {
+struct Change {
+    /// The longest time without a result, beyond the interval.
+    pause: Duration,
+    /// Since it was asked for: when that was over, and when the change was made.
+    ended: Duration,
+    took: Duration,
+}
+
+async fn rescale(client: &Client, parallelism: u32, sent: &mut u64) -> Result<Change> {
     let clock = Stopwatch::start();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let load = tokio::spawn(load(client.clone(), *sent, stopped.clone()));
@@ -115,6 +119,10 @@ async fn rescale(
     tokio::time::sleep(AROUND).await;
     stop.send(true)?;
     *sent = load.await??;
-    let pause = looking.await?;
-    Ok((pause.saturating_sub(INTERVAL), took))
+    let silence = looking.await?;
+    Ok(Change {
+        pause: silence.lasted.saturating_sub(INTERVAL),
+        ended: silence.ended.saturating_sub(began),
+        took,
+    })
 }

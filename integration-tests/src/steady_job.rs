@@ -80,6 +80,13 @@ pub async fn load(client: Client, mut round: u64, stopped: watch::Receiver<bool>
     Ok(round)
 }
 
+/// A time without news, and when it was over.
+#[derive(Clone, Copy, Debug)]
+pub struct Silence {
+    pub lasted: Duration,
+    pub ended: Duration,
+}
+
 /// The longest time between two moments at which readers of committed records got more. Offsets do not tell:
 /// they also pass what was given up.
 pub async fn look(
@@ -87,8 +94,21 @@ pub async fn look(
     clock: Stopwatch,
     mut positions: [i64; 4],
     stopped: watch::Receiver<bool>,
-) -> Duration {
-    let (mut longest, mut last) = (Duration::ZERO, clock.elapsed());
+) -> Silence {
+    let mut last = clock.elapsed();
+    let mut longest = Silence {
+        lasted: Duration::ZERO,
+        ended: last,
+    };
+    let since = |last: Duration| {
+        let ended = clock.elapsed();
+        let lasted = ended - last;
+        Silence { lasted, ended }
+    };
+    let longer = |one: Silence, other: Silence| match one.lasted < other.lasted {
+        true => other,
+        false => one,
+    };
     while !*stopped.borrow() {
         let mut news = false;
         for (partition, position) in (0..).zip(&mut positions) {
@@ -101,12 +121,12 @@ pub async fn look(
             }
         }
         if news {
-            longest = longest.max(clock.elapsed() - last);
+            longest = longer(longest, since(last));
             last = clock.elapsed();
         }
         tokio::time::sleep(LOOK).await;
     }
-    longest.max(clock.elapsed() - last)
+    longer(longest, since(last))
 }
 
 /// Where committed results end.

@@ -182,7 +182,7 @@ impl RunningJob {
             reports.add(job, generation, *task, urgent.clone());
         }
         let delay = env.some_ms(RESTORE_MS);
-        who.after(env, delay, Timer::Restored(job, generation));
+        who.after(env, delay, Timer::Restored(job, self.began()));
     }
 
     /// Whether it opens a store, when it restores its tasks.

@@ -78,7 +78,7 @@ pub enum Timer {
     /// A lane tries again.
     Resume(usize),
     Stopped(JobId),
-    Restored(JobId, Generation),
+    Restored(JobId, Began),
     Turn(JobId, Generation, TaskId),
     /// The store answers what a task has asked.
     Answer(JobId, Generation, TaskId, Question),
@@ -421,12 +421,10 @@ impl Life {
                 self.follow_jobs(env);
                 self.left.remove(&job);
             }
-            Timer::Restored(job, generation) => {
+            Timer::Restored(job, began) => {
                 let lanes = self.lanes.as_ref().map(|lanes| &lanes.lanes);
                 let image = self.image.clone();
-                if let (Some(running), Some(lanes)) =
-                    (running(&mut self.jobs, job, generation), lanes)
-                {
+                if let (Some(running), Some(lanes)) = (since(&mut self.jobs, job, began), lanes) {
                     let reports = &self.reports;
                     if running.opens() {
                         // A store of the same directory opens once the one before is done.

@@ -269,3 +269,10 @@ fn what_is_left_of_a_task_and_leads_nowhere_does_not_hold_up_the_log() {
          loser_works=0 tally_copies=1 click_copies_enough=1 cuts=0 isolations=0 drain=0 table_bytes=1221",
     );
 }
+
+/// A worker was registered again in one generation, before it had begun it. The world restored the second time it began
+/// twice.
+#[test]
+fn a_generation_that_begins_again_at_once_is_restored_once() {
+    expect_world("seed=1795955480687 more_faults=3 keys=1 isolations=0 drain=0 without=10");
+}

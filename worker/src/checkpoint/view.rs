@@ -22,11 +22,14 @@ use super::view_layout::{
     CATALOG, ENTRY, LENGTH, MARKER, Marker, PIECE, PREFIX, UnderWay, catalog_key, piece_count,
     prefix, read_catalog, read_length, read_marker,
 };
-use super::view_steps::{Step, for_each_step, push_writes, remove_all};
+use super::view_steps::{Step, Write, for_each_step, push_writes, remove_all};
 use crate::keyed_state::overlay::{Change, Overlay};
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::stored::LARGEST_STORED_VALUE;
 use crate::keyed_state::table::StoredTable;
+
+/// Flushed at once, about: whoever else waits for the disk would wait for all that was written and not flushed.
+pub(super) const FLUSH_BYTES: usize = 4 << 20;
 
 /// The part of the store that is one task's, and what should be in it.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(super) struct TaskView {
     at: Option<CheckpointId>,
     digest: Digest,
     tables: BTreeMap<TableId, u16>,
+    /// What was written since the store was last flushed.
+    unflushed: usize,
 }
 
 /// A view that was read back.
@@ -120,6 +125,7 @@ impl TaskView {
             at: Some(marker.at),
             digest,
             tables: ids.into_iter().map(|(id, table)| (table, id)).collect(),
+            unflushed: 0,
         };
         Ok(Some(Loaded { view, tables }))
     }
@@ -137,6 +143,7 @@ impl TaskView {
             at: None,
             digest: Digest::default(),
             tables: BTreeMap::new(),
+            unflushed: 0,
         })
     }
 
@@ -181,7 +188,8 @@ impl TaskView {
                 .put(&catalog_key(self.task, table), &id.to_be_bytes())?;
             self.tables.insert(table.clone(), id);
         }
-        step.write(&*self.store, self.task, id, &writes)
+        step.write(&*self.store, self.task, id, &writes)?;
+        self.wrote(writes.iter().map(Write::bytes).sum())
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = &TableId> {
@@ -296,6 +304,15 @@ impl TaskView {
             "a view that is begun anew is written once"
         );
         self.digest.add(key, value);
+        self.wrote(key.len() + value.len())
+    }
+
+    fn wrote(&mut self, bytes: usize) -> Result<(), KvError> {
+        self.unflushed += bytes;
+        if self.unflushed >= FLUSH_BYTES {
+            self.unflushed = 0;
+            self.store.flush()?;
+        }
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use common::kv::{Digest, KvError, KvStore, scan_prefix};
 
 use super::changes::Changes;
 use super::state_error::StateError;
+use super::view::FLUSH_BYTES;
 use super::view_layout::{
     ENTRY, PIECE, cut, entry_key, namespace_prefix, piece_count, piece_key, piece_number,
     piece_prefix, read_length, stored_length,
@@ -42,6 +43,12 @@ type VisitStep<'v> =
 pub(super) struct Write {
     pub(super) key: Vec<u8>,
     pub(super) value: Option<Vec<u8>>,
+}
+
+impl Write {
+    pub(super) fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Vec::len)
+    }
 }
 
 /// Goes through changes in steps: the same changes in the same ones, always.
@@ -213,6 +220,7 @@ fn clear(store: &dyn KvStore, task: TaskId, table: u16, namespace: i64) -> Resul
 
 /// Removes every key that begins with `prefix`.
 pub(super) fn remove_all(store: &dyn KvStore, prefix: &[u8]) -> Result<(), KvError> {
+    let mut unflushed = 0;
     loop {
         let mut keys = Vec::new();
         scan_prefix(store, prefix, &mut |key, _| {
@@ -224,6 +232,11 @@ pub(super) fn remove_all(store: &dyn KvStore, prefix: &[u8]) -> Result<(), KvErr
         })?;
         for key in &keys {
             store.delete(key)?;
+            unflushed += key.len();
+        }
+        if unflushed >= FLUSH_BYTES / 4 {
+            unflushed = 0;
+            store.flush()?;
         }
         if keys.len() < REMOVED_AT_ONCE {
             return Ok(());

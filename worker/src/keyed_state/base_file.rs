@@ -30,6 +30,8 @@ const MAGIC: &[u8; 8] = b"MSBASE01";
 const TAIL: u64 = 16;
 /// Written to the file at once.
 const BUFFER: usize = 1 << 20;
+/// Made durable at once: whoever else waits for the disk would wait for all that is written and not durable yet.
+const SYNC_BYTES: usize = 8 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BaseFileError {
@@ -236,11 +238,16 @@ fn write_beside<E: From<BaseFileError>>(
     portions: &[Portion<'_, E>],
 ) -> Result<(), E> {
     let failed = |source| failed("write", beside)(source);
+    let not_synced = |source| BaseFileError::SyncFailed {
+        path: beside.to_owned(),
+        source,
+    };
     let file = File::create(beside).map_err(failed)?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
     out.write_all(MAGIC).map_err(failed)?;
     let mut tables: Vec<TableSections> = Vec::new();
     let (mut writer, mut buffer) = (SectionWriter::default(), Vec::new());
+    let mut unsynced = 0;
     merge_portions(portions, key_groups, &mut |table, change| {
         if tables.last().is_none_or(|last| last.table != *table) {
             end_table(&mut tables, &mut writer);
@@ -252,7 +259,13 @@ fn write_beside<E: From<BaseFileError>>(
         }
         buffer.clear();
         writer.push(&mut buffer, change);
-        Ok(out.write_all(&buffer).map_err(failed)?)
+        out.write_all(&buffer).map_err(failed)?;
+        unsynced += buffer.len();
+        if unsynced >= SYNC_BYTES {
+            unsynced = 0;
+            out.get_ref().sync_data().map_err(not_synced)?;
+        }
+        Ok(())
     })?;
     end_table(&mut tables, &mut writer);
     let footer = Footer {
@@ -270,11 +283,7 @@ fn write_beside<E: From<BaseFileError>>(
     let file = out
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
-    file.sync_all()
-        .map_err(|source| BaseFileError::SyncFailed {
-            path: beside.to_owned(),
-            source,
-        })?;
+    file.sync_all().map_err(not_synced)?;
     Ok(())
 }
 
