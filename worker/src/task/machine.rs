@@ -354,6 +354,9 @@ impl TaskMachine {
             unreachable!("only a source gives source events");
         };
         let watermarks = &mut source.watermarks;
+        // Of a source that begins again the first split is not the only one: those that are found after it may be
+        // behind it in time, and say so only once they are found.
+        let advances = !matches!(event, SourceEvent::Discovered { .. });
         match event {
             SourceEvent::Rows(read) => {
                 let SourceRows {
@@ -391,7 +394,9 @@ impl TaskMachine {
                 self.progress.exhausted = true;
             }
         }
-        self.under_way.put(Work::AdvanceTime);
+        if advances {
+            self.under_way.put(Work::AdvanceTime);
+        }
         if self.progress.exhausted {
             self.under_way.put(Work::Exhausted);
         }
