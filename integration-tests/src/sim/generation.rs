@@ -47,7 +47,7 @@ use super::env::Env;
 use super::network::{CallFailed, Reply, ReturnAddress};
 use super::sabotage::Sabotage;
 use super::standby::{self, Began, Lender, Mail, Standby, Wish, Work};
-use super::state_checks::check_counts;
+use super::state_checks::{check_counts, check_event_time};
 use super::tally::{self, CLICKS, COUNTED};
 use super::task::{self, ClickSource, RunningTask, TallySink, Wanted};
 use super::worker::{MAILBOX_MS, Timer, Who, was_woken};
@@ -547,11 +547,17 @@ impl RunningJob {
                 task::Mail::Inject { .. } => None,
             })
             .collect();
+        let said_before = running.machine.watermark();
         let outcome = running.turn(env, image);
         let watermark = running.machine.watermark();
         while let Some(sealed) = running.machine.hand_over() {
             self.participant
                 .sealed(sealed.task, sealed.checkpoint, sealed.snapshot);
+        }
+        if said_before < watermark
+            && let Input::Source(source) = &running.machine.input
+        {
+            check_event_time(env, task, source.reader.splits(), watermark);
         }
         let generation = self.generation();
         let verdict = env.checkers.watermarks.said(generation, task, watermark);

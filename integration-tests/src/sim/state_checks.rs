@@ -8,14 +8,16 @@ use common::key_group::{key_group, owner};
 use common::kv::MemoryStore;
 use common::plan::task_graph::TaskGraph;
 use common::protocol::metadata::JobImage;
+use common::time::{Span, Timestamp};
 use worker::checkpoint::state_error::StateError;
 use worker::checkpoint::state_store::{JobStateStore, StoreOptions, TaskTables, ViewPlace};
 use worker::keyed_state::codec::bigint_key;
 use worker::keyed_state::table::At;
+use worker::source::SplitState;
 
 use super::disk::Disk;
 use super::env::Env;
-use super::tally::{self, CLICKS};
+use super::tally::{self, CLICKS, Click, DELAY};
 use crate::checkers::holders_can_go_on::Contents;
 
 /// How often a task has counted each key, against the input before the checkpoint.
@@ -33,6 +35,37 @@ pub fn check_counts(
     let input = input.map(|(split, offset, value)| (split, offset, &value[..]));
     let verdict = checkers.outputs.state(at, counts, owns, input);
     env.check(verdict.map_err(|broken| format!("task {task}: {broken}")));
+}
+
+/// A source says no more of event time than what it has read of each of its splits allows.
+pub fn check_event_time<'s>(
+    env: &mut Env,
+    task: TaskId,
+    splits: impl Iterator<Item = &'s SplitState>,
+    watermark: Timestamp,
+) {
+    // Nothing will come any more.
+    if watermark == Timestamp::MAX {
+        return;
+    }
+    let mut behind = None;
+    for split in splits {
+        let input = env.checkers.committed.of_topic(CLICKS);
+        let read = input.filter(|(number, offset, _)| {
+            *split.split == *number.to_string() && offset.0 < split.position
+        });
+        let latest = read.map(|(_, _, value)| Click::decode(value).time).max();
+        // One of which there has never been anything is not waited for.
+        let allowed = latest.map(|latest| Timestamp(latest).minus(Span(DELAY)));
+        if allowed.is_some_and(|allowed| watermark > allowed) {
+            behind = Some((split.split.clone(), allowed));
+        }
+    }
+    if let Some((split, allowed)) = behind {
+        env.break_promise(format!(
+            "task {task} says that time is {watermark:?}, and of its split {split} that is {allowed:?}"
+        ));
+    }
 }
 
 /// How often each key was counted, by tables that are in memory whole.
