@@ -47,7 +47,7 @@ use super::env::Env;
 use super::network::{CallFailed, Reply, ReturnAddress};
 use super::sabotage::Sabotage;
 use super::standby::{self, Began, Lender, Mail, Standby, Wish, Work};
-use super::state_checks::{check_counts, check_event_time};
+use super::state_checks::{check_counts, check_event_time, read_of};
 use super::tally::{self, CLICKS, COUNTED};
 use super::task::{self, ClickSource, RunningTask, TallySink, Wanted};
 use super::worker::{MAILBOX_MS, Timer, Who, was_woken};
@@ -548,6 +548,10 @@ impl RunningJob {
             })
             .collect();
         let said_before = running.machine.watermark();
+        let read_before = match &running.machine.input {
+            Input::Source(source) => read_of(source.reader.splits()),
+            Input::Channels(_) => BTreeSet::new(),
+        };
         let outcome = running.turn(env, image);
         let watermark = running.machine.watermark();
         while let Some(sealed) = running.machine.hand_over() {
@@ -557,7 +561,9 @@ impl RunningJob {
         if said_before < watermark
             && let Input::Source(source) = &running.machine.input
         {
-            check_event_time(env, task, source.reader.splits(), watermark);
+            let splits = source.reader.splits();
+            let splits = splits.filter(|split| read_before.contains(&split.split));
+            check_event_time(env, task, splits, watermark);
         }
         let generation = self.generation();
         let verdict = env.checkers.watermarks.said(generation, task, watermark);

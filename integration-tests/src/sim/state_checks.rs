@@ -37,6 +37,12 @@ pub fn check_counts(
     env.check(verdict.map_err(|broken| format!("task {task}: {broken}")));
 }
 
+/// The splits of which something has been read: one of which there has never been anything is not waited for.
+pub fn read_of<'s>(splits: impl Iterator<Item = &'s SplitState>) -> BTreeSet<Arc<str>> {
+    let read = splits.filter(|split| split.position > 0);
+    read.map(|split| split.split.clone()).collect()
+}
+
 /// A source says no more of event time than what it has read of each of its splits allows.
 pub fn check_event_time<'s>(
     env: &mut Env,
@@ -55,7 +61,6 @@ pub fn check_event_time<'s>(
             *split.split == *number.to_string() && offset.0 < split.position
         });
         let latest = read.map(|(_, _, value)| Click::decode(value).time).max();
-        // One of which there has never been anything is not waited for.
         let allowed = latest.map(|latest| Timestamp(latest).minus(Span(DELAY)));
         if allowed.is_some_and(|allowed| watermark > allowed) {
             behind = Some((split.split.clone(), allowed));
