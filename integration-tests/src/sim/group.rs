@@ -120,7 +120,7 @@ impl Group {
         self.proposed.iter().any(|(_, entry)| is_meant(entry))
     }
 
-    /// Decides what was proposed, if a majority hears it.
+    /// Decides what was proposed; a majority hears who leads.
     pub fn decide(&mut self, noted: Noted<'_>) -> Vec<Decided> {
         let mut decided = Vec::new();
         while let Some((token, entry)) = self.proposed.pop_front() {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::ids::{CheckpointId, TaskId};
 use common::kv::KvStore;
+use common::seglog::Position;
 
 use super::changes::Changes;
 use super::delta_log::{ChunkRef, chain};
@@ -45,9 +46,25 @@ impl JobStateStore {
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
+        let options = self.options();
+        self.write_base_if(task, to, counted, &|before, bytes, oldest| {
+            bytes >= options.base_after_bytes.max(before)
+                || self.log.end().since(oldest) > options.log_bytes
+        })
+    }
+
+    /// `is_worth_it`: asked with the bytes of the base file there is and of what came since, and where that begins.
+    fn write_base_if(
+        &self,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+        is_worth_it: &dyn Fn(u64, u64, Position) -> bool,
+    ) -> Result<(), StateError> {
         let _turn = lock(&self.writing_base);
         let before = self.base_of(task);
-        let from = before.as_deref().map(BaseFile::checkpoint);
+        let before = before.as_deref();
+        let from = before.map(BaseFile::checkpoint);
         if from >= Some(to) {
             return Ok(());
         }
@@ -56,15 +73,10 @@ impl JobStateStore {
             return Ok(());
         };
         let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
-        let worth_it = self
-            .options()
-            .base_after_bytes
-            .max(before.as_deref().map_or(0, BaseFile::bytes));
-        let holds_up_the_log = self.log.end().since(oldest.position()) > self.options().log_bytes;
-        if bytes < worth_it && !holds_up_the_log {
-            return Ok(());
+        match is_worth_it(before.map_or(0, BaseFile::bytes), bytes, oldest.position()) {
+            true => self.write_new_base(before, task, to, chunks),
+            false => Ok(()),
         }
-        self.write_new_base(before.as_deref(), task, to, chunks)
     }
 
     /// `chunks`: what leads to that checkpoint from the base file there is.
@@ -196,7 +208,9 @@ impl JobStateStore {
         counted: &[ChunkRef],
     ) -> Result<TaskView, StateError> {
         let lost = || StateError::Lost { task, at: to };
-        self.refresh_base(task, to, counted)?;
+        self.write_base_if(task, to, counted, &|before, bytes, _| {
+            bytes > before / MOST_CHANGED
+        })?;
         let base = self.base_of(task).ok_or_else(lost)?;
         let from = base.checkpoint();
         let mut view = TaskView::begin(store, task)?;
@@ -213,27 +227,6 @@ impl JobStateStore {
             view.fold(to, &changes, &|| self.folding.give_way())?;
         }
         Ok(view)
-    }
-
-    /// Writes a base file anew if much has changed since.
-    fn refresh_base(
-        &self,
-        task: TaskId,
-        to: CheckpointId,
-        counted: &[ChunkRef],
-    ) -> Result<(), StateError> {
-        let _turn = lock(&self.writing_base);
-        let before = self.base_of(task);
-        let from = before.as_deref().map(BaseFile::checkpoint);
-        if from >= Some(to) {
-            return Ok(());
-        }
-        let since = chain(counted, from, to).ok_or(StateError::Lost { task, at: to })?;
-        let bytes: u64 = since.iter().map(|chunk| chunk.bytes).sum();
-        if bytes > before.as_deref().map_or(0, BaseFile::bytes) / MOST_CHANGED {
-            self.write_new_base(before.as_deref(), task, to, since)?;
-        }
-        Ok(())
     }
 }
 
