@@ -704,15 +704,20 @@ impl Life {
         self.calls.insert(call, purpose);
     }
 
+    fn ask_coordinator(
+        &mut self,
+        env: &mut Env,
+        request: Request,
+        deadline: Span,
+        purpose: Purpose,
+    ) {
+        let coordinator = self.coordinators.current();
+        self.call(env, coordinator, request, deadline, purpose);
+    }
+
     fn register(&mut self, env: &mut Env) {
         let request = Request::Register(self.registration.clone());
-        self.call(
-            env,
-            self.coordinators.current(),
-            request,
-            CALL_DEADLINE,
-            Purpose::Register,
-        );
+        self.ask_coordinator(env, request, CALL_DEADLINE, Purpose::Register);
     }
 
     fn registered(&mut self, env: &mut Env, registered: &Registered) {
@@ -766,13 +771,7 @@ impl Life {
         };
         let request = Request::Heartbeat(heartbeat);
         let purpose = Purpose::Heartbeat;
-        self.call(
-            env,
-            self.coordinators.current(),
-            request,
-            CALL_DEADLINE,
-            purpose,
-        );
+        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
     }
 
     fn fetch_metadata(&mut self, env: &mut Env) {
@@ -785,7 +784,7 @@ impl Life {
         });
         let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
         let purpose = Purpose::Metadata;
-        self.call(env, self.coordinators.current(), request, deadline, purpose);
+        self.ask_coordinator(env, request, deadline, purpose);
     }
 
     fn learn(&mut self, env: &mut Env, delta: MetadataDelta) {
@@ -886,7 +885,7 @@ impl Life {
         let impatient = env.sabotaged(Sabotage::ForgetIsrWish);
         let deadline = if impatient { Span(5) } else { CALL_DEADLINE };
         let purpose = Purpose::AlterIsr(change);
-        self.call(env, self.coordinators.current(), request, deadline, purpose);
+        self.ask_coordinator(env, request, deadline, purpose);
     }
 
     fn say_log_end(&mut self, env: &mut Env, report: LogEndReport) {
@@ -898,13 +897,7 @@ impl Life {
             log_ends: vec![report],
         });
         let purpose = Purpose::LogEnd;
-        self.call(
-            env,
-            self.coordinators.current(),
-            request,
-            CALL_DEADLINE,
-            purpose,
-        );
+        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
     }
 
     fn leader(&self, partition: TopicPartition) -> Option<Process> {
@@ -1013,13 +1006,7 @@ impl Life {
                     held: what.clone().into_iter().collect(),
                 });
                 let purpose = Purpose::Tell(job, began, what);
-                self.call(
-                    env,
-                    self.coordinators.current(),
-                    request,
-                    CALL_DEADLINE,
-                    purpose,
-                );
+                self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
             }
         }
     }
@@ -1160,13 +1147,7 @@ impl Life {
         }
         let request = Request::Acknowledge(ack.clone());
         let purpose = Purpose::Acknowledge(job, generation, ack);
-        self.call(
-            env,
-            self.coordinators.current(),
-            request,
-            CALL_DEADLINE,
-            purpose,
-        );
+        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
     }
 }
 
