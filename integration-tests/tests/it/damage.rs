@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use common::client::Client;
 use common::error::ErrorCode;
@@ -352,11 +353,15 @@ fn no_file_of_sled_is_missed() {
                 if !files.is_empty() {
                     break (before, files);
                 }
-                // What was built anew, after other damage, has all of its files from its second start on.
+                // What was built anew, after other damage, has all of its files from the start on that finds
+                // something flushed.
                 assert!(starts < 2, "{context}: {:?}", of_sled());
                 starts += 1;
+                let sled = wanted.parent().unwrap();
+                let written = last_written(sled);
                 shops.cluster.restart_worker(0).unwrap();
                 shops.sell();
+                wait_until_flushed(sled, written);
             };
             files.iter().for_each(|path| damage.inflict(path));
             shops.cluster.restart_worker(0).unwrap();
@@ -414,6 +419,19 @@ fn damaged_state_that_cannot_be_rebuilt_fails_the_job_with_a_reason() {
             });
         }
     }
+}
+
+/// When sled last wrote to this database.
+fn last_written(sled: &Path) -> Option<SystemTime> {
+    let file = std::fs::metadata(sled.join("db")).ok()?;
+    file.modified().ok()
+}
+
+/// Waits until sled has written to this database since then: it does so once a second, and a worker that is
+/// killed before that leaves nothing new.
+fn wait_until_flushed(sled: &Path, since: Option<SystemTime>) {
+    let is_new = |path: &PathBuf| path.ends_with("db") && last_written(sled) > since;
+    wait_for_some(&|| files_below(sled).into_iter().filter(is_new).collect());
 }
 
 fn wait_for_some(files: &impl Fn() -> Vec<PathBuf>) {
