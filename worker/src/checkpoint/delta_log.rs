@@ -231,13 +231,24 @@ impl DeltaLog {
         records.next().ok_or_else(out_of_range)?
     }
 
-    /// A task begins again from this checkpoint.
-    pub(super) fn restart(&self, task: TaskId, generation: Generation, at: Option<CheckpointId>) {
+    /// A task begins again from this checkpoint; for a generation that is over, it does not.
+    pub(super) fn restart(
+        &self,
+        task: TaskId,
+        generation: Generation,
+        at: Option<CheckpointId>,
+    ) -> Result<(), DeltaLogError> {
         let _turn = self
             .appending
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.inner().last.insert(task, (generation, at));
+        let mut inner = self.inner();
+        let of = inner.last.get(&task).map(|(of, _)| *of);
+        if of > Some(generation) {
+            return Err(DeltaLogError::Stale { task, generation });
+        }
+        inner.last.insert(task, (generation, at));
+        Ok(())
     }
 
     /// As if nothing of all other tasks were here.

@@ -33,7 +33,8 @@ fn a_chunk_has_these_bytes() {
         checkpoint: CheckpointId(300),
         tables: vec![(table, Arc::new(overlay))],
     };
-    log.restart(task, Generation(3), Some(CheckpointId(299)));
+    log.restart(task, Generation(3), Some(CheckpointId(299)))
+        .unwrap();
     log.append(Generation(3), &[chunk]).unwrap();
     let bytes = disk.contents("00000000000000000000.log");
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -241,9 +241,14 @@ impl JobStateStore {
     }
 
     /// A task goes on in this generation with the tables it has, which are those at a completed checkpoint.
-    pub fn take_over(&self, generation: Generation, task: TaskId, at: CheckpointId) {
+    pub fn take_over(
+        &self,
+        generation: Generation,
+        task: TaskId,
+        at: CheckpointId,
+    ) -> Result<(), StateError> {
         lock(&self.unpersisted).retain(|chunk| chunk.task != task);
-        self.log.restart(task, generation, Some(at));
+        Ok(self.log.restart(task, generation, Some(at))?)
     }
 
     /// The state a task begins with: that at a completed checkpoint, or none at all. Every task of a
@@ -267,7 +272,7 @@ impl JobStateStore {
             Some(at) => self.read(&mut folding, task, at, history, spilling)?,
             None => RestoredTask::default(),
         };
-        self.log.restart(task, generation, at);
+        self.log.restart(task, generation, at)?;
         Ok(restored)
     }
 

@@ -125,9 +125,10 @@ impl JobStateStore {
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
         let _turn = lock(&self.writing_base);
+        // First: what a generation that is over still does changes nothing of the task in the one that runs.
+        self.log.restart(successor.task, generation, Some(at))?;
         let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
         self.put_base(successor.task, base)?;
-        self.log.restart(successor.task, generation, Some(at));
         self.await_after(successor, at);
         Ok(())
     }
@@ -138,9 +139,10 @@ impl JobStateStore {
         generation: Generation,
         successor: &Successor,
         at: CheckpointId,
-    ) {
-        self.log.restart(successor.task, generation, Some(at));
+    ) -> Result<(), StateError> {
+        self.log.restart(successor.task, generation, Some(at))?;
         self.await_after(successor, at);
+        Ok(())
     }
 
     /// What a successor gets of what its predecessors have sealed from one checkpoint to another, of which all is

@@ -9,6 +9,7 @@ use common::key_group::{KeyGroupRange, key_group, owner};
 use common::plan::redistribution::Share;
 use proptest::prelude::*;
 
+use super::state_error::StateError;
 use super::state_store_tests::{Job, Map, OPTIONS, contents};
 use super::succession::{Advance, OwnTables, Successor};
 use crate::keyed_state::section::TableId;
@@ -140,7 +141,9 @@ impl Division {
             let store = self.job.store.as_ref().unwrap();
             *held = store.held(successor.task, self.job.generation, &history);
             if let Some(held) = *held {
-                store.go_on_with_successor(self.job.generation, successor, held);
+                store
+                    .go_on_with_successor(self.job.generation, successor, held)
+                    .unwrap();
             }
         }
     }
@@ -301,5 +304,33 @@ fn a_successor_that_gets_two_checkpoints_at_once_has_the_first_if_that_is_the_la
     for (successor, held) in &division.successors {
         assert_eq!(*held, Some(first), "{successor:?}");
     }
+    division.check();
+}
+
+/// It made the successors' chunks those of its own generation, and what the newer one then sealed was refused.
+#[test]
+fn what_a_generation_that_is_over_still_prepares_changes_nothing() {
+    let mut division = Division::new(2, 3);
+    division.put(0, 0, 1, 1);
+    division.job.checkpoint();
+    let former = division.job.generation;
+    division.restart();
+    division.begin();
+    let at = division.job.completed.unwrap();
+    let history = division.job.history();
+    let store = division.job.store.as_ref().unwrap();
+    for (successor, _) in &division.successors {
+        let begun = store.begin_successor(former, successor, at, &history);
+        assert!(matches!(begun, Err(StateError::Stale { .. })), "{begun:?}");
+        let gone_on = store.go_on_with_successor(former, successor, at);
+        assert!(
+            matches!(gone_on, Err(StateError::Stale { .. })),
+            "{gone_on:?}"
+        );
+    }
+    division.put(0, 0, 1, 2);
+    let next = division.job.persist();
+    division.job.complete(next);
+    division.advance(next);
     division.check();
 }

@@ -140,7 +140,7 @@ pub fn restore(
         };
         let left = at.zip(left.remove(task));
         if let Some((at, begins)) = left.and_then(|(at, left)| Some((at, left.back_at(at)?))) {
-            store.take_over(deployment.generation, *task, at);
+            store.take_over(deployment.generation, *task, at)?;
             restored.insert(*task, begins);
             continue;
         }

@@ -113,12 +113,13 @@ impl Copies {
     /// Goes on with a successor that is here from before.
     fn go_on(&self, successor: &Successor, at: CheckpointId) -> Reached {
         let generation = self.deployment.generation;
-        self.store.go_on_with_successor(generation, successor, at);
-        self.heat_successor(successor.task);
-        Reached {
-            tasks: [(successor.task, Some(at))].into(),
-            errors: Vec::new(),
+        let gone_on = self.store.go_on_with_successor(generation, successor, at);
+        let mut reached = Reached::default();
+        reached.settle(successor.task, gone_on.map(|()| at), None);
+        if reached.errors.is_empty() {
+            self.heat_successor(successor.task);
         }
+        reached
     }
 
     /// Takes successors from one checkpoint to another, each.
