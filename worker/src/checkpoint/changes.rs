@@ -51,7 +51,7 @@ impl<'l> Changes<'l> {
         stretches(bytes)
     }
 
-    /// The changes of a table in a stretch of key groups. Emptied namespaces are emptied in each.
+    /// The changes of a table in a stretch of key groups.
     pub(super) fn read(
         &self,
         table: &TableId,
@@ -59,10 +59,7 @@ impl<'l> Changes<'l> {
     ) -> Result<Overlay, DeltaLogError> {
         let mut changes = Overlay::default();
         for placed in self.tables.get(table).into_iter().flatten() {
-            for namespace in &placed.cleared {
-                changes.clear_namespace(*namespace);
-            }
-            self.log.apply_sections(placed, groups, &mut changes)?;
+            self.log.apply_table(placed, groups, &mut changes)?;
         }
         Ok(changes)
     }

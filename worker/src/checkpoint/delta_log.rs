@@ -360,13 +360,16 @@ impl DeltaLog {
         Ok(tables)
     }
 
-    /// Applies what a record has of a table in some key groups.
-    pub(super) fn apply_sections(
+    /// Applies what a record has of a table in some key groups. Emptied namespaces are emptied in each.
+    pub(super) fn apply_table(
         &self,
         placed: &PlacedTable,
         groups: &RangeInclusive<u16>,
         changes: &mut Overlay,
     ) -> Result<(), DeltaLogError> {
+        for namespace in &placed.cleared {
+            changes.clear_namespace(*namespace);
+        }
         let wanted = |(_, section): &&(Position, Section)| groups.contains(&section.group.0);
         let sections: Vec<_> = placed.sections.iter().filter(wanted).collect();
         let (Some((start, _)), Some((last, section))) = (sections.first(), sections.last()) else {

@@ -35,6 +35,7 @@ use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
 use super::folding::{Folded, Folding, FoldingTurn};
 use super::lending::Loan;
 use super::state_error::StateError;
+use super::succession::OwnState;
 use super::view::{InMemory, Loaded, TaskView};
 use super::view_reader::{ViewError, ViewReader, ViewSlot};
 use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
@@ -115,6 +116,8 @@ pub struct JobStateStore {
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
     /// Predecessor and successor → the checkpoint after which the former's chunks are still to go to the latter.
     pub(super) awaited: Mutex<BTreeMap<(TaskId, TaskId), CheckpointId>>,
+    /// Predecessor and successor → what the former had of its own where the latter is.
+    pub(super) own_states: Mutex<BTreeMap<(TaskId, TaskId), OwnState>>,
     /// Tasks that were let go of, and of which something is still on the disk.
     pub(super) unswept: Mutex<BTreeSet<TaskId>>,
     /// Held by the one that removes it.
@@ -220,6 +223,7 @@ impl JobStateStore {
             writing_base: Mutex::default(),
             lent: Mutex::default(),
             awaited: Mutex::default(),
+            own_states: Mutex::default(),
             unswept: Mutex::default(),
             sweeping: Mutex::default(),
             _lock: lock,

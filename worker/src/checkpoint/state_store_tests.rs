@@ -103,7 +103,7 @@ impl Disk {
         JobStateStore::assemble(directory, options, self.deltas.shared(), place).unwrap()
     }
 
-    fn base_files(&self, task: TaskId) -> Vec<PathBuf> {
+    pub(crate) fn base_files(&self, task: TaskId) -> Vec<PathBuf> {
         let directory = self.directory.path().join(task.to_string());
         let entries = std::fs::read_dir(directory).into_iter().flatten();
         entries.map(|entry| entry.unwrap().path()).collect()

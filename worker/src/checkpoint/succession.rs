@@ -31,6 +31,15 @@ pub type OwnTables = BTreeMap<TableId, Overlay>;
 /// Makes of what tasks have of their own what their successor has.
 pub type Inherit = dyn Fn(Vec<(&Share, OwnTables)>) -> OwnTables + Send + Sync;
 
+/// What a predecessor has of its own at a checkpoint, followed from chunk to chunk: to read it from its base file on
+/// takes the longer the older that is, and in the end longer than to the next checkpoint.
+#[derive(Debug)]
+pub(super) struct OwnState {
+    generation: Generation,
+    at: CheckpointId,
+    tables: OwnTables,
+}
+
 /// A task that is to take the place of others.
 #[derive(Clone)]
 pub struct Successor {
@@ -94,7 +103,11 @@ impl JobStateStore {
                 changes,
             });
         }
-        let own = self.inherited(successor, &predecessors)?;
+        let mut own_states = Vec::new();
+        for predecessor in &predecessors {
+            own_states.push(self.own_state(generation, successor, predecessor, at)?);
+        }
+        let own = inherited(successor, own_states.iter());
         let key_groups = self.options().key_groups;
         let reads: Vec<_> = predecessors.iter().map(Predecessor::reader).collect();
         let since: Vec<_> = predecessors
@@ -130,6 +143,8 @@ impl JobStateStore {
         let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
         self.put_base(successor.task, base)?;
         self.await_after(successor, at);
+        let of = successor.shares.iter().map(|share| share.of);
+        self.keep_own_states(successor.task, of.zip(own_states));
         Ok(())
     }
 
@@ -164,25 +179,29 @@ impl JobStateStore {
             if !meets(&sealed, from) {
                 return Ok(Advance::Gap);
             }
-            let base = self.base_of(share.of);
-            let base_at = base.as_deref().map(BaseFile::checkpoint);
-            let whole = self.following(share.of, base_at, generation, history);
-            lines.push(Line {
-                share,
-                sealed,
-                base,
-                whole,
-            });
+            let own = lock(&self.own_states).remove(&(share.of, successor.task));
+            let before = sealed.first().and_then(|chunk| chunk.previous);
+            let own = own.filter(|own| own.generation == generation && Some(own.at) == before);
+            lines.push(Line { share, sealed, own });
         }
         let first = lines.first().expect("a successor is never made of nothing");
         let sealed = first.sealed.iter().map(|chunk| chunk.checkpoint);
-        let met =
-            sealed.filter(|at| *at <= to && lines.iter().all(|line| line.chunks_to(*at).is_some()));
+        let met = sealed.filter(|at| *at <= to && lines.iter().all(|line| line.is_sealed(*at)));
         let (mut chunks, mut after) = (Vec::new(), from);
-        for at in met {
-            chunks.push(self.chunk_of_successor(successor, &lines, after, at)?);
-            after = at;
+        for at in met.collect::<Vec<_>>() {
+            for line in &mut lines {
+                if line.own.is_none() {
+                    line.own = self.own_state_at(generation, successor, line.share, at, history)?;
+                }
+            }
+            if lines.iter().all(|line| line.own.is_some()) {
+                chunks.push(self.chunk_of_successor(successor, &mut lines, after, at)?);
+                after = at;
+            }
         }
+        let own_states = lines.into_iter();
+        let own_states = own_states.filter_map(|line| Some((line.share.of, line.own?)));
+        self.keep_own_states(successor.task, own_states);
         match chunks.is_empty() {
             true => Ok(Advance::Later),
             false => Ok(Advance::By(chunks)),
@@ -193,30 +212,25 @@ impl JobStateStore {
     fn chunk_of_successor(
         &self,
         successor: &Successor,
-        lines: &[Line<'_>],
+        lines: &mut [Line<'_>],
         from: CheckpointId,
         to: CheckpointId,
     ) -> Result<TaskChunk, StateError> {
-        let mut predecessors = Vec::new();
         let mut tables: BTreeMap<TableId, Vec<Overlay>> = BTreeMap::new();
-        for line in lines {
-            let between = |chunk: &&ChunkRef| (from < chunk.checkpoint) && chunk.checkpoint <= to;
-            let sealed = line.sealed.iter().filter(between);
-            for (table, changes) in self.share_of(line.share, sealed)? {
+        for line in &mut *lines {
+            for (table, changes) in self.follow(successor, line, from, to)? {
                 tables.entry(table).or_default().push(changes);
             }
-            let chunks = line.chunks_to(to).expect("its predecessors meet there");
-            predecessors.push(Predecessor {
-                share: line.share,
-                base: line.base.clone(),
-                changes: Changes::of(&self.log, chunks)?,
-            });
         }
         let keyed = tables
             .into_iter()
             .map(|(table, parts)| (table, together(&parts)));
-        let own = self.inherited(successor, &predecessors)?;
         // All of it anew.
+        let own_states = || lines.iter().filter_map(|line| line.own.as_ref());
+        let mut own = inherited(successor, own_states());
+        for table in own_states().flat_map(|own| own.tables.keys()) {
+            own.entry(table.clone()).or_default();
+        }
         let own = own.into_iter().map(|(table, state)| {
             let mut anew = Overlay::default();
             anew.clear_namespace(0);
@@ -231,6 +245,41 @@ impl JobStateStore {
                 .map(|(table, changes)| (table, Arc::new(changes)))
                 .collect(),
         })
+    }
+
+    /// What a predecessor's chunks have for a successor, one after the other. What it has of its own is taken along.
+    fn follow(
+        &self,
+        successor: &Successor,
+        line: &mut Line<'_>,
+        from: CheckpointId,
+        to: CheckpointId,
+    ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
+        let own = line.own.as_mut().expect("it is known where they meet");
+        let mut keyed: BTreeMap<TableId, Overlay> = BTreeMap::new();
+        let groups = inclusive(line.share.groups);
+        let between = |chunk: &&ChunkRef| from < chunk.checkpoint && chunk.checkpoint <= to;
+        for chunk in line.sealed.iter().filter(between) {
+            for (table, placed) in self.log.tables_of(chunk)? {
+                if (successor.is_own)(&table) {
+                    // Also one of which nothing is left by now: the successor may still have of it.
+                    let table = own.tables.entry(table).or_default();
+                    if chunk.checkpoint > own.at {
+                        let mut changes = Overlay::default();
+                        let all = 0..=u16::MAX;
+                        self.log.apply_table(&placed, &all, &mut changes)?;
+                        table.settle(&changes);
+                    }
+                } else if let Some(groups) = &groups
+                    && line.share.operators.contains(&table.operator)
+                {
+                    let changes = keyed.entry(table).or_default();
+                    self.log.apply_table(&placed, groups, changes)?;
+                }
+            }
+        }
+        own.at = to;
+        Ok(keyed)
     }
 
     /// Makes durable what successors get, with one sync. Blocks.
@@ -253,6 +302,7 @@ impl JobStateStore {
     /// There are no successors any more, or none yet.
     pub fn await_no_successors(&self) {
         lock(&self.awaited).clear();
+        lock(&self.own_states).clear();
     }
 
     /// Lets go of everything that is kept of other tasks: `sweep` removes it.
@@ -299,66 +349,71 @@ impl JobStateStore {
         }
     }
 
-    /// What chunks have of a share, one after the other.
-    fn share_of<'c>(
-        &self,
-        share: &Share,
-        chunks: impl Iterator<Item = &'c ChunkRef>,
-    ) -> Result<BTreeMap<TableId, Overlay>, StateError> {
-        let mut tables: BTreeMap<TableId, Overlay> = BTreeMap::new();
-        let Some(groups) = inclusive(share.groups) else {
-            return Ok(tables);
-        };
-        for chunk in chunks {
-            for (table, placed) in self.log.tables_of(chunk)? {
-                if !share.operators.contains(&table.operator) {
-                    continue;
-                }
-                let changes = tables.entry(table).or_default();
-                for namespace in &placed.cleared {
-                    changes.clear_namespace(*namespace);
-                }
-                self.log.apply_sections(&placed, &groups, changes)?;
-            }
-        }
-        Ok(tables)
+    fn keep_own_states(&self, successor: TaskId, of: impl Iterator<Item = (TaskId, OwnState)>) {
+        let kept = of.map(|(of, own)| ((of, successor), own));
+        lock(&self.own_states).extend(kept);
     }
 
-    fn inherited(
+    /// Read from its base file on; `None`: what is here of it does not lead to that checkpoint.
+    fn own_state_at(
         &self,
+        generation: Generation,
         successor: &Successor,
-        predecessors: &[Predecessor<'_>],
-    ) -> Result<OwnTables, StateError> {
-        let mut own = Vec::new();
-        for predecessor in predecessors {
-            let read = predecessor.reader();
-            let since = since(&predecessor.changes, &read);
-            let portion = Portion {
-                base: predecessor.base.as_deref(),
-                since: &since,
-                groups: 0..=u16::MAX,
-                tables: &successor.is_own,
-            };
-            let tables = base_file::read_portions(&[portion], self.options().key_groups)?;
-            own.push((predecessor.share, tables));
-        }
-        Ok((successor.inherit)(own))
+        share: &Share,
+        at: CheckpointId,
+        history: History<'_>,
+    ) -> Result<Option<OwnState>, StateError> {
+        let base = self.base_of(share.of);
+        let base_at = base.as_deref().map(BaseFile::checkpoint);
+        let since = self.following(share.of, base_at, generation, history);
+        let Some(chunks) = chain(&since, base_at, at) else {
+            return Ok(None);
+        };
+        let changes = Changes::of(&self.log, chunks)?;
+        let predecessor = Predecessor {
+            share,
+            base,
+            changes,
+        };
+        self.own_state(generation, successor, &predecessor, at)
+            .map(Some)
+    }
+
+    fn own_state(
+        &self,
+        generation: Generation,
+        successor: &Successor,
+        predecessor: &Predecessor<'_>,
+        at: CheckpointId,
+    ) -> Result<OwnState, StateError> {
+        let read = predecessor.reader();
+        let since = since(&predecessor.changes, &read);
+        let portion = Portion {
+            base: predecessor.base.as_deref(),
+            since: &since,
+            groups: 0..=u16::MAX,
+            tables: &successor.is_own,
+        };
+        let tables = base_file::read_portions(&[portion], self.options().key_groups)?;
+        Ok(OwnState {
+            generation,
+            at,
+            tables,
+        })
     }
 }
 
-/// What is here of a predecessor: what it has sealed since a successor got of it, and all since its base file.
+/// What is here of a predecessor: what it has sealed since a successor got of it, and what it has of its own.
 struct Line<'a> {
     share: &'a Share,
     sealed: Vec<ChunkRef>,
-    base: Option<Arc<BaseFile>>,
-    whole: Vec<ChunkRef>,
+    own: Option<OwnState>,
 }
 
 impl Line<'_> {
-    /// What leads from its base file to a checkpoint that it has sealed; `None`: it is not to be had there.
-    fn chunks_to(&self, at: CheckpointId) -> Option<&[ChunkRef]> {
-        let base_at = self.base.as_deref().map(BaseFile::checkpoint);
-        chain(&self.whole, base_at, at)
+    fn is_sealed(&self, at: CheckpointId) -> bool {
+        let sealed = |chunk: &ChunkRef| chunk.checkpoint;
+        self.sealed.binary_search_by_key(&at, sealed).is_ok()
     }
 }
 
@@ -375,6 +430,15 @@ impl Predecessor<'_> {
     ) -> impl Fn(&TableId, &RangeInclusive<u16>) -> Result<Overlay, StateError> + '_ {
         |table, groups| Ok(self.changes.read(table, groups)?)
     }
+}
+
+/// What a successor has of its own, from what its predecessors have.
+fn inherited<'o>(
+    successor: &Successor,
+    own_states: impl Iterator<Item = &'o OwnState>,
+) -> OwnTables {
+    let own = own_states.map(|own| own.tables.clone());
+    (successor.inherit)(successor.shares.iter().zip(own).collect())
 }
 
 /// Whether these chunks are all that comes after a checkpoint, without a gap.

@@ -10,7 +10,7 @@ use common::plan::redistribution::Share;
 use proptest::prelude::*;
 
 use super::state_error::StateError;
-use super::state_store_tests::{Job, Map, OPTIONS, contents};
+use super::state_store_tests::{Job, Map, OPTIONS, contents, task};
 use super::succession::{Advance, OwnTables, Successor};
 use crate::keyed_state::section::TableId;
 
@@ -43,7 +43,7 @@ fn successor(index: u32, before: u32, after: u32) -> Successor {
         let groups = KeyGroupRange::of_task(of, GROUPS, before).and(own);
         let operators = (0..3).map(|number| format!("operator {number}"));
         Share {
-            of: super::state_store_tests::task(of),
+            of: task(of),
             operators: operators.filter(|_| !groups.is_empty()).collect(),
             groups,
             splits: false,
@@ -88,7 +88,10 @@ impl Division {
         }
         let index = usize::from(key) % self.before as usize;
         let own = [u8::try_from(index).unwrap(), key % 3];
-        self.job.put(index, OWN, 0, &own, &[value]);
+        match value % 5 {
+            1 => self.job.delete(index, OWN, 0, &own),
+            _ => self.job.put(index, OWN, 0, &own, &[value]),
+        }
     }
 
     fn clear(&mut self, table: u8, namespace: i64) {
@@ -207,6 +210,7 @@ impl Division {
 enum Step {
     Put(u8, i64, u8, u8),
     Clear(u8, i64),
+    ClearOwn(u8),
     Checkpoint,
     /// Sealed, and never completed by itself.
     Fail,
@@ -220,6 +224,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0_u8..3, 0_i64..3, any::<u8>(), any::<u8>())
             .prop_map(|(table, namespace, key, value)| Step::Put(table, namespace, key, value)),
         1 => (0_u8..3, 0_i64..3).prop_map(|(table, namespace)| Step::Clear(table, namespace)),
+        1 => any::<u8>().prop_map(Step::ClearOwn),
         4 => Just(Step::Checkpoint),
         1 => Just(Step::Fail),
         2 => Just(Step::Fold),
@@ -243,6 +248,10 @@ proptest! {
                     division.put(table, namespace, key, value);
                 }
                 Step::Clear(table, namespace) => division.clear(table, namespace),
+                Step::ClearOwn(index) => {
+                    let index = usize::from(index) % before as usize;
+                    division.job.clear(index, OWN, 0);
+                }
                 Step::Checkpoint => {
                     let checkpoint = division.job.persist();
                     division.advance(checkpoint);
@@ -333,4 +342,49 @@ fn what_a_generation_that_is_over_still_prepares_changes_nothing() {
     division.job.complete(next);
     division.advance(next);
     division.check();
+}
+
+/// From its predecessors' base files on it took longer with every checkpoint, and in the end longer than until the
+/// next one: the successors of a job with much state and few changes were never there.
+#[test]
+fn a_successor_that_keeps_up_reads_no_base_file_again() {
+    let mut division = Division::new(2, 3);
+    for key in 0..200 {
+        division.put(0, 0, key, key);
+        division.job.checkpoint();
+    }
+    division.job.fold().unwrap();
+    division.begin();
+    for index in 0..2 {
+        let bases = division.job.disk.base_files(task(index));
+        assert!(!bases.is_empty(), "task {index}");
+        bases
+            .iter()
+            .for_each(|base| std::fs::write(base, b"").unwrap());
+    }
+    for key in 0..10 {
+        division.put(0, 0, key, 100 + key);
+        let checkpoint = division.job.persist();
+        division.advance(checkpoint);
+        division.job.complete(checkpoint);
+    }
+    division.check();
+}
+
+/// What was deleted until nothing was left stayed with the successor.
+#[test]
+fn what_predecessors_have_no_more_of_their_own_a_successor_has_not() {
+    let mut division = Division::new(1, 1);
+    division.put(0, 0, 70, 82);
+    division.job.checkpoint();
+    division.begin();
+    // Nothing is known but what is on the disk.
+    division.restart();
+    division.put(0, 0, 145, 181);
+    division.check();
+    assert!(
+        division.job.at_completed[0]
+            .keys()
+            .all(|(table, ..)| *table != OWN)
+    );
 }

@@ -63,6 +63,19 @@ impl Overlay {
         self.spaces.insert(namespace, Space::cleared());
     }
 
+    /// Takes newer changes over as what is so now: of what they delete nothing stays.
+    pub fn settle(&mut self, newer: &Overlay) {
+        for namespace in newer.cleared() {
+            self.forget_namespace(namespace);
+        }
+        for change in newer.sorted(1) {
+            match change.value {
+                Some(value) => self.put(change.namespace, change.key, value),
+                None => self.forget(change.namespace, hash_key(change.key), change.key),
+            }
+        }
+    }
+
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.spaces.is_empty()
