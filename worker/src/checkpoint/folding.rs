@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use common::ids::{CheckpointId, TaskId};
 use common::kv::KvStore;
@@ -40,6 +40,7 @@ pub(super) struct Folded {
 }
 
 impl JobStateStore {
+    /// If it is worth it, and nobody writes another: then the next fold does.
     pub(super) fn write_base(
         &self,
         task: TaskId,
@@ -61,7 +62,12 @@ impl JobStateStore {
         counted: &[ChunkRef],
         is_worth_it: &dyn Fn(u64, u64, Position) -> bool,
     ) -> Result<(), StateError> {
-        let _turn = lock(&self.writing_base);
+        // Not waited for: who begins a generation waits for a fold.
+        let _turn = match self.writing_base.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Ok(turn) => turn,
+        };
         let before = self.base_of(task);
         let before = before.as_deref();
         let from = before.map(BaseFile::checkpoint);
@@ -92,7 +98,8 @@ impl JobStateStore {
         let since = since(&changes, &read);
         let directory = self.directory.join(task.to_string());
         let key_groups = self.options().key_groups;
-        let base = base_file::write(&directory, to, key_groups, before, &since)?;
+        let go_on = || self.folding.give_way();
+        let base = base_file::write(&directory, to, key_groups, before, &since, &go_on)?;
         self.put_base(task, base)
     }
 
@@ -135,7 +142,8 @@ impl JobStateStore {
         };
         let directory = self.directory.join(task.to_string());
         let _turn = lock(&self.writing_base);
-        let base = base_file::write(&directory, to, key_groups, None, &since)?;
+        let go_on = || self.folding.give_way();
+        let base = base_file::write(&directory, to, key_groups, None, &since, &go_on)?;
         self.put_base(task, base)
     }
 
@@ -211,7 +219,11 @@ impl JobStateStore {
         self.write_base_if(task, to, counted, &|before, bytes, _| {
             bytes > before / MOST_CHANGED
         })?;
-        let base = self.base_of(task).ok_or_else(lost)?;
+        // There is one, unless another is being written.
+        let in_use = || StateError::InUse {
+            directory: self.directory.join(task.to_string()),
+        };
+        let base = self.base_of(task).ok_or_else(in_use)?;
         let from = base.checkpoint();
         let mut view = TaskView::begin(store, task)?;
         for table in base.tables() {
@@ -242,6 +254,11 @@ impl FoldingTurn {
         let folding = lock(&self.folding);
         self.urgent.fetch_sub(1, Ordering::SeqCst);
         folding
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.folding.try_lock().is_ok()
     }
 
     /// `CutShort`: somebody keeps a job waiting. What is left of a fold is as after a crash, and done anew.

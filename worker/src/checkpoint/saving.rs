@@ -178,7 +178,7 @@ impl JobStateStore {
         let read = |table: &TableId, groups: &_| Ok::<_, StateError>(changes.read(table, groups)?);
         let since = since(&changes, &read);
         let place = self.directory.join(task.to_string());
-        let whole = base_file::write(&place, at, key_groups, base.as_ref(), &since)?;
+        let whole = base_file::write(&place, at, key_groups, base.as_ref(), &since, &|| Ok(()))?;
         // The view is of what was before.
         self.folding.take().tasks.entry(task).or_default().view = None;
         {

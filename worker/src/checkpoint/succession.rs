@@ -140,7 +140,15 @@ impl JobStateStore {
         let _turn = lock(&self.writing_base);
         // First: what a generation that is over still does changes nothing of the task in the one that runs.
         self.log.restart(successor.task, generation, Some(at))?;
-        let base = base_file::write_portions(&directory, at, key_groups, &portions)?;
+        // Those of a generation that is over are not awaited any more.
+        let go_on = || match self.awaits(successor) {
+            true => Ok(()),
+            false => Err(StateError::Stale {
+                task: successor.task,
+                generation,
+            }),
+        };
+        let base = base_file::write_portions(&directory, at, key_groups, &portions, &go_on)?;
         self.put_base(successor.task, base)?;
         self.await_after(successor, at);
         let of = successor.shares.iter().map(|share| share.of);
@@ -340,6 +348,12 @@ impl JobStateStore {
         let awaited = lock(&self.awaited);
         let mut of_task = awaited.iter().filter(|((of, _), _)| *of == task);
         of_task.any(|(_, after)| chunk.checkpoint > *after)
+    }
+
+    fn awaits(&self, successor: &Successor) -> bool {
+        let awaited = lock(&self.awaited);
+        let mut of = successor.shares.iter().map(|share| share.of);
+        of.all(|of| awaited.contains_key(&(of, successor.task)))
     }
 
     fn await_after(&self, successor: &Successor, at: CheckpointId) {

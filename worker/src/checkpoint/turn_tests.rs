@@ -9,6 +9,7 @@ use bytes::Bytes;
 use common::kv::{KvError, KvStore, Visit};
 
 use super::state_error::StateError;
+use super::state_store::lock;
 use super::state_store_tests::{Job, OPTIONS, task};
 
 const KEYS: u8 = 200;
@@ -84,5 +85,68 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
     job.start();
     job.fold().unwrap();
     assert!(slow.writes.load(Ordering::SeqCst) > usize::from(KEYS));
+    job.restart();
+}
+
+/// The next generation waited until a base file was written, however large it was.
+#[test]
+fn writing_a_base_file_is_cut_short_too() {
+    let mut job = Job::new(1);
+    for key in 0..1 << 14 {
+        job.put(0, 0, 0, &u32::to_be_bytes(key), &[7; 100]);
+    }
+    job.checkpoint();
+    let (store, completed) = (job.store(), job.completed.unwrap());
+    let counts = job.history();
+    let is_waited_for = || store.folding.give_way().is_err();
+    // Asked right before it is written.
+    let history = |generation, checkpoint| {
+        while !is_waited_for() {
+            thread::yield_now();
+        }
+        counts(generation, checkpoint)
+    };
+    let of_job = BTreeSet::from([task(0)]);
+    let folded = thread::scope(|scope| {
+        let fold = scope.spawn(|| store.fold(completed, &BTreeSet::new(), &of_job, &history));
+        while store.folding.is_free() {
+            thread::yield_now();
+        }
+        scope.spawn(|| store.keep_only(&of_job));
+        fold.join().unwrap()
+    });
+    assert!(matches!(folded, Err(StateError::CutShort)), "{folded:?}");
+    assert!(job.disk.base_files(task(0)).is_empty());
+
+    job.start();
+    job.fold().unwrap();
+    assert!(!job.disk.base_files(task(0)).is_empty());
+    job.restart();
+}
+
+/// A fold waited for a successor's, and the next generation for the fold.
+#[test]
+fn a_fold_does_not_wait_for_who_writes_another_base_file() {
+    let mut job = Job::new(1);
+    for key in 0..KEYS {
+        job.put(0, 0, 0, &[key], &[7; 20]);
+    }
+    job.checkpoint();
+    let of_job = BTreeSet::from([task(0)]);
+    let (store, completed) = (job.store(), job.completed.unwrap());
+    let turn = lock(&store.writing_base);
+    let folded = store.fold(completed, &BTreeSet::new(), &of_job, &job.history());
+    folded.unwrap();
+    assert!(job.disk.base_files(task(0)).is_empty());
+    // There is nothing to make a view of yet.
+    let viewed = job.fold();
+    assert!(
+        matches!(viewed, Err(StateError::InUse { .. })),
+        "{viewed:?}"
+    );
+
+    drop(turn);
+    job.fold().unwrap();
+    assert!(!job.disk.base_files(task(0)).is_empty());
     job.restart();
 }

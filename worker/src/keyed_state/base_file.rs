@@ -32,6 +32,8 @@ const TAIL: u64 = 16;
 const BUFFER: usize = 1 << 20;
 /// Made durable at once: whoever else waits for the disk would wait for all that is written and not durable yet.
 const SYNC_BYTES: usize = 8 << 20;
+/// Between two questions whether it is still wanted: some tens of milliseconds.
+const ASK_BYTES: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BaseFileError {
@@ -186,20 +188,18 @@ pub fn set_aside(directory: &Path) -> Result<PathBuf, BaseFileError> {
     }
 }
 
-/// Writes the base file that `base` and the changes since make; the newest state of every key.
+/// Writes the base file that `base` and the changes since make; the newest state of every key. `go_on`: asked now and
+/// then whether it is still wanted.
 pub fn write<E: From<BaseFileError>>(
     directory: &Path,
     checkpoint: CheckpointId,
     key_groups: u16,
     base: Option<&BaseFile>,
     since: &Since<'_, E>,
+    go_on: &dyn Fn() -> Result<(), E>,
 ) -> Result<BaseFile, E> {
-    write_portions(
-        directory,
-        checkpoint,
-        key_groups,
-        &[Portion::whole(base, since)],
-    )
+    let whole = [Portion::whole(base, since)];
+    write_portions(directory, checkpoint, key_groups, &whole, go_on)
 }
 
 /// Writes the base file of a checkpoint from portions, those of each table in the order of their key groups; no key
@@ -209,11 +209,12 @@ pub fn write_portions<E: From<BaseFileError>>(
     checkpoint: CheckpointId,
     key_groups: u16,
     portions: &[Portion<'_, E>],
+    go_on: &dyn Fn() -> Result<(), E>,
 ) -> Result<BaseFile, E> {
     create_directory(directory).map_err(failed("create", directory))?;
     let path = path_of(directory, checkpoint);
     let beside = path.with_extension("tmp");
-    let written = write_beside(&beside, checkpoint, key_groups, portions);
+    let written = write_beside(&beside, checkpoint, key_groups, portions, go_on);
     if let Err(error) = written {
         // Room for others, if that is what is missing; what stays is removed at the next start.
         fs::remove_file(&beside).ok();
@@ -236,6 +237,7 @@ fn write_beside<E: From<BaseFileError>>(
     checkpoint: CheckpointId,
     key_groups: u16,
     portions: &[Portion<'_, E>],
+    go_on: &dyn Fn() -> Result<(), E>,
 ) -> Result<(), E> {
     let failed = |source| failed("write", beside)(source);
     let not_synced = |source| BaseFileError::SyncFailed {
@@ -247,7 +249,7 @@ fn write_beside<E: From<BaseFileError>>(
     out.write_all(MAGIC).map_err(failed)?;
     let mut tables: Vec<TableSections> = Vec::new();
     let (mut writer, mut buffer) = (SectionWriter::default(), Vec::new());
-    let mut unsynced = 0;
+    let (mut unsynced, mut unasked) = (0, 0);
     merge_portions(portions, key_groups, &mut |table, change| {
         if tables.last().is_none_or(|last| last.table != *table) {
             end_table(&mut tables, &mut writer);
@@ -260,6 +262,11 @@ fn write_beside<E: From<BaseFileError>>(
         buffer.clear();
         writer.push(&mut buffer, change);
         out.write_all(&buffer).map_err(failed)?;
+        unasked += buffer.len();
+        if unasked >= ASK_BYTES {
+            unasked = 0;
+            go_on()?;
+        }
         unsynced += buffer.len();
         if unsynced >= SYNC_BYTES {
             unsynced = 0;

@@ -23,7 +23,14 @@ fn a_base_file_has_these_bytes() {
         tables: BTreeMap::from([(table, (BTreeSet::new(), vec![0..=u16::MAX]))]),
         read: &|_, _| Ok::<_, BaseFileError>(overlay.clone()),
     };
-    let written = base_file::write(directory.path(), CheckpointId(300), 1, None, &since);
+    let written = base_file::write(
+        directory.path(),
+        CheckpointId(300),
+        1,
+        None,
+        &since,
+        &|| Ok(()),
+    );
     let path = written.unwrap().path().to_owned();
     assert!(path.ends_with("base-00000000000000000300.bin"));
     let bytes = std::fs::read(path).unwrap();

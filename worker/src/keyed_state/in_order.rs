@@ -140,7 +140,15 @@ mod tests {
             tables: [(table(), whole)].into(),
             read: &|_, _| Ok::<_, BaseFileError>(overlay.clone()),
         };
-        base_file::write(directory, CheckpointId(1), KEY_GROUPS, None, &since).unwrap()
+        base_file::write(
+            directory,
+            CheckpointId(1),
+            KEY_GROUPS,
+            None,
+            &since,
+            &|| Ok(()),
+        )
+        .unwrap()
     }
 
     type Entry = ((i64, Vec<u8>), Vec<u8>);
