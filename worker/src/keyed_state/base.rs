@@ -14,6 +14,8 @@ use super::stored::LARGEST_STORED_VALUE;
 
 /// What was read from the store, and is there as it is here.
 const CLEAN: Stamp = 0;
+/// Chunks of memory that are given back at a time: some milliseconds, for which a task does nothing else.
+const CHUNKS_AT_ONCE: usize = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Base {
@@ -26,6 +28,16 @@ pub(super) struct Base {
     evictions: u64,
     /// The namespace to be looked at next for what can be forgotten.
     hand: i64,
+    eviction: Option<Eviction>,
+}
+
+/// What is left of going once over everything for what can be forgotten.
+#[derive(Debug)]
+struct Eviction {
+    /// The next one is the last.
+    namespaces: Vec<i64>,
+    /// Chunks of that one that were not looked at; `None`: it was not begun.
+    chunks: Option<usize>,
 }
 
 /// One namespace.
@@ -131,41 +143,64 @@ impl Base {
     }
 
     /// Gives back about so many bytes of memory, of what was written or read the longest ago, as far as the
-    /// store has it too.
-    pub(super) fn evict(&mut self, bytes: u64) {
+    /// store has it too. A little at a time: answers whether there is to be another one.
+    pub(super) fn evict(&mut self, bytes: u64) -> bool {
         if !self.spills {
-            return;
+            return false;
         }
         let folded = self.folded;
         let stays = |stamp: Stamp, value: Option<&[u8]>| {
             stamp > folded || value.is_some_and(|value| value.len() > LARGEST_STORED_VALUE)
         };
-        let behind = self.parts.range(self.hand..);
-        let around = behind.chain(self.parts.range(..self.hand));
-        let namespaces: Vec<i64> = around.map(|(namespace, _)| *namespace).collect();
-        let mut freed = 0;
-        for namespace in namespaces {
+        let mut eviction = self
+            .eviction
+            .take()
+            .unwrap_or_else(|| self.begin_eviction());
+        let (mut freed, mut looked_at) = (0, 0);
+        while let Some(namespace) = eviction.namespaces.last().copied() {
             self.hand = namespace;
-            let Some(part) = self.parts.get_mut(&namespace) else {
-                continue;
-            };
-            let before = part.space.footprint();
-            // Once over all of it, and no further: what stays is moved behind.
-            for _ in 0..part.space.chunks() {
-                if freed + before.saturating_sub(part.space.footprint()) >= bytes {
-                    break;
+            let mut left = 0;
+            if let Some(part) = self.parts.get_mut(&namespace) {
+                let before = part.space.footprint();
+                left = eviction.chunks.unwrap_or(part.space.chunks());
+                // What stays is moved behind those that were there when it began.
+                while left > 0 && looked_at < CHUNKS_AT_ONCE {
+                    if freed + before.saturating_sub(part.space.footprint()) >= bytes {
+                        break;
+                    }
+                    let (values, deletions) = part.space.rewrite_oldest(stays);
+                    part.stored |= values > 0;
+                    self.evictions += u64::from(values + deletions > 0);
+                    (left, looked_at) = (left - 1, looked_at + 1);
                 }
-                let (values, deletions) = part.space.rewrite_oldest(stays);
-                part.stored |= values > 0;
-                self.evictions += u64::from(values + deletions > 0);
-            }
-            freed += before.saturating_sub(part.space.footprint());
-            if part.space.len() == 0 && !part.stored {
-                self.parts.remove(&namespace);
+                freed += before.saturating_sub(part.space.footprint());
+                if part.space.len() == 0 && !part.stored {
+                    self.parts.remove(&namespace);
+                }
             }
             if freed >= bytes {
-                break;
+                return false;
             }
+            if left > 0 {
+                eviction.chunks = Some(left);
+                self.eviction = Some(eviction);
+                return true;
+            }
+            eviction.namespaces.pop();
+            eviction.chunks = None;
+        }
+        false
+    }
+
+    /// Once around all namespaces, from the hand on.
+    fn begin_eviction(&self) -> Eviction {
+        let behind = self.parts.range(self.hand..);
+        let around = behind.chain(self.parts.range(..self.hand));
+        let mut namespaces: Vec<i64> = around.map(|(namespace, _)| *namespace).collect();
+        namespaces.reverse();
+        Eviction {
+            namespaces,
+            chunks: None,
         }
     }
 

@@ -514,9 +514,10 @@ impl Table {
         self.unfolded.first().map(|(sealed, _)| *sealed)
     }
 
-    /// Gives back about so many bytes of memory, as far as the store has what is in them.
-    pub fn evict(&mut self, bytes: u64) {
-        self.base.evict(bytes);
+    /// Gives back about so many bytes of memory, as far as the store has what is in them. A little at a time: answers
+    /// whether there is to be another one.
+    pub fn evict(&mut self, bytes: u64) -> bool {
+        self.base.evict(bytes)
     }
 
     /// Whether it has let go of anything that it would have to read back.

@@ -138,7 +138,7 @@ impl Task {
                 .iter()
                 .for_each(|checkpoint| table.complete(*checkpoint));
             table.folded(checkpoints[0]);
-            table.evict(u64::MAX);
+            while table.evict(u64::MAX) {}
         }
         out
     }

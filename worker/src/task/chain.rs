@@ -32,6 +32,8 @@ pub struct Chain {
     /// What is true once nothing is left to be done.
     finally: Finally,
     output: ChainOutput,
+    /// The table that gives memory back next.
+    hand: usize,
 }
 
 /// What the chain is given to do.
@@ -134,6 +136,7 @@ impl Chain {
             asking: None,
             finally: Finally::Nothing,
             output: ChainOutput::default(),
+            hand: 0,
         }
     }
 
@@ -236,6 +239,24 @@ impl Chain {
     pub fn tables_mut(&mut self) -> impl Iterator<Item = &mut Table> {
         let states = self.links.iter_mut().map(|link| &mut link.state);
         states.flat_map(|state| state.tables.values_mut())
+    }
+
+    /// Has the tables give back about so many bytes of memory. A little at a time: answers whether there is to be
+    /// another one.
+    pub fn evict(&mut self, mut bytes: u64) -> bool {
+        let hand = std::mem::take(&mut self.hand);
+        let mut paused = None;
+        for (index, table) in self.tables_mut().enumerate().skip(hand) {
+            let before = table.footprint();
+            let more = table.evict(bytes);
+            bytes = bytes.saturating_sub(before.saturating_sub(table.footprint()));
+            if more {
+                paused = Some(index);
+                break;
+            }
+        }
+        self.hand = paused.unwrap_or(0);
+        paused.is_some()
     }
 
     /// Bytes of memory that the tables take, and what operators hold outside them.

@@ -115,9 +115,9 @@ impl TaskMachine {
                 return Ok(false);
             }
             if self.under_way.is_empty() {
-                self.relieve();
+                let more = self.relieve();
                 if !self.take()? {
-                    return Ok(false);
+                    return Ok(more);
                 }
             }
             self.work()?;
@@ -198,6 +198,7 @@ impl TaskMachine {
         if let (Some(memory), true) = (&mut self.memory, news) {
             memory.retry();
         }
+        // The rest follows in the turns of its own.
         self.relieve();
         Ok(())
     }
@@ -508,22 +509,22 @@ impl TaskMachine {
         Ok(())
     }
 
-    /// Gives memory back while nothing relies on what was read.
-    fn relieve(&mut self) {
+    /// Gives memory back while nothing relies on what was read. True: there is more to be given back.
+    fn relieve(&mut self) -> bool {
         let Some(memory) = &mut self.memory else {
-            return;
+            return false;
         };
         if !self.chain.is_idle() {
-            return;
+            return false;
         }
-        if let Pressure::Evict(mut bytes) = memory.judge(self.chain.footprint()) {
-            for table in self.chain.tables_mut() {
-                let before = table.footprint();
-                table.evict(bytes);
-                bytes = bytes.saturating_sub(before.saturating_sub(table.footprint()));
-            }
+        let Pressure::Evict(bytes) = memory.judge(self.chain.footprint()) else {
+            return false;
+        };
+        let more = self.chain.evict(bytes);
+        if !more {
             memory.evicted(self.chain.footprint());
         }
+        more
     }
 
     fn dispatch(&mut self, output: ChainOutput) -> Result<(), Failure> {
