@@ -79,9 +79,17 @@ impl Deployment {
 
     /// The stage of a task, also of one of the next division.
     pub fn stage_of(&self, task: TaskId) -> &Stage {
-        let next = self.next.as_ref();
-        let next = next.and_then(|next| next.graph.find(task.stage));
+        let next = self.next_stage(task);
         next.unwrap_or_else(|| self.graph.stage(task.stage))
+    }
+
+    /// Whether it is a task of the next division.
+    pub fn is_prepared(&self, task: TaskId) -> bool {
+        self.next_stage(task).is_some()
+    }
+
+    fn next_stage(&self, task: TaskId) -> Option<&Stage> {
+        self.next.as_ref()?.graph.find(task.stage)
     }
 
     fn assignment(&self, task: TaskId) -> (usize, &TaskAssignment) {

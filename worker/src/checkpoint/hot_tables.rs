@@ -13,7 +13,7 @@ use super::view_reader::ViewReader;
 use crate::keyed_state::overlay::Overlay;
 use crate::keyed_state::section::TableId;
 use crate::keyed_state::table::Table;
-use crate::task::memory::MemoryShare;
+use crate::task::memory::{MemoryRest, MemoryShare};
 
 #[derive(Debug)]
 pub struct HotTables {
@@ -36,6 +36,8 @@ pub struct HotTables {
 pub enum Limit {
     /// What a task whose tables need not be in memory has.
     Share(MemoryShare),
+    /// What such a task has that is only prepared.
+    Rest(MemoryRest),
     Bytes(u64),
 }
 
@@ -43,7 +45,16 @@ impl Limit {
     pub fn bytes(&self) -> u64 {
         match self {
             Limit::Share(share) => share.bytes(),
+            Limit::Rest(rest) => rest.bytes(),
             Limit::Bytes(bytes) => *bytes,
+        }
+    }
+
+    fn has_room_for(&mut self, used: u64) -> bool {
+        match self {
+            Limit::Share(share) => share.has_room_for(used),
+            Limit::Rest(rest) => rest.has_room_for(used),
+            Limit::Bytes(bytes) => used <= *bytes,
         }
     }
 }
@@ -114,9 +125,9 @@ impl HotTables {
     }
 
     /// Whether they take no more memory than they may.
-    pub fn fit(&self) -> bool {
+    pub fn fit(&mut self) -> bool {
         let bytes: u64 = self.tables.values().map(Table::footprint).sum();
-        bytes <= self.limit.bytes()
+        self.limit.has_room_for(bytes)
     }
 
     /// What the task goes on from if it runs here next.

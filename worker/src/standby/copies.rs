@@ -144,8 +144,13 @@ impl Copies {
     /// for that: what is kept meanwhile is either read here or applied afterwards.
     fn heat(&self, task: TaskId, at: Option<CheckpointId>, begins: RestoredTask) {
         let (spilling, limit) = self.limit_of(task);
+        let mut copy = HotTables::new(at, begins, spilling, limit);
+        if !copy.fit() {
+            debug!(%task, "a standby's tables do not fit into memory");
+            return;
+        }
         let mut hot = lock(&self.hot);
-        hot.insert(task, HotTables::new(at, begins, spilling, limit));
+        hot.insert(task, copy);
         let generation = self.deployment.generation;
         let since = self
             .store
@@ -205,6 +210,7 @@ impl Copies {
         let spilling = assembly::spilling(stage, &self.custom);
         let limit = match spilling.is_empty() {
             true => Limit::Bytes(self.memory.bytes_for(1)),
+            false if self.deployment.is_prepared(task) => Limit::Rest(self.memory.rest()),
             false => Limit::Share(self.memory.share()),
         };
         (spilling, limit)
