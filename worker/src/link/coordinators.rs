@@ -12,6 +12,9 @@ use common::transport::client::{CallError, Transport};
 use tokio::sync::watch;
 use tracing::debug;
 
+/// Others than the one that hangs are asked so often: they may be electing.
+const ASK_AGAIN: Span = Span::from_millis(50);
+
 /// A handle that all of the worker shares.
 #[derive(Clone, Debug)]
 pub struct Coordinators {
@@ -122,6 +125,38 @@ impl Coordinators {
         }
     }
 
+    /// The same for what may be said twice. One that has not answered after some time may hang: others are asked beside
+    /// it, until one of them all has an answer.
+    pub async fn call_doubting<C: Call>(
+        &self,
+        transport: &Transport,
+        request: &C,
+        deadline: Span,
+        doubt_after: Span,
+    ) -> Result<C::Reply, CallError> {
+        let asked = self.current();
+        let others = async {
+            tokio::time::sleep(doubt_after.as_duration()).await;
+            self.pass_over(&asked);
+            loop {
+                match self.call(transport, request, deadline).await {
+                    // Also if it was passed on to one that hangs.
+                    Err(error)
+                        if !is_answer(&error) || error.code() == Some(ErrorCode::Unknown) =>
+                    {
+                        debug!(%error, "no other coordinator answers");
+                    }
+                    answer => return answer,
+                }
+                tokio::time::sleep(ASK_AGAIN.as_duration()).await;
+            }
+        };
+        tokio::select! {
+            answer = self.call(transport, request, deadline) => answer,
+            answer = others, if self.count() > 1 => answer,
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,6 +189,13 @@ fn is_answer(error: &CallError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use common::ids::{ClusterId, ControlEpoch, MetadataVersion, NodeId, WorkerEpoch};
+    use common::protocol::node::{Heartbeat, HeartbeatReply, NodeLoad};
+    use common::transport::server::{self, HttpServer};
+    use uuid::Uuid;
+
     use super::*;
 
     fn list(addresses: &[&str]) -> Vec<String> {
@@ -186,5 +228,51 @@ mod tests {
         );
         coordinators.pass_over("b");
         assert_eq!(coordinators.current(), "c");
+    }
+
+    /// It took a heartbeat's whole deadline, and the group had long had another leader.
+    #[test]
+    fn a_coordinator_that_hangs_is_not_waited_for_where_another_answers() {
+        // Connections are taken by the kernel, and nobody reads.
+        let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = "127.0.0.1:0".parse().unwrap();
+        let answers = HttpServer::start("test", port, 1, Span::from_secs(20), |config| {
+            server::register(config, |_: Heartbeat| async {
+                Ok(HeartbeatReply {
+                    control_epoch: ControlEpoch(1),
+                    metadata_version: MetadataVersion(7),
+                })
+            });
+        })
+        .unwrap();
+        let addresses = [hangs.local_addr().unwrap(), answers.address()];
+        let addresses = addresses.map(|address| format!("http://{address}"));
+        let coordinators = Coordinators::new(addresses.to_vec());
+        let heartbeat = Heartbeat {
+            cluster: ClusterId(Uuid::from_u128(1)),
+            worker: NodeId(1),
+            epoch: WorkerEpoch(1),
+            sequence: 1,
+            metadata_version: MetadataVersion(6),
+            ready: true,
+            tasks: Vec::new(),
+            load: NodeLoad::default(),
+        };
+        let transport = Transport::start("test").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let call = coordinators.call_doubting(
+            &transport,
+            &heartbeat,
+            Span::from_secs(60),
+            Span::from_millis(1),
+        );
+        let answer = runtime.block_on(call).unwrap();
+        assert_eq!(answer.metadata_version, MetadataVersion(7));
+        // Others wait for what this one says, too.
+        assert_eq!(coordinators.current(), addresses[1]);
+        answers.stop();
     }
 }

@@ -83,6 +83,8 @@ pub struct Link {
 
 /// A call that takes longer is repeated.
 const CALL_DEADLINE: Span = Span::from_secs(3);
+/// A heartbeat that is not answered so soon is sent to another coordinator as well: the one that was asked may hang.
+const DOUBT_AFTER: Span = Span::from_secs(1);
 const RETRY_EVERY: Span = Span::from_millis(250);
 /// When another coordinator is to be asked; all of them may be gone.
 const MOVE_AFTER: Span = Span::from_millis(50);
@@ -164,11 +166,13 @@ impl Link {
                 load: *self.load.lock().unwrap_or_else(PoisonError::into_inner),
             };
             let sent = self.clock.tick();
-            match self
-                .coordinators
-                .call(&self.transport, &heartbeat, CALL_DEADLINE)
-                .await
-            {
+            let answer = self.coordinators.call_doubting(
+                &self.transport,
+                &heartbeat,
+                CALL_DEADLINE,
+                DOUBT_AFTER,
+            );
+            match answer.await {
                 Ok(reply) => session.hears(sent, reply.metadata_version),
                 Err(error) if error.code() == Some(ErrorCode::FencedWorkerEpoch) => {
                     // Fenced while it was silent. What ran under the old epoch is the past already; a
