@@ -1,11 +1,12 @@
 //! How long no result comes after `kill -9` of the worker that holds all state: alone, with and without room for
-//! it, and among three, where another one stands by.
+//! it, and among three, where another one stands by; and how long if nothing is heard of that one.
 //!
 //! `cargo build --release --bins && cargo bench -p integration-tests --bench recovery`
 //!
 //! A running aggregate over many keys fills the state; then a light load goes on while the worker is killed and
-//! started again with its directory: at once if it is alone, seconds later if not. Measured is the longest time between two newly committed results, less the
-//! interval of checkpoints. Afterwards the counts of a thousand keys are read over HTTP and must be exact.
+//! started again with its directory: at once if it is alone, seconds later if not; or stopped, and goes on seconds
+//! later. Measured is the longest time between two newly committed results, less the interval of checkpoints.
+//! Afterwards the counts of a thousand keys are read over HTTP and must be exact.
 
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ const RETURN_WITHIN: Duration = Duration::from_secs(25);
 /// Where another worker goes on, the killed one comes back after this, when all is long over.
 const AWAY: Duration = Duration::from_secs(4);
 const GO_ON_WITHIN: Duration = Duration::from_secs(8);
+/// And one that is stopped goes on after this.
+const SILENT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -33,9 +36,18 @@ struct Options {
     kills: u32,
     #[arg(long, default_value_t = 20)]
     kills_of_three: u32,
+    /// How often one of three is stopped instead.
+    #[arg(long, default_value_t = 5)]
+    silences_of_three: u32,
+    /// After which a worker that is not heard of is taken for lost.
+    #[arg(long, default_value = "3s")]
+    session_timeout: String,
     /// Memory of each of three workers.
     #[arg(long, default_value = "4GiB")]
     memory: String,
+    /// After others hold everything twice again: they read what they hold into memory, and kills come in hours.
+    #[arg(long, default_value_t = 10)]
+    settle_seconds: u64,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -49,23 +61,44 @@ fn main() -> Result<()> {
         .enable_all()
         .build()?;
     for memory in ["2GiB", "128MiB"] {
-        runtime.block_on(measure(&options, 1, options.kills, memory))?;
+        let losses = Losses {
+            kills: options.kills,
+            silences: 0,
+        };
+        runtime.block_on(measure(&options, 1, losses, memory))?;
     }
-    runtime.block_on(measure(
-        &options,
-        3,
-        options.kills_of_three,
-        &options.memory,
-    ))
+    let losses = Losses {
+        kills: options.kills_of_three,
+        silences: options.silences_of_three,
+    };
+    runtime.block_on(measure(&options, 3, losses, &options.memory))
 }
 
-async fn measure(options: &Options, workers: usize, kills: u32, memory: &str) -> Result<()> {
-    if kills == 0 {
+/// How often each.
+#[derive(Clone, Copy, Debug)]
+struct Losses {
+    kills: u32,
+    silences: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    Killed,
+    Silent,
+}
+
+async fn measure(options: &Options, workers: usize, losses: Losses, memory: &str) -> Result<()> {
+    if losses.kills + losses.silences == 0 {
         return Ok(());
     }
     // A worker that is back gets nothing of the others before it is killed again.
-    let manual = ["--rebalance", "manual"];
-    let start = || Cluster::start_told(workers, &["--memory", memory], &manual);
+    let told = [
+        "--rebalance",
+        "manual",
+        "--session-timeout",
+        &options.session_timeout,
+    ];
+    let start = || Cluster::start_told(workers, &["--memory", memory], &told);
     let mut cluster = tokio::task::block_in_place(start)?;
     let client = cluster.client()?;
     fill(&client, options.keys, workers).await?;
@@ -83,26 +116,44 @@ async fn measure(options: &Options, workers: usize, kills: u32, memory: &str) ->
         mebibytes(state),
         mebibytes(peak)
     );
-    let (mut rounds, mut gaps) = (0, Vec::new());
-    for _ in 0..kills {
-        if workers > 1 {
-            until_held_twice(&client).await?;
+    let mut rounds = 0;
+    for (loss, times) in [
+        (Loss::Killed, losses.kills),
+        (Loss::Silent, losses.silences),
+    ] {
+        let mut gaps = Vec::new();
+        for _ in 0..times {
+            if workers > 1 {
+                until_held_twice(&client).await?;
+                tokio::time::sleep(Duration::from_secs(options.settle_seconds)).await;
+            }
+            let gap = longest_gap(&mut cluster, &client, loss, &mut rounds).await?;
+            gaps.push(gap.saturating_sub(INTERVAL));
         }
-        let gap = longest_gap(&mut cluster, &client, &mut rounds).await?;
-        gaps.push(gap.saturating_sub(INTERVAL));
+        say(loss, gaps, &options.session_timeout);
     }
+    check(&client, rounds).await
+}
+
+fn say(loss: Loss, mut gaps: Vec<Duration>, session_timeout: &str) {
     let each: Vec<String> = gaps
         .iter()
         .map(|gap| format!("{:.2}", gap.as_secs_f64()))
         .collect();
     gaps.sort_unstable();
+    let (Some(middle), Some(longest)) = (gaps.get(gaps.len() / 2), gaps.last()) else {
+        return;
+    };
+    let named = match loss {
+        Loss::Killed => "killed".to_owned(),
+        Loss::Silent => format!("silent, with --session-timeout {session_timeout}"),
+    };
     println!(
-        "  no newly committed result for {:.2} s more than the interval in the middle, {:.2} s at most ({})",
-        gaps[gaps.len() / 2].as_secs_f64(),
-        gaps[gaps.len() - 1].as_secs_f64(),
+        "  {named}: no newly committed result for {:.2} s more than the interval in the middle, {:.2} s at most ({})",
+        middle.as_secs_f64(),
+        longest.as_secs_f64(),
         each.join(", ")
     );
-    check(&client, rounds).await
 }
 
 /// Another worker holds all of it, too.
@@ -142,8 +193,13 @@ async fn busiest(cluster: &Cluster, client: &Client) -> Result<usize> {
         .context("no such worker was started")
 }
 
-/// Kills the worker under a light load; answers the longest time without a newly committed result.
-async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -> Result<Duration> {
+/// Loses the worker under a light load; answers the longest time without a newly committed result.
+async fn longest_gap(
+    cluster: &mut Cluster,
+    client: &Client,
+    loss: Loss,
+    rounds: &mut u64,
+) -> Result<Duration> {
     let clock = Stopwatch::start();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let load = tokio::spawn(load(client.clone(), *rounds, stopped.clone()));
@@ -151,14 +207,21 @@ async fn longest_gap(cluster: &mut Cluster, client: &Client, rounds: &mut u64) -
     let looking = tokio::spawn(looking);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let victim = busiest(cluster, client).await?;
-    let (away, within) = match cluster.workers() {
-        1 => (Duration::ZERO, RETURN_WITHIN),
-        _ => (AWAY, GO_ON_WITHIN),
+    let (away, within) = match (cluster.workers(), loss) {
+        (1, _) => (Duration::ZERO, RETURN_WITHIN),
+        (_, Loss::Killed) => (AWAY, GO_ON_WITHIN),
+        (_, Loss::Silent) => (SILENT, GO_ON_WITHIN + SILENT),
     };
-    cluster.kill_worker(victim)?;
+    match loss {
+        Loss::Killed => cluster.kill_worker(victim)?,
+        Loss::Silent => cluster.worker_process(victim)?.signal("STOP")?,
+    }
     tokio::time::sleep(away).await;
-    // Blocks until the worker is ready, as a supervisor that starts it again would not have to.
-    tokio::task::block_in_place(|| cluster.restart_worker(victim))?;
+    match loss {
+        // Blocks until the worker is ready, as a supervisor that starts it again would not have to.
+        Loss::Killed => tokio::task::block_in_place(|| cluster.restart_worker(victim))?,
+        Loss::Silent => cluster.worker_process(victim)?.signal("CONT")?,
+    }
     tokio::time::sleep(within.saturating_sub(away)).await;
     stop.send(true)?;
     *rounds = load.await??;
