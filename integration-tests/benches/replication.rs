@@ -4,21 +4,22 @@
 //!
 //! Three workers on one machine share its disk and its cores, so three copies cannot be as fast as one. At
 //! saturation: requests of 10,000 records of 100 bytes from four clients, by turns to the one topic and the
-//! other, each acknowledged after fsync on every in-sync replica. Then at a fixed rate, requests of 100
-//! records, how long each takes to be acknowledged. What was stored is counted each time.
+//! other, each acknowledged after fsync on every in-sync replica; and what went over loopback and to the disk for a
+//! record, requests and all. Then how long each request takes to be acknowledged at half of what three replicas
+//! sustain, in requests of the same size, and at 10,000 records/s in requests of 100. What was stored is counted.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
 use integration_tests::load::{RECORDS_AT_ONCE, check_stored, records, saturate};
-use integration_tests::measure::{Stopwatch, machine, percentile};
+use integration_tests::measure::{
+    Stopwatch, bytes_over_loopback, bytes_written, machine, percentile,
+};
 use serde_json::{Value, json};
 
-const PER_SMALL_REQUEST: usize = 100;
-const EVERY: Duration = Duration::from_millis(10);
 const PARTITIONS: u32 = 3;
 const ROUNDS: usize = 3;
 const TOPICS: [(&str, u32); 2] = [("one", 1), ("three", 3)];
@@ -28,7 +29,7 @@ struct Options {
     /// Requests of each client to each topic in a round.
     #[arg(long, default_value_t = 25)]
     requests: usize,
-    /// How long each topic is sent to at a fixed rate.
+    /// How long each topic is sent to at each fixed rate.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// What cargo adds.
@@ -43,11 +44,11 @@ fn main() -> Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let cluster = Cluster::start(3)?;
-    runtime.block_on(measure(&cluster, &options))
+    let mut cluster = Cluster::start(3)?;
+    runtime.block_on(measure(&mut cluster, &options))
 }
 
-async fn measure(cluster: &Cluster, options: &Options) -> Result<()> {
+async fn measure(cluster: &mut Cluster, options: &Options) -> Result<()> {
     let client = Client::connect(cluster.worker(0))?;
     for (name, replicas) in TOPICS {
         let topic = json!({
@@ -58,10 +59,12 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<()> {
         });
         let _: Value = client.post("/v1/topics", &topic).await?;
     }
-    let mut rates = [Vec::new(), Vec::new()];
+    let (mut rates, mut moved) = ([Vec::new(), Vec::new()], [Moved::default(); 2]);
     for _ in 0..ROUNDS {
-        for ((topic, _), rates) in TOPICS.iter().zip(&mut rates) {
-            rates.push(saturate(&client, topic, options.requests).await?);
+        for (index, (topic, _)) in TOPICS.iter().enumerate() {
+            let before = Moved::until_now(cluster)?;
+            rates[index].push(saturate(&client, topic, options.requests).await?);
+            moved[index].add(before, Moved::until_now(cluster)?);
         }
     }
     let [one, three] = rates.map(|rates| rates.iter().sum::<f64>() / rates.len() as f64);
@@ -69,32 +72,93 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<()> {
         "at saturation: one replica {one:.2} M records/s, three {three:.2} M records/s, ratio {:.2}",
         three / one
     );
-    let requests = options.seconds * 1_000 / u64::try_from(EVERY.as_millis())?;
-    for (topic, replicas) in TOPICS {
-        let mut took = at_a_fixed_rate(&client, topic, requests).await?;
-        let mut milliseconds = |hundredths| percentile(&mut took, hundredths).as_secs_f64() * 1e3;
+    let at_once = (ROUNDS * options.requests * RECORDS_AT_ONCE) as u64;
+    for ((_, replicas), moved) in TOPICS.iter().zip(moved) {
         println!(
-            "at 10,000 records/s with {replicas} replicas: acknowledged p50 {:.1} ms, p99 {:.1} ms",
-            milliseconds(50),
-            milliseconds(99)
+            "a record with {replicas} replicas: {} bytes over loopback, {} to disk",
+            moved.over_loopback / at_once,
+            moved.to_disk / at_once
         );
     }
-    let at_once = (ROUNDS * options.requests * RECORDS_AT_ONCE) as u64;
-    let sent = at_once + requests * PER_SMALL_REQUEST as u64;
+    let half = Pace {
+        records: RECORDS_AT_ONCE,
+        every: Duration::from_secs_f64(RECORDS_AT_ONCE as f64 / (three / 2.0 * 1e6)),
+    };
+    let few = Pace {
+        records: 100,
+        every: Duration::from_millis(10),
+    };
+    let mut sent = at_once;
+    for pace in [half, few] {
+        let requests = pace.requests_in(Duration::from_secs(options.seconds));
+        sent += requests * pace.records as u64;
+        for (topic, replicas) in TOPICS {
+            let mut took = at_a_fixed_rate(&client, topic, pace, requests).await?;
+            let mut milliseconds =
+                |hundredths| percentile(&mut took, hundredths).as_secs_f64() * 1e3;
+            println!(
+                "at {:.0} records/s with {replicas} replicas: acknowledged p50 {:.1} ms, p99 {:.1} ms",
+                pace.records as f64 / pace.every.as_secs_f64(),
+                milliseconds(50),
+                milliseconds(99)
+            );
+        }
+    }
     for (topic, _) in TOPICS {
         check_stored(&client, topic, sent).await?;
     }
     Ok(())
 }
 
+/// Bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    over_loopback: u64,
+    to_disk: u64,
+}
+
+impl Moved {
+    fn until_now(cluster: &mut Cluster) -> Result<Moved> {
+        let mut to_disk = 0;
+        for worker in 0..cluster.workers() {
+            let process = cluster.worker_process(worker)?.id();
+            to_disk += bytes_written(process).context("Linux says nothing of the worker")?;
+        }
+        let over_loopback = bytes_over_loopback().context("Linux says nothing of loopback")?;
+        Ok(Moved {
+            over_loopback,
+            to_disk,
+        })
+    }
+
+    fn add(&mut self, before: Moved, after: Moved) {
+        self.over_loopback += after.over_loopback - before.over_loopback;
+        self.to_disk += after.to_disk - before.to_disk;
+    }
+}
+
+/// Requests of so many records, so often.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    records: usize,
+    every: Duration,
+}
+
+impl Pace {
+    fn requests_in(self, time: Duration) -> u64 {
+        (time.as_secs_f64() / self.every.as_secs_f64()) as u64
+    }
+}
+
 /// How long each request took.
 async fn at_a_fixed_rate(
     client: &Client,
     topic: &'static str,
+    pace: Pace,
     requests: u64,
 ) -> Result<Vec<Duration>> {
-    let body = records(PER_SMALL_REQUEST);
-    let mut ticks = tokio::time::interval(EVERY);
+    let body = records(pace.records);
+    let mut ticks = tokio::time::interval(pace.every);
     let mut under_way = Vec::new();
     for _ in 0..requests {
         ticks.tick().await;

@@ -63,6 +63,24 @@ pub fn resident_bytes(process: u32) -> Option<(u64, u64)> {
     Some((of("VmHWM:")?, of("VmRSS:")?))
 }
 
+/// What a process has had written to disks so far, in bytes, by what Linux says of it.
+pub fn bytes_written(process: u32) -> Option<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{process}/io")).ok()?;
+    let line = io
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes:"))?;
+    line.trim().parse().ok()
+}
+
+/// What has gone over loopback so far, in bytes with all headers, of the whole machine.
+pub fn bytes_over_loopback() -> Option<u64> {
+    let devices = std::fs::read_to_string("/proc/net/dev").ok()?;
+    let line = devices
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("lo:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 pub fn millions_per_second(count: u64, span: Duration) -> f64 {
     count as f64 / span.as_secs_f64() / 1e6
 }
