@@ -5,7 +5,8 @@
 //! The bids are those of `peers/gen`. Each system counts them in tumbling windows of 10 s per auction. The job
 //! runs with checkpoints every second and is timed from its deployment until it is finished, when every result
 //! is committed in a topic; the batch query (DataFusion, two threads) reads the same bytes from two files.
-//! Every answer of every run is compared with what the generator counted.
+//! With `--standby`, the same job also runs on two workers, by turns without and with a standby of its state on the
+//! other one. Every answer of every run is compared with what the generator counted.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +30,9 @@ struct Options {
     bids: u64,
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Also measures what a standby costs.
+    #[arg(long)]
+    standby: bool,
     /// Installs Apache Flink and measures it, too.
     #[arg(long)]
     flink: bool,
@@ -66,7 +70,7 @@ fn main() -> Result<()> {
     let (mut batch, mut job) = (Vec::new(), Vec::new());
     for run in 0..options.runs {
         batch.push(runtime.block_on(data.batch_query())?);
-        job.push(runtime.block_on(data.job(&client, run))?);
+        job.push(runtime.block_on(data.job(&client, &format!("alone-{run}"), 0))?);
         println!(
             "run {run}: batch query {:.2} M/s, job {:.2} M/s, ratio {:.2}",
             millions_per_second(data.bids, batch[run]),
@@ -82,6 +86,9 @@ fn main() -> Result<()> {
         batch.as_secs_f64() / job.as_secs_f64()
     );
     drop(cluster);
+    if options.standby {
+        runtime.block_on(data.standby(options.runs))?;
+    }
     if options.flink {
         let flink = data.flink()?;
         println!(
@@ -175,8 +182,32 @@ impl Data {
         Ok(())
     }
 
-    async fn job(&self, client: &Client, run: usize) -> Result<Duration> {
-        let output = format!("counts-{run}");
+    /// On two workers, without and with a standby.
+    async fn standby(&self, runs: usize) -> Result<()> {
+        let cluster = tokio::task::block_in_place(|| Cluster::start(2))?;
+        let client = cluster.client()?;
+        self.load(&client).await?;
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for run in 0..runs {
+            without.push(self.job(&client, &format!("without-{run}"), 0).await?);
+            with.push(self.job(&client, &format!("with-{run}"), 1).await?);
+            println!(
+                "run {run} on two workers: {:.2} M/s without a standby, {:.2} M/s with one, ratio {:.2}",
+                millions_per_second(self.bids, without[run]),
+                millions_per_second(self.bids, with[run]),
+                without[run].as_secs_f64() / with[run].as_secs_f64()
+            );
+        }
+        println!(
+            "best: with a standby / without {:.2}",
+            best(&without).as_secs_f64() / best(&with).as_secs_f64()
+        );
+        Ok(())
+    }
+
+    /// `name`: of this run.
+    async fn job(&self, client: &Client, name: &str, standbys: u32) -> Result<Duration> {
+        let output = format!("counts-{name}");
         client.create_topic(&output, 2).await?;
         let sql = format!(
             r#"CREATE TABLE bids (auction BIGINT, price BIGINT, "dateTime" TIMESTAMP(3),
@@ -188,14 +219,14 @@ impl Data {
                FROM TUMBLE(bids, "dateTime", INTERVAL '10' SECOND)
                GROUP BY window_start, window_end, auction;"#
         );
-        let name = format!("wc-{run}");
         let job = json!({
             "name": name, "sql": sql, "parallelism": 2, "checkpoint_interval_ms": 1000,
+            "config": {"standbys": standbys},
         });
         let started = Stopwatch::start();
         let _: Value = client.post("/v1/jobs", &job).await?;
         loop {
-            let job = client.job(&name).await?;
+            let job = client.job(name).await?;
             ensure!(job["state"] != "FAILED", "{}", job["reason"]);
             if job["state"] == "FINISHED" {
                 break;
