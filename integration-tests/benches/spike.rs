@@ -2,12 +2,12 @@
 //!
 //! `cargo build --release --bins && cargo bench -p integration-tests --bench spike`
 //!
-//! First the rate that it keeps up with: records that are produced as fast as they are acknowledged and counted in windows
-//! by an exactly-once job, over the time until the last is in a completed checkpoint. Then many producers offer
-//! five times that for a minute, whatever they are answered. Measured are what is acknowledged meanwhile, the
-//! worker's memory, and the time until the job has caught up, over what the records it was behind would take
-//! at the sustainable rate. In the end every acknowledged record must be in the topic once and in order,
-//! and counted once, and nobody may have been taken for lost.
+//! First the rate that it keeps up with: records that are produced as fast as they are acknowledged, compared and
+//! counted in windows by an exactly-once job, over the time until the last is in a completed checkpoint. Then many
+//! producers offer five times that for a minute, whatever they are answered. Measured are what is acknowledged and
+//! counted meanwhile, the worker's memory, and the time until the job has caught up, over what the records it was
+//! behind would take at the sustainable rate. In the end every acknowledged record must be in the topic once and in
+//! order, and counted once, and nobody may have been taken for lost.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use clap::Parser;
 use integration_tests::cluster::Cluster;
 use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes};
 use integration_tests::overload::producer::{Offer, RECORD_BYTES, produce};
-use integration_tests::overload::{check, deploy, finish, lag, standing, until_drained};
+use integration_tests::overload::{Work, check, deploy, finish, lag, standing, until_drained};
 
 /// So many that what is acknowledged waits for nobody.
 const STEADY: u64 = 4;
@@ -38,6 +38,13 @@ struct Options {
     /// Of one request.
     #[arg(long, default_value_t = 10_000)]
     records: usize,
+    /// Of the job.
+    #[arg(long, default_value_t = 1)]
+    parallelism: u32,
+    /// How much the job does with a record beside counting it, in comparisons of texts. With none it keeps up with
+    /// more than producers on the same machine can offer five times.
+    #[arg(long, default_value_t = 4)]
+    comparisons: u32,
     /// Of the worker.
     #[arg(long, default_value = "512MiB")]
     memory: String,
@@ -62,7 +69,11 @@ async fn measure(options: &Options, cluster: &mut Cluster) -> Result<()> {
     let worker = cluster.worker(0).to_owned();
     let process = cluster.worker_process(0)?.id();
     let resident = || resident_bytes(process).context("Linux says nothing of the worker");
-    deploy(&client).await?;
+    let work = Work {
+        parallelism: options.parallelism,
+        comparisons: options.comparisons,
+    };
+    deploy(&client, work).await?;
     let before = standing(&client).await?;
     let event_time = Stopwatch::start();
 
@@ -100,6 +111,7 @@ async fn measure(options: &Options, cluster: &mut Cluster) -> Result<()> {
     let drained = clock.elapsed();
     let (peak, _) = resident()?;
     let accepted = answers.records() as f64 / took.as_secs_f64();
+    let counted = answers.records().saturating_sub(behind) as f64 / took.as_secs_f64();
     let tried = answers.requests as f64 * options.records as f64 / took.as_secs_f64();
     println!(
         "spike of {:.0} s: {:.1} × the sustainable rate was sent, {:.2} × was acknowledged; {:.0} % of {} requests were refused",
@@ -110,7 +122,8 @@ async fn measure(options: &Options, cluster: &mut Cluster) -> Result<()> {
         answers.requests
     );
     println!(
-        "  {:.0} MiB resident at most, --memory {}; {} requests without an answer",
+        "  meanwhile {:.2} × was counted; {:.0} MiB resident at most, --memory {}; {} requests without an answer",
+        counted / sustainable,
         mebibytes(peak),
         options.memory,
         answers.troubles

@@ -5,7 +5,7 @@ use std::time::Duration;
 use integration_tests::cluster::Cluster;
 use integration_tests::measure::{Stopwatch, mebibytes, resident_bytes};
 use integration_tests::overload::producer::{Offer, RECORD_BYTES, produce};
-use integration_tests::overload::{check, deploy, finish, lag, standing, until_drained};
+use integration_tests::overload::{Work, check, deploy, finish, lag, standing, until_drained};
 
 use crate::steps::{PATIENCE, talk};
 
@@ -35,7 +35,7 @@ fn a_worker_survives_more_than_it_takes() {
     let worker = cluster.worker(0).to_owned();
     let process = cluster.worker_process(0).unwrap().id();
     talk(async {
-        deploy(&client).await.unwrap();
+        deploy(&client, Work::LIGHT).await.unwrap();
         let before = standing(&client).await.unwrap();
         let clock = Stopwatch::start();
         let (flood, greedy) = tokio::join!(
