@@ -147,10 +147,11 @@ impl SavepointActor {
                         archive: true,
                     },
                     archive::Effect::Remove { id, place } => {
-                        match (place, below) {
-                            (Some(place), _) => objects.remove_below(&place, MANIFEST).await?,
-                            (None, Some(below)) => remove_attempts(&objects, &below, id).await?,
-                            (None, None) => {}
+                        if let Some(place) = place {
+                            objects.remove_below(&place, MANIFEST).await?;
+                        }
+                        if let Some(below) = below {
+                            remove_attempts(&objects, &below, id, None).await?;
                         }
                         Command::ForgetSavepoint { job, id }
                     }
@@ -310,15 +311,16 @@ impl SavepointActor {
 
     fn end(&self, asked: Uuid, outcome: SavepointOutcome, ctx: &mut Context<SavepointActor>) {
         let job = &self.row.name;
-        match &outcome {
+        let complete = match &outcome {
             SavepointOutcome::Complete { place, bytes, .. } => {
                 info!(%job, %place, bytes, "savepoint complete");
+                Some(place.clone())
             }
             SavepointOutcome::Failed { reason, .. } => {
                 warn!(%job, reason, "savepoint failed");
-                self.clear_away(asked, ctx);
+                None
             }
-        }
+        };
         let controller = self.controller.clone();
         let command = Command::EndSavepoint {
             job: self.job,
@@ -326,12 +328,18 @@ impl SavepointActor {
             outcome,
         };
         let proposed = async move { controller.propose(command).await };
-        ctx.spawn(proposed.into_actor(self).map(|result, actor, ctx| {
-            if let Err(error) = result {
-                debug!(job = %actor.row.name, %error, "the outcome of a savepoint is no fact yet");
-                actor.happen(Event::NotEnded, ctx);
-            }
-        }));
+        ctx.spawn(
+            proposed
+                .into_actor(self)
+                .map(move |result, actor, ctx| match result {
+                    // Not before: somebody who decides in its place may complete another attempt.
+                    Ok(_) => actor.clear_away(asked, complete, ctx),
+                    Err(error) => {
+                        debug!(job = %actor.row.name, %error, "the outcome of a savepoint is no fact yet");
+                        actor.happen(Event::NotEnded, ctx);
+                    }
+                }),
+        );
     }
 
     /// Where attempts at a savepoint are, among those of others.
@@ -341,17 +349,23 @@ impl SavepointActor {
         Some(savepoint.location.join(self.row.name.as_str()))
     }
 
-    /// What a failed savepoint has left in its store goes, if the store can be used.
-    fn clear_away(&self, asked: Uuid, ctx: &mut Context<SavepointActor>) {
+    /// What attempts at a savepoint have left in its store goes, if the store can be used. `complete`: the one that stays.
+    fn clear_away(
+        &self,
+        asked: Uuid,
+        complete: Option<Location>,
+        ctx: &mut Context<SavepointActor>,
+    ) {
         let Some(below) = self.attempts_of(asked) else {
             return;
         };
         let objects = self.objects.clone();
-        let removing = async move { remove_attempts(&objects, &below, asked).await };
+        let removing =
+            async move { remove_attempts(&objects, &below, asked, complete.as_ref()).await };
         ctx.spawn(removing.into_actor(self).map(|removed, actor, _| {
             if let Err(error) = removed {
                 let job = &actor.row.name;
-                warn!(%job, %error, "what a failed savepoint has left stays in its store");
+                warn!(%job, %error, "what attempts at a savepoint have left stays in its store");
             }
         }));
     }
@@ -373,11 +387,16 @@ impl SavepointActor {
     }
 }
 
-/// Every attempt at a savepoint has a name that ends with its id.
-async fn remove_attempts(objects: &Objects, below: &Location, id: Uuid) -> Result<(), ObjectError> {
+/// Every attempt at a savepoint has a name that ends with its id. `complete`: the one that stays.
+async fn remove_attempts(
+    objects: &Objects,
+    below: &Location,
+    id: Uuid,
+    complete: Option<&Location>,
+) -> Result<(), ObjectError> {
     let end = id.simple().to_string();
     for place in objects.places_below(below).await? {
-        if place.path().ends_with(&end) {
+        if place.path().ends_with(&end) && Some(&place) != complete {
             objects.remove_below(&place, MANIFEST).await?;
         }
     }
