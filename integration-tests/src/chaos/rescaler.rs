@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use common::error::ErrorCode;
 use common::random::{Random, below, seeded};
 use serde_json::{Value, json};
 
@@ -74,6 +75,8 @@ async fn change(
                 }
                 accepted = !none_under_way;
             }
+            // Another coordinator has just done what this one was asked for, and lost the answer.
+            Err(error) if error.code() == Some(ErrorCode::Conflict) => {}
             Err(error) => ensure!(may_pass(&error), "rescaling {job}: {error}"),
         }
         tokio::time::sleep(LOOK).await;
