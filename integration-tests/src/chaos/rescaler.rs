@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use common::client::ClientError;
 use common::error::ErrorCode;
 use common::random::{Random, below, seeded};
 use serde_json::{Value, json};
@@ -76,10 +77,18 @@ async fn change(
                 accepted = !none_under_way;
             }
             // Another coordinator has just done what this one was asked for, and lost the answer.
-            Err(error) if error.code() == Some(ErrorCode::Conflict) => {}
+            Err(error) if is_divided_meanwhile(&error) => {}
             Err(error) => ensure!(may_pass(&error), "rescaling {job}: {error}"),
         }
         tokio::time::sleep(LOOK).await;
     }
     Ok(false)
+}
+
+/// Of all conflicts this one only: the others are mistakes.
+fn is_divided_meanwhile(error: &ClientError) -> bool {
+    error.code() == Some(ErrorCode::Conflict)
+        && error
+            .to_string()
+            .contains("was divided into tasks in another way meanwhile")
 }
