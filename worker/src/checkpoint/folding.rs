@@ -157,10 +157,8 @@ impl JobStateStore {
     ) -> Result<(), StateError> {
         let store = self.view()?;
         let folded = folding.tasks.entry(task).or_default();
-        let waiting = folded
-            .view
-            .as_ref()
-            .and_then(|view| chain(counted, view.at(), to));
+        let view = folded.view.as_ref();
+        let waiting = view.and_then(|view| view.since(counted, to));
         if let (Some(chunks), false) = (waiting, at_once) {
             let bytes: u64 = chunks.iter().map(|chunk| chunk.bytes).sum();
             if chunks.len() < self.options().fold_every && bytes < self.options().fold_bytes {
@@ -179,13 +177,6 @@ impl JobStateStore {
         to: CheckpointId,
         counted: &[ChunkRef],
     ) -> Result<(), StateError> {
-        if folded
-            .view
-            .as_ref()
-            .is_some_and(|view| view.at() >= Some(to))
-        {
-            return Ok(());
-        }
         let view = match folded.view.take() {
             Some(view) => Some(view),
             None => {
@@ -193,29 +184,11 @@ impl JobStateStore {
                 loaded.map(|loaded| loaded.view)
             }
         };
-        if let Some(mut view) = view
-            && let Some(chunks) = chain(counted, view.at(), to)
+        if let Some(view) = view
+            && (view.has(to) || view.since(counted, to).is_some())
         {
-            let changes = Changes::of(&self.log, chunks)?;
-            view.fold(to, &changes, &|| self.folding.give_way())?;
-            folded.view = Some(view);
-            return Ok(());
+            return self.fold_on(folded, view, to, counted);
         }
-        self.open_view.begin(task);
-        folded.view = Some(self.build_view(store, task, to, counted)?);
-        Ok(())
-    }
-
-    /// Makes a view of the base file, in the order in which the store has it: that is several times as fast as any
-    /// other. What came since is folded into it.
-    fn build_view(
-        &self,
-        store: &Arc<dyn KvStore>,
-        task: TaskId,
-        to: CheckpointId,
-        counted: &[ChunkRef],
-    ) -> Result<TaskView, StateError> {
-        let lost = || StateError::Lost { task, at: to };
         self.write_base_if(task, to, counted, &|before, bytes, _| {
             bytes > before / MOST_CHANGED
         })?;
@@ -224,20 +197,52 @@ impl JobStateStore {
             directory: self.directory.join(task.to_string()),
         };
         let base = self.base_of(task).ok_or_else(in_use)?;
-        let from = base.checkpoint();
+        let view = self.build_view(store, task, &base, &|| self.folding.give_way())?;
+        self.fold_on(folded, view, to, counted)
+    }
+
+    /// A view that is cut short goes on from where it is.
+    fn fold_on(
+        &self,
+        folded: &mut Folded,
+        mut view: TaskView,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+    ) -> Result<(), StateError> {
+        if view.has(to) {
+            folded.view = Some(view);
+            return Ok(());
+        }
+        let task = view.task();
+        let chunks = view.since(counted, to);
+        let chunks = chunks.ok_or(StateError::Lost { task, at: to })?;
+        let changes = Changes::of(&self.log, chunks)?;
+        let outcome = view.fold(to, &changes, &|| self.folding.give_way());
+        if matches!(outcome, Ok(()) | Err(StateError::CutShort)) {
+            folded.view = Some(view);
+        }
+        outcome
+    }
+
+    /// Makes a view of a base file, in the order in which the store has it: that is several times as fast as any
+    /// other. `go_on`: asked before each entry.
+    pub(super) fn build_view(
+        &self,
+        store: &Arc<dyn KvStore>,
+        task: TaskId,
+        base: &BaseFile,
+        go_on: &dyn Fn() -> Result<(), StateError>,
+    ) -> Result<TaskView, StateError> {
+        let _turn = lock(&self.building_view);
+        self.open_view.begin(task);
         let mut view = TaskView::begin(store, task)?;
         for table in base.tables() {
             base.visit_in_order(table, &mut |change| {
-                self.folding.give_way()?;
+                go_on()?;
                 Ok::<(), StateError>(view.set(table, change)?)
             })?;
         }
-        view.mark(from)?;
-        if from < to {
-            let since = chain(counted, Some(from), to).ok_or_else(lost)?;
-            let changes = Changes::of(&self.log, since)?;
-            view.fold(to, &changes, &|| self.folding.give_way())?;
-        }
+        view.mark(base.checkpoint())?;
         Ok(view)
     }
 }
@@ -259,6 +264,12 @@ impl FoldingTurn {
     #[cfg(test)]
     pub(super) fn is_free(&self) -> bool {
         self.folding.try_lock().is_ok()
+    }
+
+    /// As if somebody took it urgently, and until nobody does any more.
+    #[cfg(test)]
+    pub(super) fn hurry(&self, wanted: bool) {
+        self.urgent.store(usize::from(wanted), Ordering::SeqCst);
     }
 
     /// `CutShort`: somebody keeps a job waiting. What is left of a fold is as after a crash, and done anew.

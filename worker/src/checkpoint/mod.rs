@@ -6,6 +6,7 @@ pub mod chunk;
 mod delta_log;
 mod changes;
 mod view_layout;
+mod view_sizes;
 mod view_steps;
 mod view_answers;
 mod view;

@@ -2,13 +2,17 @@
 //! restored, and whenever, reads give what the map has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
+use common::kv::{KvError, KvStore, MemoryStore, Visit};
 use common::random::{Random, below, seeded};
 use proptest::prelude::*;
 
 use super::chunk::TaskChunk;
-use super::state_store::{JobStateStore, RestoredTask, StoreOptions};
+use super::state_error::StateError;
+use super::state_store::{FoldedTask, JobStateStore, RestoredTask, StoreOptions, lock};
 use super::state_store_tests::{Disk, OPTIONS};
 use super::view_reader::{ViewError, ViewReader};
 use crate::keyed_state::section::TableId;
@@ -22,10 +26,46 @@ const TASK: TaskId = TaskId {
     index: 0,
 };
 
+/// A store in the middle of whose writes somebody begins to wait for who writes.
+#[derive(Debug)]
+struct Interrupted {
+    store: MemoryStore,
+    after: Mutex<Option<(u64, Arc<JobStateStore>)>>,
+}
+
+impl KvStore for Interrupted {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.store.get(key)
+    }
+
+    fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let mut after = lock(&self.after);
+        match after.take() {
+            Some((0, store)) => store.folding.hurry(true),
+            Some((writes, store)) => *after = Some((writes - 1, store)),
+            None => {}
+        }
+        self.store.put(key, value)
+    }
+
+    fn delete(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.store.delete(key)
+    }
+
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), KvError> {
+        self.store.scan(start, end, visit)
+    }
+
+    fn flush(&self) -> Result<(), KvError> {
+        self.store.flush()
+    }
+}
+
 struct Job {
     disk: Disk,
     options: StoreOptions,
-    store: Option<JobStateStore>,
+    store: Option<Arc<JobStateStore>>,
+    view: Arc<Interrupted>,
     task: RestoredTask,
     generation: Generation,
     next: CheckpointId,
@@ -55,8 +95,13 @@ impl Job {
 
     fn with(options: StoreOptions) -> Job {
         let disk = Disk::new();
+        let view = Arc::new(Interrupted {
+            store: disk.view.clone(),
+            after: Mutex::default(),
+        });
         let mut job = Job {
-            store: Some(disk.open_with(options)),
+            store: Some(Arc::new(disk.open_viewing(options, view.clone()))),
+            view,
             disk,
             options,
             task: RestoredTask::default(),
@@ -144,15 +189,35 @@ impl Job {
         self.table().complete(checkpoint);
     }
 
+    fn try_fold(&self) -> Result<Vec<FoldedTask>, StateError> {
+        let Some(oldest) = self.previous else {
+            return Ok(Vec::new());
+        };
+        let (history, nothing) = (self.history(), BTreeSet::new());
+        let store = self.store.as_ref().unwrap();
+        store.fold(oldest, &nothing, &nothing, &history)
+    }
+
     fn fold(&mut self) {
-        let Some(oldest) = self.previous else { return };
-        let history = self.history();
-        let folded = self
-            .store
-            .as_ref()
-            .unwrap()
-            .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
-            .unwrap();
+        let folded = self.try_fold().unwrap();
+        self.take_folded(folded);
+    }
+
+    /// After so many writes somebody waits for it, and then begins a generation.
+    fn fold_interrupted(&mut self, writes: u64) {
+        let store = Arc::clone(self.store.as_ref().unwrap());
+        *lock(&self.view.after) = Some((writes, Arc::clone(&store)));
+        let folded = self.try_fold();
+        lock(&self.view.after).take();
+        store.folding.hurry(false);
+        match folded {
+            Err(StateError::CutShort) => {}
+            folded => self.take_folded(folded.unwrap()),
+        }
+        self.start();
+    }
+
+    fn take_folded(&mut self, folded: Vec<FoldedTask>) {
         for folded in folded {
             let like = |reader| folded.reader.is_like(reader);
             if self.task.reader.as_ref().is_some_and(like) || !self.table().needs_store() {
@@ -168,16 +233,7 @@ impl Job {
     /// The view cannot be written any more after so many writes; the power fails.
     fn fold_cut_short(&mut self, writes: u64, random: &mut Random) {
         self.disk.view.fail_after(writes);
-        if let Some(oldest) = self.previous {
-            let history = self.history();
-            drop(
-                self.store
-                    .as_ref()
-                    .unwrap()
-                    .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
-                    .unwrap(),
-            );
-        }
+        drop(self.try_fold().unwrap());
         self.disk.deltas.lose_power(random);
         self.disk.view.lose_unflushed(random);
         self.restart();
@@ -185,7 +241,8 @@ impl Job {
 
     fn restart(&mut self) {
         self.store = None;
-        self.store = Some(self.disk.open_with(self.options));
+        let opened = self.disk.open_viewing(self.options, self.view.clone());
+        self.store = Some(Arc::new(opened));
         self.start();
     }
 
@@ -240,6 +297,7 @@ enum Step {
     Checkpoint,
     Fold,
     FoldCutShort(u64),
+    FoldInterrupted(u64),
     Evict(u64),
     NewGeneration,
     Kill,
@@ -257,6 +315,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Checkpoint),
         4 => Just(Step::Fold),
         1 => (0_u64..30).prop_map(Step::FoldCutShort),
+        2 => (0_u64..30).prop_map(Step::FoldInterrupted),
         5 => prop_oneof![Just(300), Just(u64::MAX)].prop_map(Step::Evict),
         1 => Just(Step::NewGeneration),
         1 => Just(Step::Kill),
@@ -290,6 +349,7 @@ proptest! {
                 Step::Checkpoint => job.checkpoint(),
                 Step::Fold => job.fold(),
                 Step::FoldCutShort(writes) => job.fold_cut_short(writes, &mut random),
+                Step::FoldInterrupted(writes) => job.fold_interrupted(writes),
                 Step::Evict(bytes) => {
                     job.table().evict(bytes);
                 }
@@ -332,21 +392,11 @@ fn a_view_that_was_given_up_answers_nothing_any_more() {
     job.checkpoint();
     job.disk.view.damage();
     // The fold finds out, and the next one builds it anew.
-    let history = job.history();
-    let oldest = job.previous.unwrap();
-    let store = job.store.as_ref().unwrap();
-    assert!(
-        store
-            .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
-            .unwrap()
-            .is_empty()
-    );
+    assert!(job.try_fold().unwrap().is_empty());
     let keys = || Ask::Keys(vec![(0, vec![5])]);
     let refused = reader.answer(&id(), keys());
     assert!(matches!(refused, Err(ViewError::BuiltAnew)), "{refused:?}");
-    let folded = store
-        .fold(oldest, &BTreeSet::new(), &BTreeSet::new(), &history)
-        .unwrap();
+    let folded = job.try_fold().unwrap();
     assert_eq!(folded.len(), 1);
     assert!(!folded[0].reader.is_like(&reader));
     assert!(reader.answer(&id(), keys()).is_err());
@@ -388,6 +438,27 @@ fn what_was_restored_at_a_checkpoint_without_changes_is_known_to_be_folded() {
         job.fold();
     }
     assert!(job.table().is_folded());
+}
+
+/// It read all of the view, and all of a gigabyte takes many seconds.
+#[test]
+fn a_generation_on_the_same_worker_begins_with_the_view_and_reads_nothing_of_it() {
+    let mut job = spilled();
+    job.options.resident_bytes = 1 << 20;
+    job.restart();
+    assert!(!job.table().needs_store(), "there is memory for all of it");
+    for writes in [None, Some(3)] {
+        job.put(0, 1, vec![9; 50]);
+        job.checkpoint();
+        job.checkpoint();
+        match writes {
+            Some(writes) => job.fold_interrupted(writes),
+            None => job.start(),
+        }
+        assert!(job.table().needs_store());
+        assert!(job.table().footprint() < 1_000);
+        job.check();
+    }
 }
 
 #[test]
@@ -502,17 +573,8 @@ fn a_crash_in_a_fold_costs_one_step_of_it_and_not_the_view() {
     for cut in (0..writes_of_a_fold).step_by(331) {
         let mut job = large(7);
         job.change_and_complete();
-        let history = job.history();
         job.disk.view.fail_after(cut);
-        let store = job.store.as_ref().unwrap();
-        store
-            .fold(
-                job.previous.unwrap(),
-                &BTreeSet::new(),
-                &BTreeSet::new(),
-                &history,
-            )
-            .unwrap();
+        job.try_fold().unwrap();
         job.disk.view.lose_unflushed(&mut seeded(cut, 1));
 
         job.disk.view.fail_after(u64::MAX);

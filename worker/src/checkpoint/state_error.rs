@@ -37,7 +37,7 @@ pub enum StateError {
         task: TaskId,
         generation: Generation,
     },
-    #[error("a fold was cut short: the job's next generation begins")]
+    #[error("a view or base file was cut short: what it was for is over")]
     CutShort,
     #[error("the state of task {task} at checkpoint {at} is not on this worker")]
     Lost { task: TaskId, at: CheckpointId },

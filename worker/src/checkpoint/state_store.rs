@@ -118,6 +118,8 @@ pub struct JobStateStore {
     pub(super) awaited: Mutex<BTreeMap<(TaskId, TaskId), CheckpointId>>,
     /// Predecessor and successor → what the former had of its own where the latter is.
     pub(super) own_states: Mutex<BTreeMap<(TaskId, TaskId), OwnState>>,
+    /// Held by who makes a view: of the same task one at a time.
+    pub(super) building_view: Mutex<()>,
     /// Tasks that were let go of, and of which something is still on the disk.
     pub(super) unswept: Mutex<BTreeSet<TaskId>>,
     /// Held by the one that removes it.
@@ -224,6 +226,7 @@ impl JobStateStore {
             lent: Mutex::default(),
             awaited: Mutex::default(),
             own_states: Mutex::default(),
+            building_view: Mutex::default(),
             unswept: Mutex::default(),
             sweeping: Mutex::default(),
             _lock: lock,
@@ -314,6 +317,7 @@ impl JobStateStore {
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
         let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeSet::new());
+        let mut passed_over = BTreeSet::new();
         for task in self.log.tasks() {
             self.folding.give_way()?;
             let counted = self.counted(task, completed, history);
@@ -333,8 +337,7 @@ impl JobStateStore {
                 written => written?,
             }
             if unviewed.contains(&task) {
-                // What there is of one that it was in would hold up its chunks.
-                folding.tasks.entry(task).or_default().view = None;
+                passed_over.insert(task);
                 continue;
             }
             let at_once = at_once.contains(&task);
@@ -354,6 +357,7 @@ impl JobStateStore {
             let view = folded.and_then(|folded| folded.view.as_ref());
             let in_base = severed.contains(&task) || Some(chunk.checkpoint) <= self.base_at(task);
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
+            let in_view = in_view || passed_over.contains(&task);
             let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
             let settled = in_base && in_view && !wanted;
             !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
@@ -382,7 +386,6 @@ impl JobStateStore {
         spilling: &BTreeSet<String>,
     ) -> Result<RestoredTask, StateError> {
         let counted = self.counted(task, at, history);
-        folding.tasks.entry(task).or_default().view = None;
         match self.read_view(folding, task, at, &counted, spilling) {
             Ok(Some(restored)) => return Ok(restored),
             Ok(None) => {}
@@ -420,18 +423,22 @@ impl JobStateStore {
             spilling,
             bytes: self.options().resident_bytes,
         };
-        let mut loaded = self
-            .load_view(&store, task, in_memory, counted)?
-            .filter(|loaded| chain(counted, loaded.view.at(), at).is_some());
+        let folded = folding.tasks.entry(task).or_default();
+        // One that was kept is what was written to it, and is not read.
+        let mut loaded = match folded.view.take() {
+            Some(view) if view.since(counted, at).is_some() => view.resume(spilling)?,
+            Some(_) => None,
+            None => self.load_view(&store, task, in_memory, counted)?,
+        };
+        loaded = loaded.filter(|loaded| loaded.view.since(counted, at).is_some());
         let replayed: u64 = loaded
             .iter()
-            .filter_map(|loaded| chain(counted, loaded.view.at(), at))
+            .filter_map(|loaded| loaded.view.since(counted, at))
             .flatten()
             .map(|chunk| chunk.bytes)
             .sum();
         let too_much = replayed > self.options().resident_bytes;
         if (loaded.is_none() || too_much) && !spilling.is_empty() {
-            let folded = folding.tasks.entry(task).or_default();
             let base = self.base_of(task);
             let base = base.as_deref();
             let since = chain(counted, base.map(BaseFile::checkpoint), at);
@@ -441,15 +448,16 @@ impl JobStateStore {
                 // It is soon read from the truth, and a fold builds the view behind the job's back.
                 return Ok(None);
             }
-            // All of it in memory may be too much: the view is brought here first, and then read.
+            // All of it in memory may be too much: the view is brought here first.
             folded.view = loaded.take().map(|loaded| loaded.view);
             self.bring_view(&store, folded, task, at, counted)?;
-            loaded = self.load_view(&store, task, in_memory, counted)?;
+            let view = folded.view.take().expect("it was just brought there");
+            loaded = view.resume(spilling)?;
         }
         let Some(Loaded { view, mut tables }) = loaded else {
             return Ok(None);
         };
-        let Some(chunks) = chain(counted, view.at(), at) else {
+        let Some(chunks) = view.since(counted, at) else {
             return Ok(None);
         };
         let mut changes: BTreeMap<TableId, Overlay> = BTreeMap::new();
@@ -478,7 +486,7 @@ impl JobStateStore {
             };
             restored.insert(id, table);
         }
-        folding.tasks.entry(task).or_default().view = Some(view);
+        folded.view = Some(view);
         Ok(Some(RestoredTask {
             tables: restored,
             reader: Some(reader),
@@ -502,16 +510,11 @@ impl JobStateStore {
     }
 
     pub(super) fn view(&self) -> Result<Arc<dyn KvStore>, KvError> {
-        if let Some(store) = self.open_view.store() {
-            return Ok(store);
-        }
-        let store = (self.view.open)()?;
-        self.open_view.set(Arc::clone(&store));
-        Ok(store)
+        self.open_view.store_or(&self.view.open)
     }
 
     /// The view failed: it is closed, and thrown away if it is damaged. The truth is elsewhere.
-    fn give_up_view(&self, error: KvError) -> Result<(), StateError> {
+    pub(super) fn give_up_view(&self, error: KvError) -> Result<(), StateError> {
         self.open_view.give_up();
         match error {
             KvError::SyncFailed { .. } => Err(error.into()),

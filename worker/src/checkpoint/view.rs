@@ -16,12 +16,14 @@ use common::key_group::key_group;
 use common::kv::{Digest, KvError, KvStore, scan_prefix};
 
 use super::changes::{Changes, stretches};
+use super::delta_log::{ChunkRef, chain};
 use super::state_error::StateError;
 use super::view_answers::read_value;
 use super::view_layout::{
     CATALOG, ENTRY, LENGTH, MARKER, Marker, PIECE, PREFIX, UnderWay, catalog_key, piece_count,
     prefix, read_catalog, read_length, read_marker,
 };
+use super::view_sizes::ViewSizes;
 use super::view_steps::{Step, Write, for_each_step, push_writes, remove_all};
 use crate::keyed_state::overlay::{Change, Overlay};
 use crate::keyed_state::section::TableId;
@@ -37,13 +39,22 @@ pub(super) struct TaskView {
     store: Arc<dyn KvStore>,
     task: TaskId,
     at: Option<CheckpointId>,
+    /// A fold to this checkpoint was begun, and some of it may be there.
+    begun: Option<CheckpointId>,
     digest: Digest,
-    tables: BTreeMap<TableId, u16>,
+    tables: BTreeMap<TableId, ViewTable>,
     /// What was written since the store was last flushed.
     unflushed: usize,
 }
 
-/// A view that was read back.
+#[derive(Debug)]
+struct ViewTable {
+    /// What stands for it in the store's keys.
+    id: u16,
+    sizes: ViewSizes,
+}
+
+/// A view from which a task can begin.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) view: TaskView,
@@ -82,6 +93,7 @@ impl TaskView {
         let Some(marker) = read_marker(&**store, task)? else {
             return Ok(None);
         };
+        let begun = marker.under_way.map(|under_way| under_way.to);
         if let Some(under_way) = marker.under_way {
             let Some(changes) = changes(marker.at, under_way.to)? else {
                 return Ok(None);
@@ -94,6 +106,7 @@ impl TaskView {
             ids: &ids,
             in_memory,
             tables: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             cut: Vec::new(),
             bytes: 0,
         };
@@ -110,24 +123,65 @@ impl TaskView {
             return Ok(None);
         }
         let Reading {
-            mut tables, cut, ..
+            tables: mut entries,
+            mut sizes,
+            cut,
+            ..
         } = reading;
         for (id, namespace, key) in cut {
             let Some(value) = read_value(&**store, task, id, namespace, &key)? else {
                 return Ok(None);
             };
-            let table = tables.entry(ids[&id].clone()).or_default();
-            table.entries.put(namespace, &key, &value);
+            let table = entries.entry(ids[&id].clone()).or_default();
+            table.put(namespace, &key, &value);
         }
+        let tables = ids.into_iter().map(|(id, table)| {
+            let sizes = sizes.remove(&id).unwrap_or_default();
+            (table, ViewTable { id, sizes })
+        });
         let view = TaskView {
             store: Arc::clone(store),
             task,
             at: Some(marker.at),
+            begun,
             digest,
-            tables: ids.into_iter().map(|(id, table)| (table, id)).collect(),
+            tables: tables.collect(),
             unflushed: 0,
         };
+        let tables = view.stored_tables(|id| entries.remove(id));
         Ok(Some(Loaded { view, tables }))
+    }
+
+    /// Begins a task with a view that was kept up to now, and is what was written to it: of the tables of spilling
+    /// operators nothing is read. `None`: it lacks a value that is too large for it.
+    pub(super) fn resume(self, spilling: &BTreeSet<String>) -> Result<Option<Loaded>, KvError> {
+        if !self.tables.values().all(|table| table.sizes.is_whole()) {
+            return Ok(None);
+        }
+        let in_memory = |table: &&TableId| !spilling.contains(&table.operator);
+        let mut entries = BTreeMap::new();
+        for table in self.tables.keys().filter(in_memory) {
+            entries.insert(table.clone(), self.read_if(table, &|_| true)?);
+        }
+        let tables = self.stored_tables(|id| entries.remove(id));
+        Ok(Some(Loaded { view: self, tables }))
+    }
+
+    /// Its tables that are not empty, with what was read of them.
+    fn stored_tables(
+        &self,
+        mut entries: impl FnMut(&TableId) -> Option<Overlay>,
+    ) -> BTreeMap<TableId, StoredTable> {
+        let tables = self.tables.iter();
+        let tables = tables.filter(|(_, table)| !table.sizes.is_empty());
+        let tables = tables.map(|(id, table)| {
+            let stored = StoredTable {
+                entries: entries(id).unwrap_or_default(),
+                sizes: table.sizes.of_namespaces(),
+            };
+            (id.clone(), stored)
+        });
+        tables.collect()
     }
 
     /// Removes whatever the store has of a task, to begin anew.
@@ -141,10 +195,15 @@ impl TaskView {
             store: Arc::clone(store),
             task,
             at: None,
+            begun: None,
             digest: Digest::default(),
             tables: BTreeMap::new(),
             unflushed: 0,
         })
+    }
+
+    pub(super) fn task(&self) -> TaskId {
+        self.task
     }
 
     /// The checkpoint it is at.
@@ -152,8 +211,26 @@ impl TaskView {
         self.at
     }
 
-    /// Applies everything that changed up to a checkpoint, durably. After an error the view has to be
-    /// loaded again. `go_on`: asked before each step.
+    /// Whether it is at a checkpoint or a later one, and nothing was begun since.
+    pub(super) fn has(&self, checkpoint: CheckpointId) -> bool {
+        self.begun.is_none() && self.at >= Some(checkpoint)
+    }
+
+    /// What leads from it to a checkpoint, of chunks that count; `None`: nothing does, or some of what is in it does
+    /// not count.
+    pub(super) fn since<'c>(
+        &self,
+        counted: &'c [ChunkRef],
+        to: CheckpointId,
+    ) -> Option<&'c [ChunkRef]> {
+        if let Some(begun) = self.begun {
+            chain(counted, self.at, begun).filter(|_| begun <= to)?;
+        }
+        chain(counted, self.at, to)
+    }
+
+    /// Applies everything that changed up to a checkpoint, durably. After an error of the store the view has to be
+    /// loaded again. `go_on`: asked before each step; where it ends a fold, the next one begins anew.
     pub(super) fn fold(
         &mut self,
         to: CheckpointId,
@@ -162,6 +239,7 @@ impl TaskView {
     ) -> Result<(), StateError> {
         for_each_step(changes, &mut |number, table, step| {
             go_on()?;
+            self.begun = Some(to);
             self.take_step(UnderWay { to, step: number }, table, step)?;
             Ok(ControlFlow::Continue(()))
         })?;
@@ -174,19 +252,22 @@ impl TaskView {
         table: &TableId,
         step: Step<'_>,
     ) -> Result<(), KvError> {
-        let known = self.tables.get(table).copied();
-        let id = known.unwrap_or_else(|| new_id(self.tables.len()));
-        if known.is_none() {
+        let is_new = !self.tables.contains_key(table);
+        if is_new {
+            let (id, sizes) = (new_id(self.tables.len()), ViewSizes::default());
             let catalog = catalog_key(self.task, table);
             self.digest.add(&catalog, &id.to_be_bytes());
+            self.tables.insert(table.clone(), ViewTable { id, sizes });
         }
-        let writes = step.prepare(&*self.store, self.task, id, &mut self.digest)?;
+        let known = self.tables.get_mut(table).expect("it has its number");
+        let id = known.id;
+        let (digest, sizes) = (&mut self.digest, &mut known.sizes);
+        let writes = step.prepare(&*self.store, self.task, id, digest, sizes)?;
         let at = self.at.expect("what is folded into was marked");
         self.put_marker(at, Some(under_way))?;
-        if known.is_none() {
+        if is_new {
             self.store
                 .put(&catalog_key(self.task, table), &id.to_be_bytes())?;
-            self.tables.insert(table.clone(), id);
         }
         step.write(&*self.store, self.task, id, &writes)?;
         self.wrote(writes.iter().map(Write::bytes).sum())
@@ -221,10 +302,14 @@ impl TaskView {
         key_groups: u16,
         wanted: &RangeInclusive<u16>,
     ) -> Result<Overlay, KvError> {
+        self.read_if(table, &|key| wanted.contains(&key_group(key, key_groups).0))
+    }
+
+    fn read_if(&self, table: &TableId, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Overlay, KvError> {
         let mut found = Overlay::default();
         let mut cut = Vec::new();
         self.for_each(table, &mut |namespace, key, first| {
-            if !wanted.contains(&key_group(key, key_groups).0) {
+            if !wanted(key) {
                 return;
             }
             match piece_count(read_length(first).unwrap_or(0)) {
@@ -233,7 +318,7 @@ impl TaskView {
             }
         })?;
         for (namespace, key) in cut {
-            let id = self.tables[table];
+            let id = self.tables[table].id;
             let value = read_value(&*self.store, self.task, id, namespace, &key)?;
             found.put(namespace, &key, &value.unwrap_or_default());
         }
@@ -243,7 +328,7 @@ impl TaskView {
     /// Visits the entries of a table.
     fn for_each(&self, table: &TableId, visit: VisitStored<'_>) -> Result<(), KvError> {
         let mut prefix = prefix(ENTRY, self.task);
-        prefix.extend_from_slice(&self.tables[table].to_be_bytes());
+        prefix.extend_from_slice(&self.tables[table].id.to_be_bytes());
         scan_prefix(&*self.store, &prefix, &mut |key, value| {
             if let Some((namespace, key)) = key[prefix.len()..].split_first_chunk::<8>() {
                 visit(i64::from_be_bytes(*namespace) ^ i64::MIN, key, value);
@@ -258,6 +343,7 @@ impl TaskView {
         self.put_marker(at, None)?;
         self.store.flush()?;
         self.at = Some(at);
+        self.begun = None;
         Ok(())
     }
 
@@ -274,7 +360,11 @@ impl TaskView {
 
     /// Writes one entry of a view that was begun anew.
     pub(super) fn set(&mut self, table: &TableId, change: Change<'_>) -> Result<(), KvError> {
-        let id = self.table(table)?;
+        let known = self.table(table)?;
+        let id = known.id;
+        if let Some(value) = change.value {
+            known.sizes.add(change.namespace, change.key, value.len());
+        }
         let mut writes = Vec::new();
         push_writes(&mut writes, self.task, id, change, 1);
         for write in writes {
@@ -285,15 +375,14 @@ impl TaskView {
         Ok(())
     }
 
-    /// The number of a table, which it gets when it is first written.
-    fn table(&mut self, table: &TableId) -> Result<u16, KvError> {
-        if let Some(id) = self.tables.get(table) {
-            return Ok(*id);
+    /// A table, which gets its number when it is first written.
+    fn table(&mut self, table: &TableId) -> Result<&mut ViewTable, KvError> {
+        if !self.tables.contains_key(table) {
+            let (id, sizes) = (new_id(self.tables.len()), ViewSizes::default());
+            self.put(&catalog_key(self.task, table), &id.to_be_bytes())?;
+            self.tables.insert(table.clone(), ViewTable { id, sizes });
         }
-        let id = new_id(self.tables.len());
-        self.put(&catalog_key(self.task, table), &id.to_be_bytes())?;
-        self.tables.insert(table.clone(), id);
-        Ok(id)
+        Ok(self.tables.get_mut(table).expect("it has its number"))
     }
 
     /// Writes what was not there.
@@ -365,7 +454,8 @@ fn new_id(tables: usize) -> u16 {
 struct Reading<'a> {
     ids: &'a BTreeMap<u16, TableId>,
     in_memory: InMemory<'a>,
-    tables: BTreeMap<TableId, StoredTable>,
+    tables: BTreeMap<TableId, Overlay>,
+    sizes: BTreeMap<u16, ViewSizes>,
     /// Entries of more than one piece, which are still to be read.
     cut: Vec<(u16, i64, Vec<u8>)>,
     bytes: u64,
@@ -380,13 +470,9 @@ impl Reading<'_> {
         let namespace = i64::from_be_bytes(*namespace) ^ i64::MIN;
         let length = read_length(value).filter(|length| *length <= LARGEST_STORED_VALUE)?;
         let table = self.ids.get(&id)?;
-        if !self.tables.contains_key(table) {
-            self.tables.insert(table.clone(), StoredTable::default());
-        }
-        let stored = self.tables.get_mut(table).expect("it was just put there");
+        let sizes = self.sizes.entry(id).or_default();
+        sizes.add(namespace, key, length);
         let bytes = as_u64(key.len() + length);
-        let size = stored.sizes.entry(namespace).or_default();
-        *size = (size.0 + bytes, size.1 + 1);
         match self.in_memory {
             InMemory::Nothing => return Some(()),
             InMemory::Tables {
@@ -400,8 +486,12 @@ impl Reading<'_> {
             }
             InMemory::Tables { .. } => {}
         }
+        if !self.tables.contains_key(table) {
+            self.tables.insert(table.clone(), Overlay::default());
+        }
+        let entries = self.tables.get_mut(table).expect("it was just put there");
         match piece_count(length) {
-            1 => stored.entries.put(namespace, key, &value[LENGTH..]),
+            1 => entries.put(namespace, key, &value[LENGTH..]),
             _ => self.cut.push((id, namespace, key.to_vec())),
         }
         Some(())

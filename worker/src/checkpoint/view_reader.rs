@@ -50,12 +50,18 @@ pub enum ViewError {
 }
 
 impl ViewSlot {
-    pub(super) fn store(&self) -> Option<Arc<dyn KvStore>> {
-        self.inner().store.clone()
-    }
-
-    pub(super) fn set(&self, store: Arc<dyn KvStore>) {
-        self.inner().store = Some(store);
+    /// Opened if it is not, by one at a time.
+    pub(super) fn store_or(
+        &self,
+        open: &dyn Fn() -> Result<Arc<dyn KvStore>, KvError>,
+    ) -> Result<Arc<dyn KvStore>, KvError> {
+        let mut inner = self.inner();
+        if let Some(store) = &inner.store {
+            return Ok(Arc::clone(store));
+        }
+        let store = open()?;
+        inner.store = Some(Arc::clone(&store));
+        Ok(store)
     }
 
     /// Nobody reads it any more.

@@ -17,6 +17,7 @@ use super::view_layout::{
     ENTRY, PIECE, cut, entry_key, namespace_prefix, piece_count, piece_key, piece_number,
     piece_prefix, read_length, stored_length,
 };
+use super::view_sizes::ViewSizes;
 use crate::keyed_state::overlay::Change;
 use crate::keyed_state::section::TableId;
 
@@ -92,17 +93,19 @@ fn step_length(changes: &[Change<'_>]) -> usize {
 }
 
 impl Step<'_> {
-    /// What it sets, one write after the other; `digest` becomes what it is when all of it is written.
+    /// What it sets, one write after the other; `digest` and `sizes` become what they are when all of it is written.
     pub(super) fn prepare(
         self,
         store: &dyn KvStore,
         task: TaskId,
         table: u16,
         digest: &mut Digest,
+        sizes: &mut ViewSizes,
     ) -> Result<Vec<Write>, KvError> {
         let mut writes = Vec::new();
         match self {
             Step::Clear(namespace) => {
+                sizes.clear(namespace);
                 for kind in [ENTRY, PIECE] {
                     let prefix = namespace_prefix(kind, task, table, namespace);
                     scan_prefix(store, &prefix, &mut |key, value| {
@@ -114,9 +117,16 @@ impl Step<'_> {
             Step::Set(changes) => {
                 for change in changes {
                     let entry = store.get(&entry_key(task, table, change.namespace, change.key))?;
-                    let length = entry.as_deref().and_then(read_length).unwrap_or(0);
+                    let length = entry.as_deref().and_then(read_length);
+                    if let Some(length) = length {
+                        sizes.remove(change.namespace, change.key, length);
+                    }
+                    if let Some(value) = change.value {
+                        sizes.add(change.namespace, change.key, value.len());
+                    }
                     let first = writes.len();
-                    push_writes(&mut writes, task, table, *change, piece_count(length));
+                    let pieces = piece_count(length.unwrap_or(0));
+                    push_writes(&mut writes, task, table, *change, pieces);
                     for (number, write) in writes[first..].iter().enumerate() {
                         let before = match number {
                             0 => entry.clone(),
