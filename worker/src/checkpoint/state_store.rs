@@ -122,7 +122,8 @@ pub struct JobStateStore {
     pub(super) building_view: Mutex<()>,
     /// Tasks that were let go of, and of which something is still on the disk.
     pub(super) unswept: Mutex<BTreeSet<TaskId>>,
-    /// Held by the one that removes it.
+    /// Held by the one that removes it, and by who makes a view of a successor: neither goes on with a task behind
+    /// the other's back.
     pub(super) sweeping: Mutex<()>,
     /// The last to be dropped: then the next store of this directory may open.
     _lock: DirectoryLock,
@@ -307,7 +308,8 @@ impl JobStateStore {
     ///
     /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
     /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. `unviewed`:
-    /// those that are in no view: building one takes long. Answers how far the view of each task is.
+    /// those that are in no view, unless one was made for a successor: building one takes long. Answers how far the
+    /// view of each task is.
     pub fn fold(
         &self,
         completed: CheckpointId,
@@ -336,7 +338,9 @@ impl JobStateStore {
                 }
                 written => written?,
             }
-            if unviewed.contains(&task) {
+            let folded = folding.tasks.entry(task).or_default();
+            let is_kept = folded.view.is_some() && self.is_successor(task);
+            if unviewed.contains(&task) && !is_kept {
                 passed_over.insert(task);
                 continue;
             }

@@ -137,7 +137,7 @@ impl JobStateStore {
         };
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
-        let _turn = lock(&self.writing_base);
+        let turn = lock(&self.writing_base);
         // First: what a generation that is over still does changes nothing of the task in the one that runs.
         self.log.restart(successor.task, generation, Some(at))?;
         // Those of a generation that is over are not awaited any more.
@@ -153,6 +153,9 @@ impl JobStateStore {
         self.await_after(successor, at);
         let of = successor.shares.iter().map(|share| share.of);
         self.keep_own_states(successor.task, of.zip(own_states));
+        drop(turn);
+        // If there is one it is of another life.
+        self.folding.take().tasks.remove(&successor.task);
         Ok(())
     }
 
@@ -165,6 +168,45 @@ impl JobStateStore {
     ) -> Result<(), StateError> {
         self.log.restart(successor.task, generation, Some(at))?;
         self.await_after(successor, at);
+        Ok(())
+    }
+
+    /// Whether a task can begin without reading all of its state.
+    pub fn has_view(&self, task: TaskId) -> bool {
+        let folding = self.folding.take();
+        let folded = folding.tasks.get(&task);
+        folded.is_some_and(|folded| folded.view.is_some())
+    }
+
+    /// Makes a view of a successor that does not fit into memory. From now on folds bring it along, so its task begins
+    /// at once, however large it is, and reads what it needs. Blocks.
+    pub fn view_successor(&self, successor: &Successor) -> Result<(), StateError> {
+        let viewed = self.try_view_successor(successor);
+        if let Err(StateError::View(error)) = viewed {
+            self.folding.take().forget_views();
+            return self.give_up_view(error);
+        }
+        viewed
+    }
+
+    fn try_view_successor(&self, successor: &Successor) -> Result<(), StateError> {
+        let task = successor.task;
+        let gone = || StateError::InUse {
+            directory: self.directory.join(task.to_string()),
+        };
+        let go_on = || match self.awaits(successor) {
+            true => Ok(()),
+            false => Err(StateError::CutShort),
+        };
+        // Other tasks are folded meanwhile, and a generation may begin.
+        let making = lock(&self.sweeping);
+        let base = self.base_of(task).ok_or_else(gone)?;
+        let store = self.view()?;
+        let view = self.build_view(&store, task, &base, &go_on)?;
+        drop(making);
+        let mut folding = self.folding.take();
+        go_on()?;
+        folding.tasks.entry(task).or_default().view = Some(view);
         Ok(())
     }
 
@@ -348,6 +390,11 @@ impl JobStateStore {
         let awaited = lock(&self.awaited);
         let mut of_task = awaited.iter().filter(|((of, _), _)| *of == task);
         of_task.any(|(_, after)| chunk.checkpoint > *after)
+    }
+
+    /// Whether it is to take the place of others, and does not yet.
+    pub(super) fn is_successor(&self, task: TaskId) -> bool {
+        lock(&self.awaited).keys().any(|(_, of)| *of == task)
     }
 
     fn awaits(&self, successor: &Successor) -> bool {

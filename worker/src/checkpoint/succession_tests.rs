@@ -10,6 +10,7 @@ use common::plan::redistribution::Share;
 use proptest::prelude::*;
 
 use super::state_error::StateError;
+use super::state_store::RestoredTask;
 use super::state_store_tests::{Job, Map, OPTIONS, contents, task};
 use super::succession::{Advance, OwnTables, Successor};
 use crate::keyed_state::section::TableId;
@@ -114,6 +115,27 @@ impl Division {
         }
     }
 
+    /// There is no memory for those that have begun.
+    fn view(&self) {
+        let begun = self.successors.iter().filter(|(_, held)| held.is_some());
+        for (successor, _) in begun {
+            let store = self.job.store.as_ref().unwrap();
+            if !store.has_view(successor.task) {
+                store.view_successor(successor).unwrap();
+            }
+        }
+    }
+
+    /// As a worker does that runs those before and not yet those after them.
+    fn fold(&self) {
+        let successors = self.successors.iter().map(|(of, _)| of.task).collect();
+        if let Some(completed) = self.job.completed {
+            let (store, history) = (self.job.store.as_ref().unwrap(), self.job.history());
+            let folded = store.fold(completed, &BTreeSet::new(), &successors, &history);
+            folded.unwrap();
+        }
+    }
+
     fn advance(&mut self, to: CheckpointId) {
         let history = self.job.history();
         let store = self.job.store.as_ref().unwrap();
@@ -169,6 +191,14 @@ impl Division {
         expected
     }
 
+    /// What it begins with at the completed checkpoint. `spilling`: operators whose state need not be in memory.
+    fn restore(&self, successor: &Successor, spilling: &BTreeSet<String>) -> RestoredTask {
+        let (at, history) = (self.job.completed, self.job.history());
+        let store = self.job.store.as_ref().unwrap();
+        let restored = store.restore(self.job.generation, successor.task, at, &history, spilling);
+        restored.unwrap()
+    }
+
     fn check(&mut self) {
         self.begin();
         let last = self.job.persist();
@@ -186,14 +216,7 @@ impl Division {
                 self.job.store().keep_only(&kept);
             }
             for (successor, _) in &self.successors {
-                let restored = self.job.store().restore(
-                    self.job.generation,
-                    successor.task,
-                    Some(last),
-                    &history,
-                    &BTreeSet::new(),
-                );
-                let found = contents(&restored.unwrap().tables);
+                let found = contents(&self.restore(successor, &BTreeSet::new()).tables);
                 assert_eq!(found, self.expected(successor, after), "{successor:?}");
             }
             let fold = self
@@ -216,6 +239,7 @@ enum Step {
     Fail,
     Fold,
     Begin,
+    View,
     Restart,
 }
 
@@ -229,6 +253,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Fail),
         2 => Just(Step::Fold),
         1 => Just(Step::Begin),
+        1 => Just(Step::View),
         1 => Just(Step::Restart),
     ]
 }
@@ -261,8 +286,9 @@ proptest! {
                     let checkpoint = division.job.persist();
                     division.advance(checkpoint);
                 }
-                Step::Fold => division.job.fold().unwrap(),
+                Step::Fold => division.fold(),
                 Step::Begin => division.begin(),
+                Step::View => division.view(),
                 Step::Restart => division.restart(),
             }
         }
@@ -387,4 +413,41 @@ fn what_predecessors_have_no_more_of_their_own_a_successor_has_not() {
             .keys()
             .all(|(table, ..)| *table != OWN)
     );
+}
+
+/// Its view was built while the job waited, all of it.
+#[test]
+fn a_successor_that_is_too_large_for_memory_begins_with_a_view_and_reads_nothing_of_it() {
+    let mut division = Division::new(1, 2);
+    for key in 0..200 {
+        division.put(0, 0, key, 1);
+    }
+    division.job.checkpoint();
+    division.begin();
+    division.view();
+    for value in 0..40 {
+        division.put(0, 0, value, 3);
+        let checkpoint = division.job.persist();
+        division.advance(checkpoint);
+        division.job.complete(checkpoint);
+        division.fold();
+    }
+    let kept: BTreeSet<TaskId> = division.successors.iter().map(|(of, _)| of.task).collect();
+    division.job.store().await_no_successors();
+    division.job.store().keep_only(&kept);
+    for (successor, _) in &division.successors {
+        let spilling = (0..3).map(|number| format!("operator {number}"));
+        let restored = division.restore(successor, &spilling.collect());
+        assert!(!restored.is_whole(), "it was read");
+        let expected = division.expected(successor, 2);
+        for (id, table) in &restored.tables {
+            let number = id.operator.as_bytes().last().unwrap() - b'0';
+            let of_table = expected.iter().filter(|((of, ..), _)| *of == number);
+            let bytes = of_table.map(|((_, _, key), value)| key.len() + value.len());
+            let (bytes, entries) = (bytes.clone().sum::<usize>(), bytes.count());
+            assert_eq!(table.size(), (bytes as u64, entries as u64), "{id:?}");
+        }
+        let whole = division.restore(successor, &BTreeSet::new());
+        assert_eq!(contents(&whole.tables), expected);
+    }
 }

@@ -11,6 +11,7 @@ use super::copies::Copies;
 use super::successors::{Event, Prepared, Step};
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::succession::{Advance, Successor};
+use crate::job::assembly;
 use crate::job::assignment::successors_here;
 use crate::source;
 use crate::task::task_state;
@@ -96,7 +97,7 @@ impl Copies {
         }
     }
 
-    /// Makes all of a successor at a completed checkpoint, on the disk and, if there is room, in memory.
+    /// Makes all of a successor at a completed checkpoint.
     fn begin(&self, successor: &Successor, at: CheckpointId) -> Reached {
         let (generation, history) = (self.deployment.generation, self.history());
         let begun = self
@@ -104,9 +105,7 @@ impl Copies {
             .begin_successor(generation, successor, at, &history);
         let mut reached = Reached::default();
         reached.settle(successor.task, begun.map(|()| at), None);
-        if reached.errors.is_empty() {
-            self.heat_successor(successor.task);
-        }
+        self.make_ready(successor, &mut reached);
         reached
     }
 
@@ -116,9 +115,7 @@ impl Copies {
         let gone_on = self.store.go_on_with_successor(generation, successor, at);
         let mut reached = Reached::default();
         reached.settle(successor.task, gone_on.map(|()| at), None);
-        if reached.errors.is_empty() {
-            self.heat_successor(successor.task);
-        }
+        self.make_ready(successor, &mut reached);
         reached
     }
 
@@ -155,13 +152,29 @@ impl Copies {
         for (successor, from, to) in advancing {
             let held = self.catch_up(successor.task, from).map(|()| to);
             reached.settle(successor.task, held, Some(from));
+            self.view_if_cold(successor, &mut reached);
         }
         reached
     }
 
-    fn heat_successor(&self, task: TaskId) {
-        if !self.is_hot(task) {
-            self.warm_up(task);
+    /// Brings a successor's tables into memory if there is room, and else into a view: either way its task begins at once.
+    fn make_ready(&self, successor: &Successor, reached: &mut Reached) {
+        if reached.errors.is_empty() {
+            if !self.is_hot(successor.task) {
+                self.warm_up(successor.task);
+            }
+            self.view_if_cold(successor, reached);
+        }
+    }
+
+    /// Without it everything is as safe, and the job waits for longer.
+    fn view_if_cold(&self, successor: &Successor, reached: &mut Reached) {
+        let task = successor.task;
+        let stage = self.deployment.stage_of(task);
+        let is_ready = self.is_hot(task) || self.store.has_view(task);
+        if !is_ready && !assembly::spilling(stage, &self.custom).is_empty() {
+            let viewed = self.store.view_successor(successor);
+            reached.errors.extend(viewed.err());
         }
     }
 }
