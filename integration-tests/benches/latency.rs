@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, percentile};
+use integration_tests::measure::{Stopwatch, machine, percentile, runtime};
 use serde_json::{Value, json};
 
 const PER_REQUEST: u64 = 100;
@@ -31,10 +31,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     for isolation in ["read_uncommitted", "read_committed"] {
         let cluster = Cluster::start(1)?;
         runtime.block_on(measure(&cluster, isolation, options.seconds))?;

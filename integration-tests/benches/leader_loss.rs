@@ -16,7 +16,7 @@ use clap::Parser;
 use common::client::{Client, ClientError};
 use common::error::ErrorCode;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, percentile};
+use integration_tests::measure::{Stopwatch, machine, percentile, runtime};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -58,10 +58,7 @@ struct Gaps {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     runtime.block_on(measure(&options))
 }
 

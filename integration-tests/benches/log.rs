@@ -27,7 +27,7 @@ use common::time::{Span, Timestamp};
 use common::transport::client::Transport;
 use integration_tests::cluster::Cluster;
 use integration_tests::load::{RECORD_BYTES, RECORDS_AT_ONCE, check_stored, saturate};
-use integration_tests::measure::{Stopwatch, machine};
+use integration_tests::measure::{Stopwatch, machine, runtime};
 use integration_tests::process::Process;
 use serde_json::Value;
 use worker::log::partition_log::PartitionLog;
@@ -60,10 +60,7 @@ fn main() -> Result<()> {
     }
     println!("{}", machine());
     append()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let cluster = Cluster::start(1)?;
     let client = cluster.client()?;
     runtime.block_on(produce(&client, options.millions * 1_000_000))?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes};
+use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes, runtime};
 use integration_tests::steady_job::{INTERVAL, LOOK, check, ends, fill, load, look};
 use serde_json::Value;
 
@@ -56,10 +56,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     for memory in ["2GiB", "128MiB"] {
         let losses = Losses {
             kills: options.kills,

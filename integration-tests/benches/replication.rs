@@ -16,7 +16,7 @@ use common::client::Client;
 use integration_tests::cluster::Cluster;
 use integration_tests::load::{RECORDS_AT_ONCE, check_stored, records, saturate};
 use integration_tests::measure::{
-    Stopwatch, bytes_over_loopback, bytes_written, machine, percentile,
+    Stopwatch, bytes_over_loopback, bytes_written, machine, percentile, runtime,
 };
 use serde_json::{Value, json};
 
@@ -40,10 +40,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let mut cluster = Cluster::start(3)?;
     runtime.block_on(measure(&mut cluster, &options))
 }

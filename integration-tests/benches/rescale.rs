@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use common::client::Client;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, mebibytes};
+use integration_tests::measure::{Stopwatch, machine, mebibytes, runtime};
 use integration_tests::steady_job::{INTERVAL, LOOK, check, ends, fill, load, look};
 use serde_json::{Value, json};
 
@@ -41,10 +41,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     runtime.block_on(measure(&options))
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes};
+use integration_tests::measure::{Stopwatch, machine, mebibytes, resident_bytes, runtime};
 use integration_tests::overload::producer::{Offer, RECORD_BYTES, produce};
 use integration_tests::overload::{Work, check, deploy, finish, lag, standing, until_drained};
 
@@ -56,10 +56,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let mut cluster = Cluster::start_with(1, &["--memory", &options.memory])?;
     runtime.block_on(measure(&options, &mut cluster))
 }

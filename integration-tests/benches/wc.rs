@@ -19,7 +19,7 @@ use datafusion::arrow::array::{AsArray, Int64Array};
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use datafusion::prelude::{JsonReadOptions, SessionConfig, SessionContext};
 use integration_tests::cluster::Cluster;
-use integration_tests::measure::{Stopwatch, machine, millions_per_second};
+use integration_tests::measure::{Stopwatch, machine, millions_per_second, runtime};
 use integration_tests::topics::all_values;
 use serde_json::{Value, json};
 
@@ -53,10 +53,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     println!("{}", machine());
     let data = Data::make(options.bids)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let cluster = Cluster::start(1)?;
     let client = cluster.client()?;
     let loading = Stopwatch::start();

@@ -1,6 +1,9 @@
 //! What benchmarks share: how a number is said, and on what machine it was measured.
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
 
 /// Started when it is made.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +21,14 @@ impl Stopwatch {
     pub fn elapsed(self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// What a benchmark runs on, beside what it measures: as many threads as the smallest machine has cores.
+pub fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
 }
 
 /// The machine, in a line.
