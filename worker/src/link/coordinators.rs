@@ -27,6 +27,9 @@ struct Known {
     configured: Vec<String>,
     /// As the leader told them.
     learned: Vec<String>,
+    /// Has not answered for some time. It is passed over as long as others answer, if only that nobody leads: who asks
+    /// it again waits again.
+    hanging: Option<String>,
 }
 
 impl Coordinators {
@@ -38,6 +41,7 @@ impl Coordinators {
             known: Arc::new(Mutex::new(Known {
                 configured,
                 learned: Vec::new(),
+                hanging: None,
             })),
             current: watch::Sender::new(current),
         }
@@ -69,22 +73,25 @@ impl Coordinators {
     pub fn learn(&self, coordinators: Vec<String>) {
         if let Some(leader) = coordinators.first() {
             self.ask_from_now_on(leader);
+            self.has_answered(leader);
         }
         self.known().learned = coordinators;
     }
 
     /// This one did not do. Somebody else may have gone on to the next one already.
     pub fn pass_over(&self, failed: &str) {
-        let all = self.known().all();
-        let at = all.iter().position(|address| *address == failed);
-        let next = &all[at.map_or(0, |at| (at + 1) % all.len())];
+        let next = self.known().after(failed);
         self.current.send_if_modified(|current| {
             let passes = *current == failed && next != failed;
             if passes {
-                current.clone_from(next);
+                current.clone_from(&next);
             }
             passes
         });
+    }
+
+    fn has_answered(&self, address: &str) {
+        self.known().hanging.take_if(|hanging| hanging == address);
     }
 
     fn ask_from_now_on(&self, address: &str) {
@@ -109,12 +116,19 @@ impl Coordinators {
         loop {
             let address = self.current();
             let error = match transport.call(&address, request, deadline).await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    self.has_answered(&address);
+                    return Ok(reply);
+                }
                 Err(error) => error,
             };
             left -= 1;
             if is_answer(&error) {
                 return Err(error);
+            }
+            if !matches!(error, CallError::Problem(_)) {
+                // Where this one is not there either, the one that hung may be back.
+                self.known().hanging = None;
             }
             self.pass_over(&address);
             // Who did not answer in time has used up what the caller has.
@@ -137,6 +151,7 @@ impl Coordinators {
         let asked = self.current();
         let others = async {
             tokio::time::sleep(doubt_after.as_duration()).await;
+            self.known().hanging = Some(asked.clone());
             self.pass_over(&asked);
             loop {
                 match self.call(transport, request, deadline).await {
@@ -163,6 +178,21 @@ impl Coordinators {
 }
 
 impl Known {
+    /// The one to ask when another one has failed; the same if there is no other.
+    fn after(&self, failed: &str) -> String {
+        let all = self.all();
+        let at = all.iter().position(|address| address == failed);
+        let first = at.map_or(0, |at| at + 1);
+        let in_turn = all.iter().cycle().skip(first).take(all.len());
+        let others = in_turn.filter(|address| *address != failed);
+        let answers = |address: &&String| self.hanging.as_ref() != Some(*address);
+        let next = others
+            .clone()
+            .find(answers)
+            .or_else(|| others.clone().next());
+        next.map_or(failed, String::as_str).to_owned()
+    }
+
     fn all(&self) -> Vec<String> {
         let mut all = self.configured.clone();
         let new = self
@@ -190,7 +220,9 @@ fn is_answer(error: &CallError) -> bool {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use common::error::Problem;
     use common::ids::{ClusterId, ControlEpoch, MetadataVersion, NodeId, WorkerEpoch};
     use common::protocol::node::{Heartbeat, HeartbeatReply, NodeLoad};
     use common::transport::server::{self, HttpServer};
@@ -230,24 +262,57 @@ mod tests {
         assert_eq!(coordinators.current(), "c");
     }
 
-    /// It took a heartbeat's whole deadline, and the group had long had another leader.
     #[test]
-    fn a_coordinator_that_hangs_is_not_waited_for_where_another_answers() {
-        // Connections are taken by the kernel, and nobody reads.
-        let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn one_that_hangs_is_passed_over_until_it_answers_or_another_one_is_not_there() {
+        let coordinators = Coordinators::new(list(&["a", "b", "c"]));
+        coordinators.known().hanging = Some("a".to_owned());
+        coordinators.pass_over("a");
+        for other in ["b", "c", "b"] {
+            assert_eq!(coordinators.current(), other);
+            coordinators.pass_over(other);
+        }
+        coordinators.has_answered("b");
+        coordinators.pass_over("c");
+        assert_eq!(coordinators.current(), "b");
+        coordinators.has_answered("a");
+        coordinators.pass_over("b");
+        coordinators.pass_over("c");
+        assert_eq!(coordinators.current(), "a");
+        let pair = Coordinators::new(list(&["a", "b"]));
+        pair.known().hanging = Some("a".to_owned());
+        pair.pass_over("a");
+        pair.pass_over("b");
+        assert_eq!(pair.current(), "a", "there is no other");
+    }
+
+    /// Answers a heartbeat with this version once so many have been told that nobody leads.
+    fn coordinator(version: u64, electing: usize) -> HttpServer {
         let port = "127.0.0.1:0".parse().unwrap();
-        let answers = HttpServer::start("test", port, 1, Span::from_secs(20), |config| {
-            server::register(config, |_: Heartbeat| async {
-                Ok(HeartbeatReply {
+        let asked = Arc::new(AtomicUsize::new(0));
+        HttpServer::start("test", port, 1, Span::from_secs(20), move |config| {
+            let asked = asked.clone();
+            server::register(config, move |_: Heartbeat| {
+                let leads = asked.fetch_add(1, Ordering::SeqCst) >= electing;
+                let reply = HeartbeatReply {
                     control_epoch: ControlEpoch(1),
-                    metadata_version: MetadataVersion(7),
-                })
+                    metadata_version: MetadataVersion(version),
+                };
+                let nobody = || Problem::new(ErrorCode::CoordinatorUnavailable, "nobody leads");
+                let answer = leads.then_some(reply).ok_or_else(nobody);
+                async { answer }
             });
         })
-        .unwrap();
-        let addresses = [hangs.local_addr().unwrap(), answers.address()];
-        let addresses = addresses.map(|address| format!("http://{address}"));
-        let coordinators = Coordinators::new(addresses.to_vec());
+        .unwrap()
+    }
+
+    /// Sends a heartbeat, of which the first coordinator takes the connection and no more.
+    fn ask_beside_one_that_hangs(others: &[HttpServer]) -> (Vec<String>, Coordinators, u64) {
+        // Connections are taken by the kernel, and nobody reads.
+        let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let others = others.iter().map(HttpServer::address);
+        let all = std::iter::once(hangs.local_addr().unwrap()).chain(others);
+        let addresses: Vec<String> = all.map(|address| format!("http://{address}")).collect();
+        let coordinators = Coordinators::new(addresses.clone());
         let heartbeat = Heartbeat {
             cluster: ClusterId(Uuid::from_u128(1)),
             worker: NodeId(1),
@@ -263,16 +328,29 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
-        let call = coordinators.call_doubting(
-            &transport,
-            &heartbeat,
-            Span::from_secs(60),
-            Span::from_millis(1),
-        );
+        let (deadline, doubt_after) = (Span::from_secs(60), Span::from_millis(1));
+        let call = coordinators.call_doubting(&transport, &heartbeat, deadline, doubt_after);
         let answer = runtime.block_on(call).unwrap();
-        assert_eq!(answer.metadata_version, MetadataVersion(7));
+        (addresses, coordinators, answer.metadata_version.0)
+    }
+
+    /// It took a heartbeat's whole deadline, and the group had long had another leader.
+    #[test]
+    fn a_coordinator_that_hangs_is_not_waited_for_where_another_answers() {
+        let answers = [coordinator(7, 0)];
+        let (addresses, coordinators, version) = ask_beside_one_that_hangs(&answers);
+        assert_eq!(version, 7);
         // Others wait for what this one says, too.
         assert_eq!(coordinators.current(), addresses[1]);
-        answers.stop();
+        answers.into_iter().for_each(HttpServer::stop);
+    }
+
+    /// After those that knew of no leader it was the turn of the one that hung, for the whole deadline again.
+    #[test]
+    fn a_coordinator_that_hangs_is_not_asked_again_while_the_others_are_electing() {
+        let elect = [coordinator(7, 3), coordinator(8, 2)];
+        let (_, _, version) = ask_beside_one_that_hangs(&elect);
+        assert_eq!(version, 8);
+        elect.into_iter().for_each(HttpServer::stop);
     }
 }
