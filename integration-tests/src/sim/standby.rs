@@ -436,6 +436,7 @@ impl Standby {
 
     fn copies(&self, image: &MetadataImage) -> Copies {
         Copies {
+            me: self.me.0,
             deployment: self.deployment.clone(),
             facts: image.jobs.get(&self.deployment.job).cloned(),
             store: self.store.clone(),

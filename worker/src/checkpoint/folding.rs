@@ -282,6 +282,11 @@ impl FoldingTurn {
 }
 
 impl Folding {
+    pub(super) fn has_view(&self, task: TaskId) -> bool {
+        let folded = self.tasks.get(&task);
+        folded.is_some_and(|folded| folded.view.is_some())
+    }
+
     pub(super) fn forget_views(&mut self) {
         for folded in self.tasks.values_mut() {
             folded.view = None;

@@ -118,6 +118,8 @@ pub struct JobStateStore {
     pub(super) awaited: Mutex<BTreeMap<(TaskId, TaskId), CheckpointId>>,
     /// Predecessor and successor → what the former had of its own where the latter is.
     pub(super) own_states: Mutex<BTreeMap<(TaskId, TaskId), OwnState>>,
+    /// Views that were made of successors. Who makes one does not wait for a fold: the next one takes it from here.
+    pub(super) successor_views: Mutex<BTreeMap<TaskId, Option<TaskView>>>,
     /// Held by who makes a view: of the same task one at a time.
     pub(super) building_view: Mutex<()>,
     /// Tasks that were let go of, and of which something is still on the disk.
@@ -227,6 +229,7 @@ impl JobStateStore {
             lent: Mutex::default(),
             awaited: Mutex::default(),
             own_states: Mutex::default(),
+            successor_views: Mutex::default(),
             building_view: Mutex::default(),
             unswept: Mutex::default(),
             sweeping: Mutex::default(),
@@ -275,6 +278,7 @@ impl JobStateStore {
         spilling: &BTreeSet<String>,
     ) -> Result<RestoredTask, StateError> {
         let mut folding = self.folding.take_urgently();
+        self.take_views(&mut folding);
         lock(&self.unpersisted).retain(|chunk| chunk.task != task);
         let restored = match at {
             Some(at) => self.read(&mut folding, task, at, history, spilling)?,
@@ -318,6 +322,7 @@ impl JobStateStore {
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
+        self.take_views(&mut folding);
         let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeSet::new());
         let mut passed_over = BTreeSet::new();
         for task in self.log.tasks() {
@@ -338,8 +343,7 @@ impl JobStateStore {
                 }
                 written => written?,
             }
-            let folded = folding.tasks.entry(task).or_default();
-            let is_kept = folded.view.is_some() && self.is_successor(task);
+            let is_kept = self.has_view(task) && folding.has_view(task);
             if unviewed.contains(&task) && !is_kept {
                 passed_over.insert(task);
                 continue;
@@ -347,10 +351,7 @@ impl JobStateStore {
             let at_once = at_once.contains(&task);
             match self.fold_into_view(&mut folding, task, to, at_once, &counted) {
                 Ok(()) => {}
-                Err(StateError::View(error)) => {
-                    folding.forget_views();
-                    self.give_up_view(error)?;
-                }
+                Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
                 Err(error) => return Err(error),
             }
         }
@@ -394,8 +395,7 @@ impl JobStateStore {
             Ok(Some(restored)) => return Ok(restored),
             Ok(None) => {}
             Err(StateError::View(error) | StateError::Reading(ViewError::Store(error))) => {
-                folding.forget_views();
-                self.give_up_view(error)?;
+                self.give_up_view(folding, error)?;
             }
             Err(error) => return Err(error),
         }
@@ -518,7 +518,9 @@ impl JobStateStore {
     }
 
     /// The view failed: it is closed, and thrown away if it is damaged. The truth is elsewhere.
-    pub(super) fn give_up_view(&self, error: KvError) -> Result<(), StateError> {
+    fn give_up_view(&self, folding: &mut Folding, error: KvError) -> Result<(), StateError> {
+        folding.forget_views();
+        lock(&self.successor_views).clear();
         self.open_view.give_up();
         match error {
             KvError::SyncFailed { .. } => Err(error.into()),

@@ -17,7 +17,7 @@ use common::plan::redistribution::Share;
 use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, chain};
-use super::folding::since;
+use super::folding::{Folding, since};
 use super::state_error::StateError;
 use super::state_store::{History, JobStateStore, lock};
 use super::view::TaskView;
@@ -137,9 +137,11 @@ impl JobStateStore {
         };
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
-        let turn = lock(&self.writing_base);
+        let _turn = lock(&self.writing_base);
         // First: what a generation that is over still does changes nothing of the task in the one that runs.
         self.log.restart(successor.task, generation, Some(at))?;
+        // If there is one it is of another life.
+        lock(&self.successor_views).remove(&successor.task);
         // Those of a generation that is over are not awaited any more.
         let go_on = || match self.awaits(successor) {
             true => Ok(()),
@@ -153,9 +155,6 @@ impl JobStateStore {
         self.await_after(successor, at);
         let of = successor.shares.iter().map(|share| share.of);
         self.keep_own_states(successor.task, of.zip(own_states));
-        drop(turn);
-        // If there is one it is of another life.
-        self.folding.take().tasks.remove(&successor.task);
         Ok(())
     }
 
@@ -171,25 +170,14 @@ impl JobStateStore {
         Ok(())
     }
 
-    /// Whether a task can begin without reading all of its state.
-    pub fn has_view(&self, task: TaskId) -> bool {
-        let folding = self.folding.take();
-        let folded = folding.tasks.get(&task);
-        folded.is_some_and(|folded| folded.view.is_some())
+    /// Whether a view was made of a successor, and is still good.
+    pub fn has_view(&self, successor: TaskId) -> bool {
+        lock(&self.successor_views).contains_key(&successor)
     }
 
     /// Makes a view of a successor that does not fit into memory. From now on folds bring it along, so its task begins
-    /// at once, however large it is, and reads what it needs. Blocks.
+    /// at once, however large it is, and reads what it needs. Blocks, and waits for no fold.
     pub fn view_successor(&self, successor: &Successor) -> Result<(), StateError> {
-        let viewed = self.try_view_successor(successor);
-        if let Err(StateError::View(error)) = viewed {
-            self.folding.take().forget_views();
-            return self.give_up_view(error);
-        }
-        viewed
-    }
-
-    fn try_view_successor(&self, successor: &Successor) -> Result<(), StateError> {
         let task = successor.task;
         let gone = || StateError::InUse {
             directory: self.directory.join(task.to_string()),
@@ -198,16 +186,22 @@ impl JobStateStore {
             true => Ok(()),
             false => Err(StateError::CutShort),
         };
-        // Other tasks are folded meanwhile, and a generation may begin.
-        let making = lock(&self.sweeping);
+        // A generation that begins meanwhile may let go of the task.
+        let _turn = lock(&self.sweeping);
         let base = self.base_of(task).ok_or_else(gone)?;
-        let store = self.view()?;
-        let view = self.build_view(&store, task, &base, &go_on)?;
-        drop(making);
-        let mut folding = self.folding.take();
+        let view = self.build_view(&self.view()?, task, &base, &go_on)?;
         go_on()?;
-        folding.tasks.entry(task).or_default().view = Some(view);
+        lock(&self.successor_views).insert(task, Some(view));
         Ok(())
+    }
+
+    /// The views of successors are folded into from now on.
+    pub(super) fn take_views(&self, folding: &mut Folding) {
+        for (task, view) in lock(&self.successor_views).iter_mut() {
+            if let Some(view) = view.take() {
+                folding.tasks.entry(*task).or_default().view = Some(view);
+            }
+        }
     }
 
     /// What a successor gets of what its predecessors have sealed from one checkpoint to another, of which all is
@@ -358,6 +352,8 @@ impl JobStateStore {
     /// Lets go of everything that is kept of other tasks: `sweep` removes it.
     pub fn keep_only(&self, tasks: &BTreeSet<TaskId>) {
         let mut folding = self.folding.take_urgently();
+        self.take_views(&mut folding);
+        lock(&self.successor_views).clear();
         let mut bases = lock(&self.bases);
         let known = bases.keys().copied().chain(self.log.tasks());
         let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
@@ -390,11 +386,6 @@ impl JobStateStore {
         let awaited = lock(&self.awaited);
         let mut of_task = awaited.iter().filter(|((of, _), _)| *of == task);
         of_task.any(|(_, after)| chunk.checkpoint > *after)
-    }
-
-    /// Whether it is to take the place of others, and does not yet.
-    pub(super) fn is_successor(&self, task: TaskId) -> bool {
-        lock(&self.awaited).keys().any(|(_, of)| *of == task)
     }
 
     fn awaits(&self, successor: &Successor) -> bool {

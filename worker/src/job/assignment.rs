@@ -107,6 +107,13 @@ pub fn successors_here(deployment: &Deployment, me: NodeId) -> BTreeSet<TaskId> 
         .collect()
 }
 
+/// Whether a task of the next division is to run on a worker.
+pub fn is_to_run_here(deployment: &Deployment, me: NodeId, task: TaskId) -> bool {
+    let tasks = deployment.next.iter().flat_map(|next| &next.tasks);
+    let mut here = tasks.filter(|assignment| assignment.worker == me);
+    here.any(|assignment| assignment.task == task)
+}
+
 #[cfg(test)]
 mod tests {
     use common::ids::{JobName, MetadataVersion, StageId};

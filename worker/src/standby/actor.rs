@@ -163,6 +163,7 @@ impl StandbyActor {
     pub(super) fn copies(&self) -> Copies {
         let image = self.services.image.borrow();
         Copies {
+            me: self.services.session.worker,
             deployment: self.deployment.clone(),
             facts: image.jobs.get(&self.deployment.job).cloned(),
             store: self.store.clone(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use common::ids::{CheckpointId, Generation, TaskId};
+use common::ids::{CheckpointId, Generation, NodeId, TaskId};
 use common::protocol::metadata::JobImage;
 use common::protocol::standby::{PieceOf, StatePiece};
 use common::protocol::task::Deployment;
@@ -21,6 +21,8 @@ use crate::task::memory::StateMemory;
 /// As of one moment; all calls block.
 #[derive(Debug)]
 pub struct Copies {
+    /// This worker.
+    pub me: NodeId,
     pub deployment: Arc<Deployment>,
     pub facts: Option<JobImage>,
     pub store: Arc<JobStateStore>,

@@ -12,7 +12,7 @@ use super::successors::{Event, Prepared, Step};
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::succession::{Advance, Successor};
 use crate::job::assembly;
-use crate::job::assignment::successors_here;
+use crate::job::assignment::{is_to_run_here, successors_here};
 use crate::source;
 use crate::task::task_state;
 
@@ -167,12 +167,13 @@ impl Copies {
         }
     }
 
-    /// Without it everything is as safe, and the job waits for longer.
+    /// Where it is to run. Without it everything is as safe, and the job waits for longer.
     fn view_if_cold(&self, successor: &Successor, reached: &mut Reached) {
         let task = successor.task;
-        let stage = self.deployment.stage_of(task);
+        let spills =
+            || !assembly::spilling(self.deployment.stage_of(task), &self.custom).is_empty();
         let is_ready = self.is_hot(task) || self.store.has_view(task);
-        if !is_ready && !assembly::spilling(stage, &self.custom).is_empty() {
+        if !is_ready && is_to_run_here(&self.deployment, self.me, task) && spills() {
             let viewed = self.store.view_successor(successor);
             reached.errors.extend(viewed.err());
         }

@@ -25,6 +25,7 @@ use crate::job::assembly::Left;
 use crate::task::memory::StateMemory;
 
 const OWNER: NodeId = NodeId(1);
+const STANDBY: NodeId = NodeId(2);
 const TASKS: usize = 2;
 
 /// A job of two tasks, and one standby for both.
@@ -116,6 +117,7 @@ impl Pair {
             deleted: false,
         };
         Copies {
+            me: STANDBY,
             deployment: Arc::new(deployment),
             facts: Some(facts),
             store: Arc::clone(self.copy()),
