@@ -294,6 +294,7 @@ impl Standby {
 
     /// The generation is over here.
     pub fn leave(mut self) -> Left {
+        self.store.await_no_successors();
         if let Some(copies) = self.finding.take() {
             self.find(&copies);
         }

@@ -451,3 +451,18 @@ fn a_successor_that_is_too_large_for_memory_begins_with_a_view_and_reads_nothing
         assert_eq!(contents(&whole.tables), expected);
     }
 }
+
+/// It was made to its end, for minutes, and a deleted job's directory could not be removed meanwhile.
+#[test]
+fn a_view_of_a_successor_that_nobody_waits_for_any_more_is_cut_short() {
+    let mut division = Division::new(1, 1);
+    division.put(0, 0, 1, 1);
+    division.job.checkpoint();
+    division.begin();
+    let (successor, _) = &division.successors[0];
+    let store = division.job.store.as_ref().unwrap();
+    store.await_no_successors();
+    let viewed = store.view_successor(successor);
+    assert!(matches!(viewed, Err(StateError::CutShort)), "{viewed:?}");
+    assert!(!store.has_view(successor.task));
+}

@@ -346,6 +346,8 @@ impl Handler<StopStandby> for StandbyActor {
         context: &mut Context<Self>,
     ) -> Self::Result {
         self.cold.retain(|task| next.contains(task));
+        // Who works on one lets go of the store, which may be wanted by nobody else: the job may have been deleted.
+        self.store.await_no_successors();
         let (ended, wait) = oneshot::channel();
         self.ending = Some((next, ended));
         self.warm_up(context);
