@@ -168,7 +168,7 @@ impl JobStateStore {
         self.bring_view(&store, folded, task, to, counted)
     }
 
-    /// Brings the view of a task to a checkpoint; after an error it has to be read back.
+    /// Brings the view of a task to a checkpoint; after an error other than `CutShort` it has to be read back.
     pub(super) fn bring_view(
         &self,
         store: &Arc<dyn KvStore>,
@@ -272,7 +272,7 @@ impl FoldingTurn {
         self.urgent.store(usize::from(wanted), Ordering::SeqCst);
     }
 
-    /// `CutShort`: somebody keeps a job waiting. What is left of a fold is as after a crash, and done anew.
+    /// `CutShort`: somebody keeps a job waiting. A view that is folded into stays as far as it is, everything else is begun anew.
     pub(super) fn give_way(&self) -> Result<(), StateError> {
         match self.urgent.load(Ordering::SeqCst) {
             0 => Ok(()),
