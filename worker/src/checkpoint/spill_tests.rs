@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
-use common::kv::{KvError, KvStore, MemoryStore, Visit};
 use common::random::{Random, below, seeded};
 use proptest::prelude::*;
 
@@ -26,46 +24,26 @@ const TASK: TaskId = TaskId {
     index: 0,
 };
 
-/// A store in the middle of whose writes somebody begins to wait for who writes.
-#[derive(Debug)]
-struct Interrupted {
-    store: MemoryStore,
-    after: Mutex<Option<(u64, Arc<JobStateStore>)>>,
-}
+/// After so many writes somebody begins to wait for who writes to this store.
+type Interruption = Arc<Mutex<Option<(u64, Arc<JobStateStore>)>>>;
 
-impl KvStore for Interrupted {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        self.store.get(key)
-    }
-
-    fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, KvError> {
-        let mut after = lock(&self.after);
+fn open(disk: &Disk, options: StoreOptions, interruption: &Interruption) -> JobStateStore {
+    let interruption = Arc::clone(interruption);
+    disk.open_watched(options, move || {
+        let mut after = lock(&interruption);
         match after.take() {
             Some((0, store)) => store.folding.hurry(true),
             Some((writes, store)) => *after = Some((writes - 1, store)),
             None => {}
         }
-        self.store.put(key, value)
-    }
-
-    fn delete(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        self.store.delete(key)
-    }
-
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), KvError> {
-        self.store.scan(start, end, visit)
-    }
-
-    fn flush(&self) -> Result<(), KvError> {
-        self.store.flush()
-    }
+    })
 }
 
 struct Job {
     disk: Disk,
     options: StoreOptions,
     store: Option<Arc<JobStateStore>>,
-    view: Arc<Interrupted>,
+    interruption: Interruption,
     task: RestoredTask,
     generation: Generation,
     next: CheckpointId,
@@ -95,13 +73,10 @@ impl Job {
 
     fn with(options: StoreOptions) -> Job {
         let disk = Disk::new();
-        let view = Arc::new(Interrupted {
-            store: disk.view.clone(),
-            after: Mutex::default(),
-        });
+        let interruption = Interruption::default();
         let mut job = Job {
-            store: Some(Arc::new(disk.open_viewing(options, view.clone()))),
-            view,
+            store: Some(Arc::new(open(&disk, options, &interruption))),
+            interruption,
             disk,
             options,
             task: RestoredTask::default(),
@@ -206,9 +181,9 @@ impl Job {
     /// After so many writes somebody waits for it, and then begins a generation.
     fn fold_interrupted(&mut self, writes: u64) {
         let store = Arc::clone(self.store.as_ref().unwrap());
-        *lock(&self.view.after) = Some((writes, Arc::clone(&store)));
+        *lock(&self.interruption) = Some((writes, Arc::clone(&store)));
         let folded = self.try_fold();
-        lock(&self.view.after).take();
+        lock(&self.interruption).take();
         store.folding.hurry(false);
         match folded {
             Err(StateError::CutShort) => {}
@@ -241,7 +216,7 @@ impl Job {
 
     fn restart(&mut self) {
         self.store = None;
-        let opened = self.disk.open_viewing(self.options, self.view.clone());
+        let opened = open(&self.disk, self.options, &self.interruption);
         self.store = Some(Arc::new(opened));
         self.start();
     }

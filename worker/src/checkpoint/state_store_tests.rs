@@ -1,11 +1,13 @@
 //! State comes back exactly as it was at the checkpoint, whatever happened to process, disk and view.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use common::ids::{CheckpointId, Generation, StageId, TaskId};
-use common::kv::{KvStore, MemoryStore};
+use common::kv::{KvError, KvStore, MemoryStore, Visit};
 use common::random::{Random, below, seeded};
 use common::seglog::memory::MemoryStorage;
 use common::time::ManualClock;
@@ -82,15 +84,19 @@ impl Disk {
     }
 
     pub(super) fn open_with(&self, options: StoreOptions) -> JobStateStore {
-        self.open_viewing(options, Arc::new(self.view.clone()))
+        self.open_watched(options, || {})
     }
 
-    /// `view`: what is before `self.view`.
-    pub(super) fn open_viewing(
+    /// `before_put` is called before each write to the view.
+    pub(super) fn open_watched(
         &self,
         options: StoreOptions,
-        view: Arc<dyn KvStore>,
+        before_put: impl Fn() + Send + Sync + 'static,
     ) -> JobStateStore {
+        let view: Arc<dyn KvStore> = Arc::new(WatchedStore {
+            store: self.view.clone(),
+            before_put,
+        });
         let thrown_away = self.view.clone();
         let place = ViewPlace {
             open: Box::new(move || Ok(Arc::clone(&view))),
@@ -107,6 +113,41 @@ impl Disk {
         let directory = self.directory.path().join(task.to_string());
         let entries = std::fs::read_dir(directory).into_iter().flatten();
         entries.map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+/// A store whose writer is watched, or held.
+struct WatchedStore<F> {
+    store: MemoryStore,
+    before_put: F,
+}
+
+impl<F> fmt::Debug for WatchedStore<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
+impl<F: Fn() + Send + Sync> KvStore for WatchedStore<F> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.store.get(key)
+    }
+
+    fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, KvError> {
+        (self.before_put)();
+        self.store.put(key, value)
+    }
+
+    fn delete(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.store.delete(key)
+    }
+
+    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), KvError> {
+        self.store.scan(start, end, visit)
+    }
+
+    fn flush(&self) -> Result<(), KvError> {
+        self.store.flush()
     }
 }
 

@@ -5,49 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use bytes::Bytes;
-use common::kv::{KvError, KvStore, Visit};
-
 use super::state_error::StateError;
 use super::state_store::lock;
 use super::state_store_tests::{Job, OPTIONS, task};
 
 const KEYS: u8 = 200;
-
-/// A store whose first write takes until somebody lets it go on.
-#[derive(Debug)]
-struct Slow {
-    store: Arc<dyn KvStore>,
-    writes: AtomicUsize,
-    begun: Barrier,
-    goes_on: Barrier,
-}
-
-impl KvStore for Slow {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        self.store.get(key)
-    }
-
-    fn put(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, KvError> {
-        if self.writes.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.begun.wait();
-            self.goes_on.wait();
-        }
-        self.store.put(key, value)
-    }
-
-    fn delete(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        self.store.delete(key)
-    }
-
-    fn scan(&self, start: &[u8], end: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<(), KvError> {
-        self.store.scan(start, end, visit)
-    }
-
-    fn flush(&self) -> Result<(), KvError> {
-        self.store.flush()
-    }
-}
 
 #[test]
 fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
@@ -56,14 +18,20 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
         job.put(0, 0, 0, &[key], &[7; 20]);
     }
     job.checkpoint();
-    let slow = Arc::new(Slow {
-        store: Arc::new(job.disk.view.clone()),
-        writes: AtomicUsize::new(0),
-        begun: Barrier::new(2),
-        goes_on: Barrier::new(2),
-    });
+    // The first write takes until somebody lets it go on.
+    let writes = Arc::new(AtomicUsize::new(0));
+    let (begun, goes_on) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let first_is_slow = {
+        let (writes, begun, goes_on) = (writes.clone(), begun.clone(), goes_on.clone());
+        move || {
+            if writes.fetch_add(1, Ordering::SeqCst) == 0 {
+                begun.wait();
+                goes_on.wait();
+            }
+        }
+    };
     job.store = None;
-    job.store = Some(job.disk.open_viewing(OPTIONS, slow.clone()));
+    job.store = Some(job.disk.open_watched(OPTIONS, first_is_slow));
     job.start();
 
     let (store, completed) = (job.store(), job.completed.unwrap());
@@ -71,20 +39,20 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
     let folded = thread::scope(|scope| {
         let fold =
             scope.spawn(|| store.fold(completed, &BTreeSet::new(), &BTreeSet::new(), &history));
-        slow.begun.wait();
+        begun.wait();
         scope.spawn(|| store.keep_only(&BTreeSet::from([task(0)])));
         while store.folding.give_way().is_ok() {
             thread::yield_now();
         }
-        slow.goes_on.wait();
+        goes_on.wait();
         fold.join().unwrap()
     });
     assert!(matches!(folded, Err(StateError::CutShort)), "{folded:?}");
-    assert!(slow.writes.load(Ordering::SeqCst) < usize::from(KEYS));
+    assert!(writes.load(Ordering::SeqCst) < usize::from(KEYS));
 
     job.start();
     job.fold().unwrap();
-    assert!(slow.writes.load(Ordering::SeqCst) > usize::from(KEYS));
+    assert!(writes.load(Ordering::SeqCst) > usize::from(KEYS));
     job.restart();
 }
 
