@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use common::config::coordinator::Rebalance as RebalanceMode;
+use common::error::{ErrorCode, Problem};
 use common::ids::{ClusterId, ControlEpoch};
 use common::objects::location::Location;
 use common::objects::store::Objects;
@@ -34,6 +35,15 @@ use crate::rebalance::actor::Rebalance;
 
 /// An announcement that did not become a fact is made again after this.
 const RETRY_AFTER: Span = Span::from_millis(100);
+
+/// What is said to who has asked an actor that is gone with its reign.
+pub(crate) fn ended() -> Problem {
+    Problem::new(
+        ErrorCode::CoordinatorUnavailable,
+        "this coordinator has ceased to lead, or is shutting down",
+    )
+    .hint("Repeat the request in a moment: any coordinator that is there takes it to the one that leads.")
+}
 
 /// What every reign of this coordinator is made of.
 #[derive(Clone, Debug)]

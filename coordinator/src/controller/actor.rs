@@ -18,6 +18,7 @@ use super::topics::{self, AlterTopic, ReassignTopic};
 use crate::metadata::ClusterMetadata;
 use crate::metadata::command::{Command, Entry, Outcome, Registration};
 use crate::metadata_log::{Committed, MetadataLog, MetadataView, ProposeError};
+use crate::reign;
 
 /// Requests that wait for the controller; more wait with their senders.
 const MAILBOX: usize = 1_024;
@@ -49,23 +50,23 @@ impl Controller {
     /// Returns once the command is a fact.
     pub async fn propose(&self, command: Command) -> Result<Committed, ProposeError> {
         let answer = self.actor.send(Propose(command)).await;
-        answer.unwrap_or_else(|_| Err(ProposeError::NotAccepted(gone())))
+        answer.unwrap_or_else(|_| Err(ProposeError::NotAccepted(reign::ended())))
     }
 
     pub async fn register(&self, request: RegisterWorker) -> Result<Registered, Problem> {
         let answer = self.actor.send(Register(request)).await;
-        answer.unwrap_or_else(|_| Err(gone()))
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 
     /// Returns once every active worker has heard of the topic, or has had its time to.
     pub async fn create_topic(&self, request: CreateTopic) -> Result<(), Problem> {
         let answer = self.actor.send(Create(request)).await;
-        answer.unwrap_or_else(|_| Err(gone()))
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 
     pub async fn alter_topic(&self, topic: TopicName, change: AlterTopic) -> Result<(), Problem> {
         let answer = self.actor.send(Alter { topic, change }).await;
-        answer.unwrap_or_else(|_| Err(gone()))
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 
     pub async fn reassign_topic(
@@ -74,12 +75,12 @@ impl Controller {
         request: ReassignTopic,
     ) -> Result<(), Problem> {
         let answer = self.actor.send(Reassign { topic, request }).await;
-        answer.unwrap_or_else(|_| Err(gone()))
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 
     pub async fn delete_topic(&self, topic: TopicName) -> Result<(), Problem> {
         let answer = self.actor.send(Delete(topic)).await;
-        answer.unwrap_or_else(|_| Err(gone()))
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 }
 
@@ -239,8 +240,4 @@ fn registration(request: RegisterWorker) -> Registration {
         rack: request.rack,
         clean: request.clean_shutdown,
     }
-}
-
-fn gone() -> Problem {
-    Problem::new(ErrorCode::ShuttingDown, "the coordinator is shutting down")
 }

@@ -24,6 +24,7 @@ use crate::controller::Controller;
 use crate::controller::reconcile::{balance, move_replicas, reconcile};
 use crate::metadata::command::Command;
 use crate::metadata::nodes::WorkerStatus;
+use crate::reign;
 
 const MAILBOX: usize = 1_024;
 const HEARTBEATS_KEPT: usize = 256;
@@ -70,10 +71,7 @@ impl Liveness {
 
     pub async fn heard(&self, heartbeat: Heartbeat) -> Result<HeartbeatReply, Problem> {
         let answer = self.actor.send(Heard(heartbeat)).await;
-        answer.unwrap_or_else(|_| {
-            let detail = "the coordinator is shutting down";
-            Err(Problem::new(ErrorCode::ShuttingDown, detail))
-        })
+        answer.unwrap_or_else(|_| Err(reign::ended()))
     }
 
     /// What was last heard of each worker, and who is quarantined.
