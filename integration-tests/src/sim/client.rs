@@ -164,15 +164,11 @@ impl Client {
 
     pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
         let purpose = self.calls.remove(&call);
-        let of_coordinator = match purpose {
-            Some(Purpose::Metadata | Purpose::Command | Purpose::Move | Purpose::Rescale) => true,
-            Some(Purpose::Produce(_) | Purpose::Read(_)) | None => false,
-        };
-        if of_coordinator && self.coordinators.pass_over(&answer) {
-            let before = self.calls.len();
-            self.calls
-                .retain(|_, purpose| !matches!(purpose, Purpose::Metadata));
-            if self.calls.len() < before {
+        if self.coordinators.hear(call, &answer) {
+            let waits = |_: &CallId, purpose: &mut Purpose| matches!(purpose, Purpose::Metadata);
+            let given_up = self.calls.extract_if(.., waits);
+            let given_up: Vec<CallId> = given_up.map(|(call, _)| call).collect();
+            if self.coordinators.give_up(&given_up) {
                 self.fetch_metadata(env);
             }
         }
@@ -212,7 +208,8 @@ impl Client {
         };
         self.asking = true;
         let request = Request::Command(Box::new(command));
-        self.call(env, self.coordinators.current(), request, Purpose::Command);
+        let coordinator = self.coordinators.current();
+        self.call(env, coordinator, request, DEADLINE, Purpose::Command);
     }
 
     fn next_command(&self) -> Option<Command> {
@@ -317,7 +314,8 @@ impl Client {
         let command = Command::Reassign { id, targets };
         env.trace(|| format!("{command:?}"));
         let request = Request::Command(Box::new(command));
-        self.call(env, self.coordinators.current(), request, Purpose::Move);
+        let coordinator = self.coordinators.current();
+        self.call(env, coordinator, request, DEADLINE, Purpose::Move);
     }
 
     /// The job shall have as many tasks as chance says, which may be as many as it has.
@@ -334,7 +332,8 @@ impl Client {
             ..self.plan.shape()
         };
         let request = Request::Rescale(shape);
-        self.call(env, self.coordinators.current(), request, Purpose::Rescale);
+        let coordinator = self.coordinators.current();
+        self.call(env, coordinator, request, DEADLINE, Purpose::Rescale);
     }
 
     fn create_job(&self) -> Command {
@@ -372,8 +371,8 @@ impl Client {
             wait: MAX_WAIT,
         });
         let deadline = Span(MAX_WAIT.0 + DEADLINE.0);
-        let call = env.call((ME, 0), self.coordinators.current(), request, deadline);
-        self.calls.insert(call, Purpose::Metadata);
+        let coordinator = self.coordinators.current();
+        self.call(env, coordinator, request, deadline, Purpose::Metadata);
     }
 
     fn produce(&mut self, env: &mut Env, number: u32) {
@@ -403,7 +402,7 @@ impl Client {
                 batch: builder.build().into_bytes(),
             }],
         });
-        self.call(env, leader, request, Purpose::Produce(number));
+        self.call(env, leader, request, DEADLINE, Purpose::Produce(number));
     }
 
     fn produced(&mut self, env: &mut Env, number: u32, answer: Result<Reply, CallFailed>) {
@@ -438,7 +437,7 @@ impl Client {
         };
         let offset = self.readers[number as usize];
         let request = Request::Fetch(committed_fetch(partition, offset, READ_WAIT));
-        self.call(env, leader, request, Purpose::Read(number));
+        self.call(env, leader, request, DEADLINE, Purpose::Read(number));
     }
 
     fn was_read(&mut self, env: &mut Env, number: u32, answer: Result<Reply, CallFailed>) {
@@ -470,8 +469,16 @@ impl Client {
         Some(Process::Worker(leader.address.parse().expect("an index")))
     }
 
-    fn call(&mut self, env: &mut Env, callee: Process, request: Request, purpose: Purpose) {
-        let call = env.call((ME, 0), callee, request, DEADLINE);
+    fn call(
+        &mut self,
+        env: &mut Env,
+        callee: Process,
+        request: Request,
+        deadline: Span,
+        purpose: Purpose,
+    ) {
+        let call = env.call((ME, 0), callee, request, deadline);
+        self.coordinators.asks(call, callee);
         self.calls.insert(call, purpose);
     }
 }

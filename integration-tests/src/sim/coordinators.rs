@@ -1,35 +1,70 @@
-//! Which of the coordinators somebody asks: any of them takes any request, and the next one is asked when one does not
-//! answer or knows of nobody who leads.
+//! Which of the coordinators somebody asks, as workers choose it, and what each call to one came to.
+
+use std::collections::BTreeMap;
 
 use common::error::ErrorCode;
+use worker::link::choice::{Choice, Heard};
 
-use super::network::{CallFailed, Process, Reply};
+use super::network::{CallFailed, CallId, Process, Reply};
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Coordinators {
-    all: usize,
-    current: usize,
+    choice: Choice<Process>,
+    /// Calls without an answer, and who was asked.
+    asked: BTreeMap<CallId, Process>,
 }
 
 impl Coordinators {
     pub fn new(all: usize) -> Coordinators {
-        Coordinators { all, current: 0 }
+        Coordinators {
+            choice: Choice::new((0..all).map(Process::Coordinator).collect()),
+            asked: BTreeMap::new(),
+        }
     }
 
     pub fn current(&self) -> Process {
-        Process::Coordinator(self.current)
+        *self.choice.current()
     }
 
-    /// Goes on to the next one if this is no answer of one that leads; says whether it is another one.
-    pub fn pass_over(&mut self, answer: &Result<Reply, CallFailed>) -> bool {
-        let is_answer = match answer {
-            Ok(_) => true,
-            Err(CallFailed::Problem(problem)) => problem.code != ErrorCode::CoordinatorUnavailable,
-            Err(CallFailed::Refused | CallFailed::Broken | CallFailed::Timeout) => false,
-        };
-        if !is_answer {
-            self.current = (self.current + 1) % self.all;
+    pub fn asks(&mut self, call: CallId, callee: Process) {
+        if matches!(callee, Process::Coordinator(_)) {
+            self.asked.insert(call, callee);
         }
-        !is_answer && self.all > 1
+    }
+
+    /// Whether another one is to be asked from now on.
+    pub fn hear(&mut self, call: CallId, answer: &Result<Reply, CallFailed>) -> bool {
+        let heard = match answer {
+            Ok(_) => Heard::Answer,
+            Err(CallFailed::Problem(problem)) => match problem.code {
+                ErrorCode::CoordinatorUnavailable => Heard::NoLeader,
+                _ => Heard::Answer,
+            },
+            Err(CallFailed::Refused | CallFailed::Broken | CallFailed::Timeout) => Heard::Nothing,
+        };
+        let Some(asked) = self.asked.remove(&call) else {
+            return false;
+        };
+        let before = self.current();
+        self.choice.hear(&asked, heard);
+        self.current() != before
+    }
+
+    /// There was no answer for some time. Says whether another one is to be asked.
+    pub fn doubt(&mut self, call: CallId) -> bool {
+        let Some(asked) = self.asked.get(&call) else {
+            return false;
+        };
+        let before = self.current();
+        self.choice.doubt(asked);
+        self.current() != before
+    }
+
+    /// Nobody waits for these answers any more. Says whether somebody did.
+    pub fn give_up(&mut self, calls: &[CallId]) -> bool {
+        for call in calls {
+            self.asked.remove(call);
+        }
+        !calls.is_empty()
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 use worker::job::assignment::changes;
 use worker::job::handover::Handover;
+use worker::link::DOUBT_AFTER;
 use worker::link::reports::TaskReports;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
@@ -61,6 +62,8 @@ pub const SLOTS: u32 = 16;
 pub enum Timer {
     Register,
     Heartbeat(u64),
+    /// A heartbeat should have been answered.
+    Doubt(CallId),
     FetchMetadata,
     Open(TopicPartition),
     /// A replica that is not wanted here any more is closed: what it has is removed.
@@ -175,25 +178,6 @@ enum Purpose {
     Ask(JobId, Began, NodeId),
     /// A standby tells what it has.
     Tell(JobId, Began, Held),
-}
-
-impl Purpose {
-    fn is_asked_of_coordinator(&self) -> bool {
-        match self {
-            Purpose::Register
-            | Purpose::Heartbeat
-            | Purpose::Metadata
-            | Purpose::AlterIsr(_)
-            | Purpose::LogEnd
-            | Purpose::Acknowledge(..)
-            | Purpose::Tell(..) => true,
-            Purpose::Bundle(_)
-            | Purpose::Replicate(..)
-            | Purpose::Append(..)
-            | Purpose::Fetch(..)
-            | Purpose::Ask(..) => false,
-        }
-    }
 }
 
 impl Who {
@@ -328,6 +312,9 @@ impl Worker {
             return;
         };
         if let Some(purpose) = life.calls.remove(&call) {
+            if life.coordinators.hear(call, &answer) {
+                life.move_on(env);
+            }
             life.answer(env, &mut self.identity, purpose, answer);
             life.settle(env);
         }
@@ -349,6 +336,7 @@ impl Life {
             Timer::Register => self.register(env),
             Timer::Heartbeat(beat) if beat == self.heartbeat => self.heartbeat(env),
             Timer::Heartbeat(_) => {}
+            Timer::Doubt(call) => self.doubt(env, call),
             Timer::FetchMetadata => self.fetch_metadata(env),
             Timer::Open(id) => {
                 let storage = disk.log(&format!("partition-{id}"));
@@ -546,15 +534,6 @@ impl Life {
         purpose: Purpose,
         answer: Result<Reply, CallFailed>,
     ) {
-        if purpose.is_asked_of_coordinator() && self.coordinators.pass_over(&answer) {
-            // What waits there would not notice that it hangs.
-            let before = self.calls.len();
-            let waits = |purpose: &Purpose| matches!(purpose, Purpose::Metadata);
-            self.calls.retain(|_, purpose| !waits(purpose));
-            if self.calls.len() < before {
-                self.fetch_metadata(env);
-            }
-        }
         match (purpose, answer) {
             (Purpose::Register, Ok(Reply::Registered(registered))) => {
                 *identity = Some((registered.cluster, registered.worker));
@@ -698,10 +677,12 @@ impl Life {
         request: Request,
         deadline: Span,
         purpose: Purpose,
-    ) {
+    ) -> CallId {
         let caller = (self.who.process, self.who.life);
         let call = env.call(caller, callee, request, deadline);
+        self.coordinators.asks(call, callee);
         self.calls.insert(call, purpose);
+        call
     }
 
     fn ask_coordinator(
@@ -710,9 +691,27 @@ impl Life {
         request: Request,
         deadline: Span,
         purpose: Purpose,
-    ) {
+    ) -> CallId {
         let coordinator = self.coordinators.current();
-        self.call(env, coordinator, request, deadline, purpose);
+        self.call(env, coordinator, request, deadline, purpose)
+    }
+
+    /// What waits at a coordinator that hangs would not notice it.
+    fn move_on(&mut self, env: &mut Env) {
+        let waits = |_: &CallId, purpose: &mut Purpose| matches!(purpose, Purpose::Metadata);
+        let given_up = self.calls.extract_if(.., waits);
+        let given_up: Vec<CallId> = given_up.map(|(call, _)| call).collect();
+        if self.coordinators.give_up(&given_up) {
+            self.fetch_metadata(env);
+        }
+    }
+
+    /// A heartbeat is said twice rather than too late.
+    fn doubt(&mut self, env: &mut Env, call: CallId) {
+        if self.coordinators.doubt(call) {
+            self.move_on(env);
+            self.heartbeat(env);
+        }
     }
 
     fn register(&mut self, env: &mut Env) {
@@ -771,7 +770,8 @@ impl Life {
         };
         let request = Request::Heartbeat(heartbeat);
         let purpose = Purpose::Heartbeat;
-        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
+        let call = self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
+        self.who.after(env, DOUBT_AFTER, Timer::Doubt(call));
     }
 
     fn fetch_metadata(&mut self, env: &mut Env) {

@@ -1,9 +1,4 @@
-//! Where the coordinators are, and which one is asked.
-//!
-//! Any of them takes any request, so one that answers is enough; the one that leads saves a step. Those that
-//! the worker was started with are kept for good, and those that it hears of are tried as well.
-
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+//! Asks the coordinators: any of them takes any request, so one that answers is enough.
 
 use common::error::ErrorCode;
 use common::protocol::Call;
@@ -12,58 +7,43 @@ use common::transport::client::{CallError, Transport};
 use tokio::sync::watch;
 use tracing::debug;
 
+use super::choice::{Choice, Heard};
+
 /// Others than the one that hangs are asked so often: they may be electing.
 const ASK_AGAIN: Span = Span::from_millis(50);
 
 /// A handle that all of the worker shares.
 #[derive(Clone, Debug)]
 pub struct Coordinators {
-    known: Arc<Mutex<Known>>,
-    current: watch::Sender<String>,
-}
-
-#[derive(Debug)]
-struct Known {
-    configured: Vec<String>,
-    /// As the leader told them.
-    learned: Vec<String>,
-    /// Has not answered for some time. It is passed over as long as others answer, if only that nobody leads: who asks
-    /// it again waits again.
-    hanging: Option<String>,
+    /// Who waits is told when another one is to be asked.
+    choice: watch::Sender<Choice<String>>,
 }
 
 impl Coordinators {
     /// `configured`: at least one.
     pub fn new(configured: Vec<String>) -> Coordinators {
-        let current = configured.first().cloned();
-        let current = current.expect("the configuration names a coordinator");
         Coordinators {
-            known: Arc::new(Mutex::new(Known {
-                configured,
-                learned: Vec::new(),
-                hanging: None,
-            })),
-            current: watch::Sender::new(current),
+            choice: watch::Sender::new(Choice::new(configured)),
         }
     }
 
     /// How many there are to try.
     pub fn count(&self) -> usize {
-        self.known().all().len()
+        self.choice.borrow().count()
     }
 
     /// The one to ask.
     pub fn current(&self) -> String {
-        self.current.borrow().clone()
+        self.choice.borrow().current().clone()
     }
 
     /// Returns when somebody has found that another one is to be asked. Who waits long for an answer of this
     /// one would not notice that it hangs.
     pub async fn moved_on_from(&self, address: &str) {
-        let mut current = self.current.subscribe();
+        let mut choice = self.choice.subscribe();
         // The sender is this handle's own.
-        current
-            .wait_for(|now| now != address)
+        choice
+            .wait_for(|choice| choice.current() != address)
             .await
             .map(drop)
             .unwrap_or_default();
@@ -71,36 +51,19 @@ impl Coordinators {
 
     /// The coordinators are these, the one that leads first.
     pub fn learn(&self, coordinators: Vec<String>) {
-        if let Some(leader) = coordinators.first() {
-            self.ask_from_now_on(leader);
-            self.has_answered(leader);
-        }
-        self.known().learned = coordinators;
+        self.change(|choice| choice.learn(coordinators));
     }
 
     /// This one did not do. Somebody else may have gone on to the next one already.
-    pub fn pass_over(&self, failed: &str) {
-        let next = self.known().after(failed);
-        self.current.send_if_modified(|current| {
-            let passes = *current == failed && next != failed;
-            if passes {
-                current.clone_from(&next);
-            }
-            passes
-        });
+    pub fn pass_over(&self, failed: &String) {
+        self.change(|choice| choice.pass_over(failed));
     }
 
-    fn has_answered(&self, address: &str) {
-        self.known().hanging.take_if(|hanging| hanging == address);
-    }
-
-    fn ask_from_now_on(&self, address: &str) {
-        self.current.send_if_modified(|current| {
-            let changes = *current != address;
-            if changes {
-                address.clone_into(current);
-            }
-            changes
+    fn change(&self, change: impl FnOnce(&mut Choice<String>)) {
+        self.choice.send_if_modified(|choice| {
+            let before = choice.current().clone();
+            change(choice);
+            *choice.current() != before
         });
     }
 
@@ -115,27 +78,21 @@ impl Coordinators {
         let mut left = self.count();
         loop {
             let address = self.current();
-            let error = match transport.call(&address, request, deadline).await {
-                Ok(reply) => {
-                    self.has_answered(&address);
-                    return Ok(reply);
-                }
-                Err(error) => error,
-            };
+            let answer = transport.call(&address, request, deadline).await;
+            let heard = heard(&answer);
+            self.change(|choice| choice.hear(&address, heard));
             left -= 1;
-            if is_answer(&error) {
-                return Err(error);
+            match answer {
+                // Who did not answer in time has used up what the caller has.
+                Err(error)
+                    if heard != Heard::Answer
+                        && left > 0
+                        && !matches!(error, CallError::Timeout { .. }) =>
+                {
+                    debug!(%address, %error, "asking another coordinator");
+                }
+                answer => return answer,
             }
-            if !matches!(error, CallError::Problem(_)) {
-                // Where this one is not there either, the one that hung may be back.
-                self.known().hanging = None;
-            }
-            self.pass_over(&address);
-            // Who did not answer in time has used up what the caller has.
-            if left == 0 || matches!(error, CallError::Timeout { .. }) {
-                return Err(error);
-            }
-            debug!(%address, %error, "asking another coordinator");
         }
     }
 
@@ -151,18 +108,15 @@ impl Coordinators {
         let asked = self.current();
         let others = async {
             tokio::time::sleep(doubt_after.as_duration()).await;
-            self.known().hanging = Some(asked.clone());
-            self.pass_over(&asked);
+            self.change(|choice| choice.doubt(&asked));
             loop {
-                match self.call(transport, request, deadline).await {
-                    // Also if it was passed on to one that hangs.
-                    Err(error)
-                        if !is_answer(&error) || error.code() == Some(ErrorCode::Unknown) =>
-                    {
-                        debug!(%error, "no other coordinator answers");
-                    }
-                    answer => return answer,
+                let answer = self.call(transport, request, deadline).await;
+                // It may also have been passed on to one that hangs.
+                let unknown = |error: &CallError| error.code() == Some(ErrorCode::Unknown);
+                if heard(&answer) == Heard::Answer && !answer.as_ref().is_err_and(unknown) {
+                    return answer;
                 }
+                debug!("no other coordinator answers");
                 tokio::time::sleep(ASK_AGAIN.as_duration()).await;
             }
         };
@@ -171,55 +125,25 @@ impl Coordinators {
             answer = others, if self.count() > 1 => answer,
         }
     }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Known {
-    /// The one to ask when another one has failed; the same if there is no other.
-    fn after(&self, failed: &str) -> String {
-        let all = self.all();
-        let at = all.iter().position(|address| address == failed);
-        let first = at.map_or(0, |at| at + 1);
-        let in_turn = all.iter().cycle().skip(first).take(all.len());
-        let others = in_turn.filter(|address| *address != failed);
-        let answers = |address: &&String| self.hanging.as_ref() != Some(*address);
-        let next = others
-            .clone()
-            .find(answers)
-            .or_else(|| others.clone().next());
-        next.map_or(failed, String::as_str).to_owned()
-    }
-
-    fn all(&self) -> Vec<String> {
-        let mut all = self.configured.clone();
-        let new = self
-            .learned
-            .iter()
-            .filter(|address| !self.configured.contains(address));
-        all.extend(new.cloned());
-        all
-    }
-}
-
-/// Whether this is what the leader says, and no other coordinator would say anything else.
-fn is_answer(error: &CallError) -> bool {
-    match error {
-        CallError::Problem(problem) => !matches!(
-            problem.code,
-            ErrorCode::CoordinatorUnavailable | ErrorCode::ShuttingDown
-        ),
-        CallError::Unreachable { .. } | CallError::Timeout { .. } | CallError::BadReply { .. } => {
-            false
-        }
+fn heard<T>(answer: &Result<T, CallError>) -> Heard {
+    match answer {
+        Ok(_) => Heard::Answer,
+        Err(CallError::Problem(problem)) => match problem.code {
+            ErrorCode::CoordinatorUnavailable | ErrorCode::ShuttingDown => Heard::NoLeader,
+            _ => Heard::Answer,
+        },
+        Err(
+            CallError::Unreachable { .. } | CallError::Timeout { .. } | CallError::BadReply { .. },
+        ) => Heard::Nothing,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use common::error::Problem;
@@ -229,61 +153,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-
-    fn list(addresses: &[&str]) -> Vec<String> {
-        addresses
-            .iter()
-            .map(|address| (*address).to_owned())
-            .collect()
-    }
-
-    #[test]
-    fn each_is_tried_in_turn_and_the_leader_is_preferred() {
-        let coordinators = Coordinators::new(list(&["a", "b"]));
-        assert_eq!(coordinators.current(), "a");
-        coordinators.pass_over("a");
-        // The second to notice does not skip one.
-        coordinators.pass_over("a");
-        assert_eq!(coordinators.current(), "b");
-        coordinators.pass_over("b");
-        assert_eq!(coordinators.current(), "a");
-
-        coordinators.learn(list(&["c", "a"]));
-        assert_eq!(coordinators.current(), "c");
-        coordinators.pass_over("c");
-        assert_eq!(coordinators.current(), "a");
-        coordinators.pass_over("a");
-        assert_eq!(
-            coordinators.current(),
-            "b",
-            "what it was told at the start stays"
-        );
-        coordinators.pass_over("b");
-        assert_eq!(coordinators.current(), "c");
-    }
-
-    #[test]
-    fn one_that_hangs_is_passed_over_until_it_answers_or_another_one_is_not_there() {
-        let coordinators = Coordinators::new(list(&["a", "b", "c"]));
-        coordinators.known().hanging = Some("a".to_owned());
-        coordinators.pass_over("a");
-        for other in ["b", "c", "b"] {
-            assert_eq!(coordinators.current(), other);
-            coordinators.pass_over(other);
-        }
-        coordinators.has_answered("b");
-        coordinators.pass_over("c");
-        assert_eq!(coordinators.current(), "b");
-        coordinators.has_answered("a");
-        coordinators.pass_over("b");
-        coordinators.pass_over("c");
-        assert_eq!(coordinators.current(), "a");
-        let pair = Coordinators::new(list(&["a", "b"]));
-        pair.known().hanging = Some("a".to_owned());
-        pair.pass_over("a");
-        pair.pass_over("b");
-        assert_eq!(pair.current(), "a", "there is no other");
-    }
 
     /// Answers a heartbeat with this version once so many have been told that nobody leads.
     fn coordinator(version: u64, electing: usize) -> HttpServer {

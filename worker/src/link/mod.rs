@@ -3,6 +3,7 @@
 //! It runs on a thread of its own, with connections of its own: a worker that is busy with data must
 //! never look dead.
 
+pub mod choice;
 pub mod coordinators;
 pub mod lease;
 pub mod reports;
@@ -84,7 +85,7 @@ pub struct Link {
 /// A call that takes longer is repeated.
 const CALL_DEADLINE: Span = Span::from_secs(3);
 /// A heartbeat that is not answered so soon is sent to another coordinator as well: the one that was asked may hang.
-const DOUBT_AFTER: Span = Span::from_secs(1);
+pub const DOUBT_AFTER: Span = Span::from_secs(1);
 const RETRY_EVERY: Span = Span::from_millis(250);
 /// When another coordinator is to be asked; all of them may be gone.
 const MOVE_AFTER: Span = Span::from_millis(50);
