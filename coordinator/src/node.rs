@@ -59,15 +59,15 @@ pub enum StartError {
         directory: PathBuf,
         cluster: ClusterId,
     },
-    #[error("could not listen on {address}: {source}")]
+    #[error("could not listen on {address}")]
     Listen {
         address: String,
         #[source]
         source: io::Error,
     },
-    #[error("could not start a thread: {0}")]
+    #[error("could not start a thread")]
     Thread(#[from] io::Error),
-    #[error("could not take part in the group of coordinators: {0}")]
+    #[error("could not take part in the group of coordinators")]
     Group(#[from] Problem),
     #[error(
         "\"{}\" is that of coordinator {coordinator}, which the group knows at {known}, and this one is at {address}",

@@ -59,15 +59,15 @@ pub struct Node {
 pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error("could not listen on {address}: {source}")]
+    #[error("could not listen on {address}")]
     Listen {
         address: String,
         #[source]
         source: io::Error,
     },
-    #[error("could not start a thread: {0}")]
+    #[error("could not start a thread")]
     Thread(#[from] io::Error),
-    #[error("the coordinator does not take this worker: {0}")]
+    #[error("the coordinator does not take this worker")]
     Refused(#[source] CallError),
     #[error("the worker ended while it was starting")]
     Ended,
