@@ -107,12 +107,13 @@ impl Node {
         let control = Transport::start("worker-control")?;
         let routes: Arc<OnceLock<Routes>> = Arc::default();
         let serving = routes.clone();
+        let incarnation = Uuid::new_v4();
         let http = HttpServer::start(
             "worker",
             config.listen,
             config.http_threads as usize,
             config.shutdown_timeout,
-            move |server| http::routes(server, &serving),
+            move |server| http::routes(server, &serving, incarnation),
         )
         .map_err(|source| StartError::Listen {
             address: config.listen.to_string(),
@@ -126,7 +127,7 @@ impl Node {
             cluster: identity.cluster,
             worker: identity.worker,
             storage: identity.storage,
-            incarnation: Uuid::new_v4(),
+            incarnation,
             address: address.clone(),
             clean_shutdown,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -9,7 +9,8 @@ use crate::ids::{ClusterId, ControlEpoch, MetadataVersion, NodeId, StorageId, Wo
 use crate::time::Span;
 
 /// A process with this data directory wants to serve. A registration with the storage of a worker that
-/// is still active fences that one: the data directory is locked, so the old process is gone.
+/// is still active fences that one: the data directory is locked, so the old process is gone. If it is still
+/// there, the directory of one of them is a copy, and the new one is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RegisterWorker {
     /// What its data directory says, if it has been registered before.
@@ -46,6 +47,20 @@ pub struct Registered {
 impl Call for RegisterWorker {
     const PATH: &'static str = "/internal/v1/register";
     type Reply = Registered;
+}
+
+/// Which process answers at an address. Asked by a coordinator where another one says that it has the same storage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identify {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identified {
+    pub incarnation: Uuid,
+}
+
+impl Call for Identify {
+    const PATH: &'static str = "/internal/v1/identify";
+    type Reply = Identified;
 }
 
 /// Alive, and what it is doing. Sent every `heartbeat_interval`, and at once when a task changes state.

@@ -1,10 +1,47 @@
 //! A worker arrives.
 
-use common::error::Problem;
-use common::protocol::node::{RegisterWorker, Registered};
+use common::error::{ErrorCode, Problem};
+use common::protocol::node::{Identify, RegisterWorker, Registered};
+use common::time::Span;
 
 use super::gate::Reigning;
 
+/// A process that has ended refuses at once; one that is stopped or cut off counts as gone.
+const IDENTIFY_DEADLINE: Span = Span::from_secs(1);
+
 pub async fn handle(reign: Reigning, request: RegisterWorker) -> Result<Registered, Problem> {
+    refuse_a_copy(&reign, &request).await?;
     reign.controller.register(request).await
+}
+
+/// The lock on a data directory does not keep a copy of it from being used. Two processes would fence each other
+/// again and again, and what one acknowledged the other would not have.
+async fn refuse_a_copy(reign: &Reigning, request: &RegisterWorker) -> Result<(), Problem> {
+    let known = reign.controller.view().read(|metadata| {
+        let known = metadata
+            .workers()
+            .find(|row| row.storage == request.storage);
+        known.cloned()
+    });
+    // Two of them cannot listen at one address.
+    let other = known
+        .filter(|row| row.incarnation != request.incarnation && row.address != request.address);
+    let Some(row) = other else { return Ok(()) };
+    let answer = reign
+        .transport
+        .call(&row.address, &Identify {}, IDENTIFY_DEADLINE)
+        .await;
+    match answer {
+        Ok(identified) if identified.incarnation == row.incarnation => {
+            let detail = format!(
+                "worker {} runs at {} already: the data directory is a copy of its, or the other way round",
+                row.id, row.address
+            );
+            let problem = Problem::new(ErrorCode::Conflict, detail);
+            Err(problem
+                .hint("Stop that one first, or start this one with an empty data directory."))
+        }
+        // Nobody, or another one that has its port.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }

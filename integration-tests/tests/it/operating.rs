@@ -1,5 +1,6 @@
 //! What an operator does to a cluster that runs: pausing, looking, configuring, and running out of room.
 
+use std::process::Command;
 use std::time::Duration;
 
 use common::client::Client;
@@ -334,5 +335,47 @@ fn a_job_whose_disk_is_full_goes_on_when_there_is_room() {
         for restart in job["restarts"].as_array().unwrap() {
             assert!(restart["resumed_from"].as_u64() > Some(0), "{restart}");
         }
+    });
+}
+
+/// The lock on a data directory is not copied with it: the two had one number, fenced each other for ever, and took
+/// records of the same offsets each.
+#[test]
+fn a_copy_of_a_data_directory_is_refused_while_its_worker_runs() {
+    let cluster = Cluster::start(1).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        client.create_topic("orders", 1).await.unwrap();
+        order(&client, 10).await;
+    });
+    let place = tempfile::tempdir().unwrap();
+    let copy = place.path().join("copy");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .args([&cluster.worker_directory(0), &copy])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    talk(order(&client, 10));
+
+    let log = place.path().join("log");
+    let args = [
+        "--data-dir".to_owned(),
+        copy.display().to_string(),
+        "--listen".to_owned(),
+        "127.0.0.1:0".to_owned(),
+        "--coordinator".to_owned(),
+        cluster.coordinator().to_owned(),
+    ];
+    let program = binary("worker").unwrap();
+    let second = Process::start_logging("copy", &program, &args, &[], Some(&log));
+    let ended = second.unwrap().ready().unwrap_err();
+    let said = std::fs::read_to_string(&log).unwrap();
+    let reason = format!("worker 1 runs at {} already", cluster.worker(0));
+    assert!(said.contains(&reason), "{ended}: {said}");
+
+    talk(async {
+        order(&client, 10).await;
+        assert_eq!(all_values(&client, "orders").await.len(), 30);
     });
 }

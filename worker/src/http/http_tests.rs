@@ -217,7 +217,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         let serving = composed.clone();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let http = HttpServer::start("test", listen, 1, Span::from_secs(1), move |server| {
-            routes(server, &serving);
+            routes(server, &serving, Uuid::from_u128(1));
         })
         .unwrap();
         let address = format!("http://{}", http.address());

@@ -41,10 +41,12 @@ use actix_web::web::{self, ServiceConfig};
 use common::error::{ErrorCode, Problem};
 use common::ids::{PartitionId, TopicName, TopicPartition};
 use common::protocol::metadata::TopicImage;
+use common::protocol::node::{Identified, Identify};
 use common::time::Clock;
 use common::transport::client::Transport;
 use common::transport::server::{register, resource};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::exchange::Exchange;
 use crate::http::intake::Intake;
@@ -101,7 +103,11 @@ impl std::fmt::Debug for Routes {
 /// The worker's parts, once it has them.
 pub type Composed = Arc<OnceLock<Routes>>;
 
-pub fn routes(server: &mut ServiceConfig, composed: &Composed) {
+/// `incarnation`: of this process.
+pub fn routes(server: &mut ServiceConfig, composed: &Composed, incarnation: Uuid) {
+    register(server, move |_: Identify| async move {
+        Ok(Identified { incarnation })
+    });
     register(server, with(composed, append::append));
     register(server, with(composed, fetch_batches::fetch_batches));
     register(server, with(composed, list_offsets::list_offsets));
