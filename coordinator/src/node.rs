@@ -155,12 +155,14 @@ impl Node {
     ) -> Result<Node, StartError> {
         let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
         let storage = FsStorage::create(config.data_dir.join("metadata"))?;
+        let listen = || format!("http://{}", config.listen);
+        let known_at = config.advertise.clone().unwrap_or_else(listen);
         let (log_thread, group, log) = GroupThread::open(
             storage,
             Arc::clone(&data_dir),
             SnapshotPolicy::default(),
             // Of its own: entries and votes must not wait behind what users ask.
-            Transport::start("coordinator-group")?,
+            Transport::of_node("coordinator-group", &known_at)?,
             on_failure,
         )
         .map_err(|source| StartError::Metadata {
@@ -168,7 +170,7 @@ impl Node {
             source,
         })?;
         let kept = whose(&data_dir, &group)?;
-        let transport = Transport::start("coordinator")?;
+        let transport = Transport::of_node("coordinator", &known_at)?;
         let (stopping, stopped) = watch::channel(false);
         let (reign_sender, reign) = watch::channel(None);
         let metrics = Arc::new(Metrics::new());

@@ -103,8 +103,6 @@ impl Node {
         let data_dir = DataDir::open(&config.data_dir)?;
         let identity = data_dir.identity()?;
         let clean_shutdown = data_dir.ended_in_order()?;
-        let transport = Transport::start("worker")?;
-        let control = Transport::start("worker-control")?;
         let routes: Arc<OnceLock<Routes>> = Arc::default();
         let serving = routes.clone();
         let incarnation = Uuid::new_v4();
@@ -123,6 +121,8 @@ impl Node {
             .advertise
             .clone()
             .unwrap_or_else(|| format!("http://{}", http.address()));
+        let transport = Transport::of_node("worker", &address)?;
+        let control = Transport::of_node("worker-control", &address)?;
         let registration = RegisterWorker {
             cluster: identity.cluster,
             worker: identity.worker,

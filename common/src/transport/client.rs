@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -91,13 +91,25 @@ pub struct ForwardedBody {
 const FORWARDED_CHUNKS: usize = 8;
 
 impl Transport {
-    /// Starts the transport thread of a node.
-    pub fn start(node: &str) -> io::Result<Transport> {
+    /// Starts a transport thread. `address`: where the node is that asks, as others know it; each request says so,
+    /// so that whoever sees it on the way knows whose it is.
+    pub fn of_node(thread: &str, address: &str) -> io::Result<Transport> {
+        let version = env!("CARGO_PKG_VERSION");
+        Transport::start_as(thread, &format!("millstream/{version} ({address})"))
+    }
+
+    /// The transport of who is no node.
+    pub fn start(thread: &str) -> io::Result<Transport> {
+        Transport::start_as(thread, concat!("millstream/", env!("CARGO_PKG_VERSION")))
+    }
+
+    fn start_as(thread: &str, user_agent: &str) -> io::Result<Transport> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let http = reqwest::Client::builder()
             .no_proxy()
+            .user_agent(user_agent)
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
             .connect_timeout(Duration::from_secs(3))
@@ -108,7 +120,7 @@ impl Transport {
         let handle = runtime.handle().clone();
         let (alive, ended) = oneshot::channel::<()>();
         std::thread::Builder::new()
-            .name(format!("{node}-transport"))
+            .name(format!("{thread}-transport"))
             .spawn(move || {
                 // An error says that the last handle was dropped; nothing is ever sent.
                 runtime.block_on(ended).unwrap_or_default();
@@ -395,6 +407,8 @@ fn to_header_map(headers: Headers) -> HeaderMap {
     headers
         .into_iter()
         .filter(|(name, _)| !is_hop_by_hop(name))
+        // Who passes a request on asks in its own name.
+        .filter(|(name, _)| !name.eq_ignore_ascii_case(USER_AGENT.as_str()))
         .filter_map(|(name, value)| {
             let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
             Some((name, HeaderValue::from_bytes(&value).ok()?))
