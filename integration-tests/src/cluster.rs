@@ -420,7 +420,7 @@ impl Node {
         let log = self.log.as_deref();
         let process = Process::start_logging(&self.name, &program, &args, &self.environment, log)?;
         if let Some(Behind { network, index, .. }) = &self.behind {
-            network.up(*index, process.id())?;
+            network.up(*index)?;
         }
         self.process = Some(process);
         self.beginning = true;

@@ -1,13 +1,12 @@
 //! A network between the processes of a cluster whose links can be cut and slowed.
 //!
 //! Each node is reached through a proxy on loopback, whose address is the one the node advertises; while the node
-//! is down, connecting to it is refused. Who connects is looked up among the open files of the nodes' processes
-//! (Linux's /proc): whoever is none of them is a client, whose link is always sound. A link that is cut holds back
-//! what is sent, as a network does that drops packets which are sent again; each direction is a link of its own.
+//! is down, connecting to it is refused. Who connects says so with its first request, as all nodes do (User-Agent):
+//! whoever is none of them is a client, whose link is always sound. A link that is cut holds back what is sent, as a
+//! network does that drops packets which are sent again; each direction is a link of its own.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +50,8 @@ pub struct Network {
     runtime: Runtime,
     faults: watch::Sender<Faults>,
     nodes: Mutex<Vec<Node>>,
-    processes: Arc<Mutex<BTreeMap<NodeIndex, u32>>>,
+    /// What each node says with its requests.
+    names: Arc<Mutex<Vec<String>>>,
 }
 
 #[derive(Debug)]
@@ -68,10 +68,9 @@ struct Node {
 #[derive(Clone, Debug)]
 struct Carrier {
     to: NodeIndex,
-    proxy: SocketAddr,
     target: SocketAddr,
     faults: watch::Receiver<Faults>,
-    processes: Arc<Mutex<BTreeMap<NodeIndex, u32>>>,
+    names: Arc<Mutex<Vec<String>>>,
 }
 
 impl Network {
@@ -85,25 +84,26 @@ impl Network {
             runtime,
             faults: watch::Sender::default(),
             nodes: Mutex::default(),
-            processes: Arc::default(),
+            names: Arc::default(),
         }))
     }
 
     /// A node that will listen at `target`; answers who it is, and the address it is to advertise.
     pub fn add(&self, target: SocketAddr) -> Result<(NodeIndex, String)> {
         let proxy = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let address = format!("http://{proxy}");
         let mut nodes = lock(&self.nodes);
         nodes.push(Node {
             proxy,
             target,
             carrying: None,
         });
-        Ok((nodes.len() - 1, format!("http://{proxy}")))
+        lock(&self.names).push(format!("({address})"));
+        Ok((nodes.len() - 1, address))
     }
 
     /// Its process has been started: it can be reached.
-    pub fn up(&self, node: NodeIndex, process: u32) -> Result<()> {
-        lock(&self.processes).insert(node, process);
+    pub fn up(&self, node: NodeIndex) -> Result<()> {
         let mut nodes = lock(&self.nodes);
         let known = &mut nodes[node];
         let listener = TcpListener::bind(known.proxy)
@@ -113,10 +113,9 @@ impl Network {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let carrier = Carrier {
             to: node,
-            proxy: known.proxy,
             target: known.target,
             faults: self.faults.subscribe(),
-            processes: Arc::clone(&self.processes),
+            names: Arc::clone(&self.names),
         };
         known.carrying = Some(self.runtime.spawn(carrier.accept(listener)));
         Ok(())
@@ -124,7 +123,6 @@ impl Network {
 
     /// Its process is gone: connecting to it is refused, and what was connected is closed. Blocks for a moment.
     pub fn down(&self, node: NodeIndex) -> Result<()> {
-        lock(&self.processes).remove(&node);
         let carrying = lock(&self.nodes)[node].carrying.take();
         if let Some(carrying) = carrying {
             carrying.abort();
@@ -151,8 +149,8 @@ impl Carrier {
         let mut connections = JoinSet::new();
         loop {
             match listener.accept().await {
-                Ok((connection, peer)) => {
-                    connections.spawn(self.clone().carry(connection, peer));
+                Ok((connection, _)) => {
+                    connections.spawn(self.clone().carry(connection));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
             }
@@ -161,8 +159,13 @@ impl Carrier {
     }
 
     /// Carries a connection until either side closes it.
-    async fn carry(self, connection: TcpStream, peer: SocketAddr) {
-        let from = self.who(peer);
+    async fn carry(self, mut connection: TcpStream) {
+        let mut first = vec![0; CHUNK_BYTES];
+        let Ok(length @ 1..) = connection.read(&mut first).await else {
+            return;
+        };
+        first.truncate(length);
+        let from = self.who(&first);
         let Ok(target) = TcpStream::connect(self.target).await else {
             return;
         };
@@ -178,12 +181,14 @@ impl Carrier {
         let (to_reader, to_writer) = target.into_split();
         let link = |from: Option<NodeIndex>, to: Option<NodeIndex>| from.zip(to);
         let there = pump(
+            first,
             from_reader,
             to_writer,
             link(from, Some(self.to)),
             self.faults.clone(),
         );
         let back = pump(
+            Vec::new(),
             to_reader,
             from_writer,
             link(Some(self.to), from),
@@ -196,27 +201,38 @@ impl Carrier {
         }
     }
 
-    fn who(&self, peer: SocketAddr) -> Option<NodeIndex> {
-        let socket = socket_of(peer, self.proxy)?;
-        let processes = lock(&self.processes).clone();
-        let mut owners = processes.into_iter();
-        let (node, _) = owners.find(|(_, process)| has_open(*process, &socket))?;
+    /// `first`: what comes over a connection before anything else, with the head of a request.
+    fn who(&self, first: &[u8]) -> Option<NodeIndex> {
+        let head = String::from_utf8_lossy(first);
+        let line = head.lines().find(|line| {
+            let name = line.split(':').next();
+            name.is_some_and(|name| name.eq_ignore_ascii_case("user-agent"))
+        })?;
+        let names = lock(&self.names);
+        let node = names.iter().position(|name| line.ends_with(name))?;
         // What a node sends to itself crosses no network.
         (node != self.to).then_some(node)
     }
 }
 
+/// `first`: what has been read already.
 async fn pump(
+    first: Vec<u8>,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     link: Option<(NodeIndex, NodeIndex)>,
     mut faults: watch::Receiver<Faults>,
 ) {
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut length = first.len();
+    let mut chunk = first;
+    chunk.resize(CHUNK_BYTES, 0);
     loop {
-        let Ok(length @ 1..) = from.read(&mut chunk).await else {
-            return;
-        };
+        if length == 0 {
+            match from.read(&mut chunk).await {
+                Ok(read @ 1..) => length = read,
+                Ok(_) | Err(_) => return,
+            }
+        }
         loop {
             let fault = link.and_then(|link| faults.borrow_and_update().get(&link).copied());
             match fault {
@@ -235,39 +251,11 @@ async fn pump(
         if to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
+        length = 0;
     }
 }
 
 /// What the kernel calls the socket of a connection on this machine, at the end of who made it.
-fn socket_of(local: SocketAddr, remote: SocketAddr) -> Option<String> {
-    let (local, remote) = (hexadecimal(local)?, hexadecimal(remote)?);
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let mut rows = table.lines().map(str::split_whitespace);
-    let inode = rows.find_map(|mut row| {
-        let same = row.nth(1)? == local && row.next()? == remote;
-        same.then(|| row.nth(6)).flatten()
-    })?;
-    Some(format!("socket:[{inode}]"))
-}
-
-fn hexadecimal(address: SocketAddr) -> Option<String> {
-    let SocketAddr::V4(address) = address else {
-        return None;
-    };
-    let ip = u32::from_le_bytes(address.ip().octets());
-    Some(format!("{ip:08X}:{:04X}", address.port()))
-}
-
-fn has_open(process: u32, socket: &str) -> bool {
-    let Ok(files) = std::fs::read_dir(format!("/proc/{process}/fd")) else {
-        return false;
-    };
-    let mut targets = files
-        .flatten()
-        .filter_map(|file| std::fs::read_link(file.path()).ok());
-    targets.any(|target| target == Path::new(socket))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -312,12 +300,13 @@ mod tests {
     #[test]
     fn a_link_that_is_cut_holds_back_what_is_sent_until_it_is_sound_again() {
         let network = Network::start().unwrap();
-        let (other, _) = network.add(echo()).unwrap();
+        let (other, its_address) = network.add(echo()).unwrap();
         let (node, address) = network.add(echo()).unwrap();
-        // This process plays the other node.
-        lock(&network.processes).insert(other, std::process::id());
-        network.up(node, 0).unwrap();
+        network.up(node).unwrap();
         let mut connection = connect(&address);
+        let head = format!("GET / HTTP/1.1\r\nUser-Agent: millstream/1 ({its_address})\r\n\r\n");
+        connection.write_all(head.as_bytes()).unwrap();
+        connection.read_exact(&mut vec![0; head.len()]).unwrap();
         assert!(answers(&mut connection));
         network.set([((other, node), Fault::Cut)].into());
         assert!(!answers(&mut connection));
@@ -338,13 +327,13 @@ mod tests {
     fn a_node_that_is_down_refuses_and_comes_back_where_it_was() {
         let network = Network::start().unwrap();
         let (node, address) = network.add(echo()).unwrap();
-        network.up(node, 0).unwrap();
+        network.up(node).unwrap();
         let mut connection = connect(&address);
         assert!(answers(&mut connection));
         network.down(node).unwrap();
         assert!(matches!(connection.read(&mut [0]), Ok(0) | Err(_)));
         assert!(std::net::TcpStream::connect(address.trim_start_matches("http://")).is_err());
-        network.up(node, 0).unwrap();
+        network.up(node).unwrap();
         assert!(answers(&mut connect(&address)));
     }
 }
