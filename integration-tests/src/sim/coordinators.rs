@@ -38,6 +38,7 @@ impl Coordinators {
             Ok(_) => Heard::Answer,
             Err(CallFailed::Problem(problem)) => match problem.code {
                 ErrorCode::CoordinatorUnavailable => Heard::NoLeader,
+                ErrorCode::WrongCluster => Heard::Stranger,
                 _ => Heard::Answer,
             },
             Err(CallFailed::Refused | CallFailed::Broken | CallFailed::Timeout) => Heard::Nothing,

@@ -9,6 +9,8 @@ pub enum Heard {
     Answer,
     /// It is there, and knows of nobody who leads.
     NoLeader,
+    /// It is there, and coordinates another cluster.
+    Stranger,
     Nothing,
 }
 
@@ -22,6 +24,8 @@ pub struct Choice<A> {
     /// Has not answered for some time. It is passed over as long as others answer, if only that nobody leads: who asks
     /// it again waits again.
     hanging: Option<A>,
+    /// Of another cluster. They are asked only where there is nobody else at all: somebody may have started them anew.
+    strangers: Vec<A>,
 }
 
 impl<A: Clone + Eq> Choice<A> {
@@ -33,6 +37,7 @@ impl<A: Clone + Eq> Choice<A> {
             configured,
             learned: Vec::new(),
             hanging: None,
+            strangers: Vec::new(),
         }
     }
 
@@ -55,10 +60,20 @@ impl<A: Clone + Eq> Choice<A> {
         self.learned = coordinators;
     }
 
+    pub fn is_stranger(&self, one: &A) -> bool {
+        self.strangers.contains(one)
+    }
+
     pub fn hear(&mut self, asked: &A, heard: Heard) {
         match heard {
             Heard::Answer | Heard::NoLeader => {
                 self.hanging.take_if(|hanging| hanging == asked);
+                self.strangers.retain(|one| one != asked);
+            }
+            Heard::Stranger => {
+                if !self.is_stranger(asked) {
+                    self.strangers.push(asked.clone());
+                }
             }
             // Where this one is not there either, the one that hung may be back.
             Heard::Nothing => self.hanging = None,
@@ -84,8 +99,13 @@ impl<A: Clone + Eq> Choice<A> {
             let in_turn = self.all().chain(self.all()).skip(at.map_or(0, |at| at + 1));
             in_turn.filter(|one| *one != failed)
         };
-        let answers = |one: &&A| self.hanging.as_ref() != Some(*one);
-        let next = others().find(answers).or_else(|| others().next());
+        let is_ours = |one: &&A| !self.is_stranger(one);
+        let answers = |one: &&A| is_ours(one) && self.hanging.as_ref() != Some(*one);
+        let next = others().find(answers).or_else(|| others().find(is_ours));
+        let next = match self.is_stranger(failed) {
+            true => next.or_else(|| others().next()),
+            false => next,
+        };
         if let Some(next) = next.cloned() {
             self.current = next;
         }
@@ -156,10 +176,31 @@ mod tests {
     }
 
     #[test]
+    fn one_of_another_cluster_is_not_asked_again_unless_all_are() {
+        let mut choice = Choice::new(vec!["a", "b", "c"]);
+        choice.hear(&"a", Heard::Stranger);
+        for other in ["b", "c", "b", "c"] {
+            assert_eq!(*choice.current(), other);
+            choice.hear(&other, Heard::Nothing);
+        }
+        choice.hear(&"b", Heard::Stranger);
+        assert_eq!(*choice.current(), "c");
+        choice.hear(&"c", Heard::Nothing);
+        assert_eq!(*choice.current(), "c", "it may come back");
+        choice.hear(&"c", Heard::Stranger);
+        assert_eq!(*choice.current(), "a");
+        choice.hear(&"a", Heard::Answer);
+        assert_eq!(*choice.current(), "a", "it was started anew");
+        choice.hear(&"a", Heard::Nothing);
+        assert_eq!(*choice.current(), "a");
+    }
+
+    #[test]
     fn only_an_answer_keeps_the_one_that_gave_it() {
         for (heard, next) in [
             (Heard::Answer, "a"),
             (Heard::NoLeader, "b"),
+            (Heard::Stranger, "b"),
             (Heard::Nothing, "b"),
         ] {
             let mut choice = Choice::new(vec!["a", "b"]);

@@ -5,7 +5,7 @@ use common::protocol::Call;
 use common::time::Span;
 use common::transport::client::{CallError, Transport};
 use tokio::sync::watch;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::choice::{Choice, Heard};
 
@@ -80,6 +80,9 @@ impl Coordinators {
             let address = self.current();
             let answer = transport.call(&address, request, deadline).await;
             let heard = heard(&answer);
+            if heard == Heard::Stranger && !self.choice.borrow().is_stranger(&address) {
+                warn!(%address, "this coordinator is of another cluster");
+            }
             self.change(|choice| choice.hear(&address, heard));
             left -= 1;
             match answer {
@@ -132,6 +135,7 @@ fn heard<T>(answer: &Result<T, CallError>) -> Heard {
         Ok(_) => Heard::Answer,
         Err(CallError::Problem(problem)) => match problem.code {
             ErrorCode::CoordinatorUnavailable | ErrorCode::ShuttingDown => Heard::NoLeader,
+            ErrorCode::WrongCluster => Heard::Stranger,
             _ => Heard::Answer,
         },
         Err(
@@ -154,20 +158,26 @@ mod tests {
 
     use super::*;
 
+    const DEADLINE: Span = Span::from_secs(60);
+
     /// Answers a heartbeat with this version once so many have been told that nobody leads.
     fn coordinator(version: u64, electing: usize) -> HttpServer {
+        refusing(version, electing, ErrorCode::CoordinatorUnavailable)
+    }
+
+    fn refusing(version: u64, times: usize, code: ErrorCode) -> HttpServer {
         let port = "127.0.0.1:0".parse().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         HttpServer::start("test", port, 1, Span::from_secs(20), move |config| {
             let asked = asked.clone();
             server::register(config, move |_: Heartbeat| {
-                let leads = asked.fetch_add(1, Ordering::SeqCst) >= electing;
+                let answers = asked.fetch_add(1, Ordering::SeqCst) >= times;
                 let reply = HeartbeatReply {
                     control_epoch: ControlEpoch(1),
                     metadata_version: MetadataVersion(version),
                 };
-                let nobody = || Problem::new(ErrorCode::CoordinatorUnavailable, "nobody leads");
-                let answer = leads.then_some(reply).ok_or_else(nobody);
+                let refusal = || Problem::new(code, "not now");
+                let answer = answers.then_some(reply).ok_or_else(refusal);
                 async { answer }
             });
         })
@@ -182,7 +192,15 @@ mod tests {
         let all = std::iter::once(hangs.local_addr().unwrap()).chain(others);
         let addresses: Vec<String> = all.map(|address| format!("http://{address}")).collect();
         let coordinators = Coordinators::new(addresses.clone());
-        let heartbeat = Heartbeat {
+        let transport = Transport::start("test").unwrap();
+        let (heartbeat, doubt_after) = (heartbeat(), Span::from_millis(1));
+        let call = coordinators.call_doubting(&transport, &heartbeat, DEADLINE, doubt_after);
+        let answer = wait_for(call).unwrap();
+        (addresses, coordinators, answer.metadata_version.0)
+    }
+
+    fn heartbeat() -> Heartbeat {
+        Heartbeat {
             cluster: ClusterId(Uuid::from_u128(1)),
             worker: NodeId(1),
             epoch: WorkerEpoch(1),
@@ -191,16 +209,15 @@ mod tests {
             ready: true,
             tasks: Vec::new(),
             load: NodeLoad::default(),
-        };
-        let transport = Transport::start("test").unwrap();
+        }
+    }
+
+    fn wait_for<T>(answer: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let (deadline, doubt_after) = (Span::from_secs(60), Span::from_millis(1));
-        let call = coordinators.call_doubting(&transport, &heartbeat, deadline, doubt_after);
-        let answer = runtime.block_on(call).unwrap();
-        (addresses, coordinators, answer.metadata_version.0)
+        runtime.block_on(answer)
     }
 
     /// It took a heartbeat's whole deadline, and the group had long had another leader.
@@ -221,5 +238,22 @@ mod tests {
         let (_, _, version) = ask_beside_one_that_hangs(&elect);
         assert_eq!(version, 8);
         elect.into_iter().for_each(HttpServer::stop);
+    }
+
+    /// It was the one to ask from then on, since what it said counted as an answer.
+    #[test]
+    fn a_coordinator_of_another_cluster_is_passed_over() {
+        let stranger = refusing(1, usize::MAX, ErrorCode::WrongCluster);
+        let servers = [stranger, coordinator(7, 0)];
+        let addresses = servers.iter().map(HttpServer::address);
+        let addresses: Vec<String> = addresses
+            .map(|address| format!("http://{address}"))
+            .collect();
+        let coordinators = Coordinators::new(addresses.clone());
+        let transport = Transport::start("test").unwrap();
+        let answer = wait_for(coordinators.call(&transport, &heartbeat(), DEADLINE));
+        assert_eq!(answer.unwrap().metadata_version, MetadataVersion(7));
+        assert_eq!(coordinators.current(), addresses[1]);
+        servers.into_iter().for_each(HttpServer::stop);
     }
 }
