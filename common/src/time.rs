@@ -30,7 +30,7 @@ pub struct Span(pub u64);
 
 /// The only way to the time. A node is given one when it is built; tests and the simulator give their own.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// The wall clock: for record timestamps and for people, never for decisions.
+    /// The wall clock: for record timestamps, for people, and for what goes by its age; never for other decisions.
     fn wall(&self) -> Timestamp;
     /// The monotonic clock.
     fn tick(&self) -> Tick;

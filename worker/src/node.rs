@@ -36,6 +36,7 @@ use crate::log_client::LogClient;
 use crate::metadata_image::{ImageWatch, MetadataImage};
 use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
+use crate::partition::age_clock::AgeClock;
 use crate::partition::registry::{DISK_PARALLELISM, Partitions, directories};
 use crate::partition::settings::PartitionSettings;
 use crate::quota::Quotas;
@@ -414,6 +415,7 @@ fn open_partitions(
     };
     let settings = PartitionSettings {
         clock: clock.clone(),
+        ages: Arc::new(AgeClock::new(clock.clone())),
         image: image.clone(),
         isr,
         store: store.map(|store| Arc::new(store) as Arc<dyn KvStore>),

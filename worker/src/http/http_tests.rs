@@ -43,6 +43,7 @@ use crate::log_client::LogClient;
 use crate::metadata_image::MetadataImage;
 use crate::operator::custom::CustomOperators;
 use crate::partition::actors::PartitionStarter;
+use crate::partition::age_clock::AgeClock;
 use crate::partition::registry::Partitions;
 use crate::partition::settings::PartitionSettings;
 use crate::quota::Quotas;
@@ -230,6 +231,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         let settings = PartitionSettings {
             isr: isr_proposals().0,
             clock: clock.clone(),
+            ages: Arc::new(AgeClock::new(clock.clone())),
             image: image.clone(),
             store: None,
             storage: Arc::new(move |_| Ok(MemoryStorage::new(disk.clone()).shared())),

@@ -25,7 +25,7 @@ use super::settings::PartitionSettings;
 use super::transactions::Undecided;
 use super::waiter::{GrantReply, Waiter};
 use super::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
-use super::work::{Done, QueuedAppend, Work, Written, answer, describe, on_disk};
+use super::work::{Done, QueuedAppend, Retain, Work, Written, answer, describe, on_disk};
 use crate::log::leader_epochs::LeaderEpochs;
 use crate::log::partition_log::PartitionLog;
 use crate::log::reader::LogReader;
@@ -168,12 +168,15 @@ impl PartitionActor {
         let readable = self.readable();
         let leads = self.machine.is_leader();
         let image = self.image.borrow_and_update().clone();
-        let now = self.settings.clock.wall();
-        let removable = || match image.held_from(self.id, now) {
-            Some(held) => held.min(readable.last_stable),
-            None => readable.last_stable,
-        };
-        let retain_what = retain.then(|| (self.assigned.config.clone(), removable()));
+        let what_to_retain = retain.then(|| {
+            let now = self.settings.ages.now();
+            let held = image.held_from(self.id, now);
+            Retain {
+                config: self.assigned.config.clone(),
+                limit: held.map_or(readable.last_stable, |held| held.min(readable.last_stable)),
+                now,
+            }
+        });
         let work = Work {
             log: self.log.take().expect("a turn comes when the log is here"),
             appends,
@@ -182,8 +185,8 @@ impl PartitionActor {
             news: self.news.take(),
             committed: readable.committed,
             image,
-            now,
-            retain: retain_what,
+            now: self.settings.clock.wall(),
+            retain: what_to_retain,
             close,
         };
         let running = on_disk(self.settings.disk.clone(), move || work.run());

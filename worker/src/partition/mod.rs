@@ -17,6 +17,7 @@
 pub mod machine;
 pub mod agenda;
 pub mod lazy_sync;
+pub mod age_clock;
 pub mod waiting;
 pub mod transactions;
 pub mod reconcile;

@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use super::actors::PartitionStarter;
+use super::age_clock::AgeClock;
 use super::messages::PartitionHandle;
 use super::registry::{Partitions, directories};
 use super::settings::PartitionSettings;
@@ -59,6 +60,7 @@ impl Node {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let settings = PartitionSettings {
             isr: isr_proposals().0,
+            ages: Arc::new(AgeClock::new(clock.clone())),
             clock,
             image: watch,
             store: Some(Arc::new(MemoryStore::new())),

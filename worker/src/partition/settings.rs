@@ -10,12 +10,14 @@ use common::seglog::storage::LogStorage;
 use common::time::Clock;
 use tokio::sync::Semaphore;
 
+use super::age_clock::AgeClock;
 use crate::metadata_image::ImageWatch;
 use crate::replication::isr_proposals::IsrProposals;
 
 #[derive(Clone)]
 pub struct PartitionSettings {
     pub clock: Arc<dyn Clock>,
+    pub ages: Arc<AgeClock>,
     pub image: ImageWatch,
     /// Where leaders' wishes to change the in-sync replicas go.
     pub isr: IsrProposals,

@@ -45,9 +45,17 @@ pub struct Work {
     pub committed: Offset,
     pub image: Arc<MetadataImage>,
     pub now: Timestamp,
-    /// Remove what is too old, but nothing from this offset on.
-    pub retain: Option<(TopicConfig, Offset)>,
+    pub retain: Option<Retain>,
     pub close: bool,
+}
+
+/// Remove what is too old or too much, but nothing from this offset on.
+#[derive(Debug)]
+pub struct Retain {
+    pub config: TopicConfig,
+    pub limit: Offset,
+    /// For what goes by its age.
+    pub now: Timestamp,
 }
 
 /// The log, and what came of it.
@@ -99,8 +107,8 @@ impl Work {
                 done.note(Err::<(), LogError>(error));
             }
         }
-        if let Some((config, limit)) = &self.retain {
-            let retained = done.log.retain(config, *limit, self.now);
+        if let Some(Retain { config, limit, now }) = &self.retain {
+            let retained = done.log.retain(config, *limit, *now);
             if let Some(Some(removal)) = done.note(retained) {
                 done.note(removal.run());
             }

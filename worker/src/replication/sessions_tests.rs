@@ -23,6 +23,7 @@ use super::isr_proposals::isr_proposals;
 use super::sessions::Sessions;
 use crate::metadata_image::MetadataImage;
 use crate::partition::actors::PartitionStarter;
+use crate::partition::age_clock::AgeClock;
 use crate::partition::messages::PartitionHandle;
 use crate::partition::registry::Partitions;
 use crate::partition::settings::PartitionSettings;
@@ -78,6 +79,7 @@ async fn node_on(disk: Arc<Semaphore>, me: NodeId) -> (Partitions, tempfile::Tem
     let (_, watched) = watch::channel(image.clone());
     let settings = PartitionSettings {
         isr: isr_proposals().0,
+        ages: Arc::new(AgeClock::new(clock.clone())),
         clock,
         image: watched,
         store: None,

@@ -1,0 +1,124 @@
+//! What time it is for what goes by its age: a wall clock that jumps ahead does not make everything old at once.
+//!
+//! The wall clock is compared with the monotonic one from look to look. What it is ahead by all of a sudden counts only
+//! after a day, which is time enough to set it right; a machine that was suspended loses a day of retention by it. That
+//! it goes back makes everything younger, and is believed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use common::limits::HOLD_FOR;
+use common::time::{Clock, Span, Tick, Timestamp};
+use tracing::warn;
+
+/// Less is a clock that is set, and not worth a word.
+const JUMP: Span = Span::from_secs(3_600);
+
+/// One for all partitions of a worker.
+#[derive(Debug)]
+pub struct AgeClock {
+    clock: Arc<dyn Clock>,
+    ages: Mutex<Ages>,
+}
+
+/// What the clocks said when the wall clock was last believed, and since when it is not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ages {
+    believed: Option<(Tick, Timestamp)>,
+    doubted_since: Option<Tick>,
+}
+
+impl AgeClock {
+    pub fn new(clock: Arc<dyn Clock>) -> AgeClock {
+        let ages = AgeClock {
+            clock,
+            ages: Mutex::default(),
+        };
+        ages.now();
+        ages
+    }
+
+    pub fn now(&self) -> Timestamp {
+        let (tick, wall) = (self.clock.tick(), self.clock.wall());
+        let mut ages = self.ages.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = ages.doubted_since;
+        let now = ages.look(tick, wall);
+        if before.is_none() && ages.doubted_since.is_some() {
+            let ahead = Span(u64::try_from(wall.0 - now.0).unwrap_or(0));
+            warn!(
+                %ahead,
+                "the clock has jumped ahead: for a day nothing is removed because of it; set it right if it is wrong"
+            );
+        }
+        now
+    }
+}
+
+impl Ages {
+    fn look(&mut self, tick: Tick, wall: Timestamp) -> Timestamp {
+        let expected = match self.believed {
+            Some((then, believed)) => believed.plus(tick.since(then)),
+            None => wall,
+        };
+        if wall > expected.plus(JUMP) {
+            let since = *self.doubted_since.get_or_insert(tick);
+            if tick.since(since) < HOLD_FOR {
+                return expected;
+            }
+        }
+        self.believed = Some((tick, wall));
+        self.doubted_since = None;
+        wall
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+    const YEAR: i64 = 365 * 24 * 3_600_000;
+
+    /// After so many hours the wall clock is so much ahead of what it was and they have passed; what is made of it is
+    /// ahead by what is in the last column.
+    fn check(looks: &[(u64, i64, i64)]) {
+        let mut ages = Ages::default();
+        let start = Timestamp(1_700_000_000_000);
+        ages.look(Tick(5), start);
+        for (hours, ahead, counts) in looks {
+            let passed = Span(hours * HOUR);
+            let true_time = start.plus(passed);
+            let wall = Timestamp(true_time.0 + ahead);
+            let now = ages.look(Tick(5).plus(passed), wall);
+            assert_eq!(now.0 - true_time.0, *counts, "after {hours} hours");
+        }
+    }
+
+    #[test]
+    fn a_jump_ahead_counts_after_a_day() {
+        check(&[
+            (1, 0, 0),
+            (2, YEAR, 0),
+            (10, YEAR, 0),
+            (25, YEAR, 0),
+            (26, YEAR, YEAR),
+            (27, YEAR, YEAR),
+        ]);
+    }
+
+    #[test]
+    fn a_jump_ahead_that_is_set_right_was_nothing() {
+        check(&[(1, YEAR, 0), (20, 0, 0), (30, YEAR, 0), (40, YEAR, 0)]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_or_goes_back_is_believed() {
+        let minute = 60_000;
+        check(&[
+            (1, minute, minute),
+            (2, -YEAR, -YEAR),
+            (3, -YEAR, -YEAR),
+            (4, 0, -YEAR),
+            (28, 0, 0),
+        ]);
+    }
+}
