@@ -45,12 +45,12 @@ pub struct Applied {
 /// A leader says this often that it is there.
 pub(crate) const HEARTBEAT_MS: u64 = 200;
 /// A follower grants no vote for so long after it has heard of its leader, and asks for votes itself after
-/// `ELECTION_MS_MIN` to `ELECTION_MS_MAX` more: a silent leader is replaced after 1.5 to 2 s, and a busy
-/// machine of two cores has five heartbeats to be late with. One whose address refuses connections is
-/// replaced sooner, see `election.rs`.
+/// `ELECTION_MS_MIN` to `ELECTION_MS_MAX` more: a silent leader is replaced after 1.3 to 1.6 s, and a busy
+/// machine of two cores has four heartbeats to be late with, of which openraft sends one in each one and a
+/// half of their time. One whose address refuses connections is replaced sooner, see `election.rs`.
 pub(crate) const LEASE_MS: u64 = ELECTION_MS_MAX;
 pub(crate) const ELECTION_MS_MIN: u64 = 500;
-pub(crate) const ELECTION_MS_MAX: u64 = 1_000;
+pub(crate) const ELECTION_MS_MAX: u64 = 800;
 /// One message of entries; a larger entry is sent alone.
 pub(crate) const MAX_APPEND_BYTES: usize = 4 << 20;
 /// A snapshot travels in pieces of this size.
