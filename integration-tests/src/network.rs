@@ -6,14 +6,15 @@
 //! network does that drops packets which are sent again; each direction is a link of its own.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -181,14 +182,12 @@ impl Carrier {
         let (to_reader, to_writer) = target.into_split();
         let link = |from: Option<NodeIndex>, to: Option<NodeIndex>| from.zip(to);
         let there = pump(
-            first,
-            from_reader,
+            Cursor::new(first).chain(from_reader),
             to_writer,
             link(from, Some(self.to)),
             self.faults.clone(),
         );
         let back = pump(
-            Vec::new(),
             to_reader,
             from_writer,
             link(Some(self.to), from),
@@ -215,24 +214,17 @@ impl Carrier {
     }
 }
 
-/// `first`: what has been read already.
 async fn pump(
-    first: Vec<u8>,
-    mut from: OwnedReadHalf,
+    mut from: impl AsyncRead + Unpin,
     mut to: OwnedWriteHalf,
     link: Option<(NodeIndex, NodeIndex)>,
     mut faults: watch::Receiver<Faults>,
 ) {
-    let mut length = first.len();
-    let mut chunk = first;
-    chunk.resize(CHUNK_BYTES, 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        if length == 0 {
-            match from.read(&mut chunk).await {
-                Ok(read @ 1..) => length = read,
-                Ok(_) | Err(_) => return,
-            }
-        }
+        let Ok(length @ 1..) = from.read(&mut chunk).await else {
+            return;
+        };
         loop {
             let fault = link.and_then(|link| faults.borrow_and_update().get(&link).copied());
             match fault {
@@ -251,11 +243,9 @@ async fn pump(
         if to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
-        length = 0;
     }
 }
 
-/// What the kernel calls the socket of a connection on this machine, at the end of who made it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,19 +14,16 @@ pub async fn handle(reign: Reigning, request: RegisterWorker) -> Result<Register
     reign.controller.register(request).await
 }
 
-/// The lock on a data directory does not keep a copy of it from being used. Two processes would fence each other
-/// again and again, and what one acknowledged the other would not have.
+/// Asks the predecessor whether it is there.
 async fn refuse_a_copy(reign: &Reigning, request: &RegisterWorker) -> Result<(), Problem> {
-    let known = reign.controller.view().read(|metadata| {
-        let known = metadata
-            .workers()
-            .find(|row| row.storage == request.storage);
-        known.cloned()
+    let (storage, incarnation) = (request.storage, request.incarnation);
+    let predecessor = reign.controller.view().read(|metadata| {
+        let row = metadata.predecessor(storage, incarnation, &request.address);
+        row.cloned()
     });
-    // Two of them cannot listen at one address.
-    let other = known
-        .filter(|row| row.incarnation != request.incarnation && row.address != request.address);
-    let Some(row) = other else { return Ok(()) };
+    let Some(row) = predecessor else {
+        return Ok(());
+    };
     let answer = reign
         .transport
         .call(&row.address, &Identify {}, IDENTIFY_DEADLINE)

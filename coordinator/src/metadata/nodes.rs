@@ -100,6 +100,19 @@ impl ClusterMetadata {
         }
     }
 
+    /// Who has to be gone before such a process is registered: the one before it with the same storage. The lock on a
+    /// data directory says so, but a copy has a lock of its own, and two processes of one number would fence each
+    /// other again and again. Two of them cannot listen at one address.
+    pub fn predecessor(
+        &self,
+        storage: StorageId,
+        incarnation: Uuid,
+        address: &str,
+    ) -> Option<&Arc<WorkerRow>> {
+        let known = self.workers().find(|row| row.storage == storage);
+        known.filter(|row| row.incarnation != incarnation && row.address != address)
+    }
+
     pub(super) fn register_worker(
         &mut self,
         index: MetadataVersion,

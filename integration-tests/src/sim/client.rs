@@ -165,10 +165,8 @@ impl Client {
     pub fn answer(&mut self, env: &mut Env, call: CallId, answer: Result<Reply, CallFailed>) {
         let purpose = self.calls.remove(&call);
         if self.coordinators.hear(call, &answer) {
-            let waits = |_: &CallId, purpose: &mut Purpose| matches!(purpose, Purpose::Metadata);
-            let given_up = self.calls.extract_if(.., waits);
-            let given_up: Vec<CallId> = given_up.map(|(call, _)| call).collect();
-            if self.coordinators.give_up(&given_up) {
+            let waits = |purpose: &Purpose| matches!(purpose, Purpose::Metadata);
+            if self.coordinators.give_up(&mut self.calls, waits) {
                 self.fetch_metadata(env);
             }
         }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use common::error::ErrorCode;
 use worker::link::choice::{Choice, Heard};
 
 use super::network::{CallFailed, CallId, Process, Reply};
@@ -36,11 +35,7 @@ impl Coordinators {
     pub fn hear(&mut self, call: CallId, answer: &Result<Reply, CallFailed>) -> bool {
         let heard = match answer {
             Ok(_) => Heard::Answer,
-            Err(CallFailed::Problem(problem)) => match problem.code {
-                ErrorCode::CoordinatorUnavailable => Heard::NoLeader,
-                ErrorCode::WrongCluster => Heard::Stranger,
-                _ => Heard::Answer,
-            },
+            Err(CallFailed::Problem(problem)) => Heard::of(problem.code),
             Err(CallFailed::Refused | CallFailed::Broken | CallFailed::Timeout) => Heard::Nothing,
         };
         let Some(asked) = self.asked.remove(&call) else {
@@ -61,11 +56,14 @@ impl Coordinators {
         self.current() != before
     }
 
-    /// Nobody waits for these answers any more. Says whether somebody did.
-    pub fn give_up(&mut self, calls: &[CallId]) -> bool {
-        for call in calls {
-            self.asked.remove(call);
-        }
-        !calls.is_empty()
+    /// Nobody waits for these calls' answers any more. Says whether somebody did.
+    pub fn give_up<P>(
+        &mut self,
+        calls: &mut BTreeMap<CallId, P>,
+        which: impl Fn(&P) -> bool,
+    ) -> bool {
+        let given_up = calls.extract_if(.., |_, purpose| which(purpose));
+        let given_up = given_up.map(|(call, _)| self.asked.remove(&call));
+        given_up.count() > 0
     }
 }

@@ -698,10 +698,8 @@ impl Life {
 
     /// What waits at a coordinator that hangs would not notice it.
     fn move_on(&mut self, env: &mut Env) {
-        let waits = |_: &CallId, purpose: &mut Purpose| matches!(purpose, Purpose::Metadata);
-        let given_up = self.calls.extract_if(.., waits);
-        let given_up: Vec<CallId> = given_up.map(|(call, _)| call).collect();
-        if self.coordinators.give_up(&given_up) {
+        let waits = |purpose: &Purpose| matches!(purpose, Purpose::Metadata);
+        if self.coordinators.give_up(&mut self.calls, waits) {
             self.fetch_metadata(env);
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Those that the worker was started with are kept for good, and those that it hears of are tried as well.
 
+use common::error::ErrorCode;
+
 /// What asking one came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -12,6 +14,17 @@ pub enum Heard {
     /// It is there, and coordinates another cluster.
     Stranger,
     Nothing,
+}
+
+impl Heard {
+    /// What a refusal with this code says of who gave it.
+    pub fn of(code: ErrorCode) -> Heard {
+        match code {
+            ErrorCode::CoordinatorUnavailable | ErrorCode::ShuttingDown => Heard::NoLeader,
+            ErrorCode::WrongCluster => Heard::Stranger,
+            _ => Heard::Answer,
+        }
+    }
 }
 
 /// `A`: where one of them is.

@@ -133,11 +133,7 @@ impl Coordinators {
 fn heard<T>(answer: &Result<T, CallError>) -> Heard {
     match answer {
         Ok(_) => Heard::Answer,
-        Err(CallError::Problem(problem)) => match problem.code {
-            ErrorCode::CoordinatorUnavailable | ErrorCode::ShuttingDown => Heard::NoLeader,
-            ErrorCode::WrongCluster => Heard::Stranger,
-            _ => Heard::Answer,
-        },
+        Err(CallError::Problem(problem)) => Heard::of(problem.code),
         Err(
             CallError::Unreachable { .. } | CallError::Timeout { .. } | CallError::BadReply { .. },
         ) => Heard::Nothing,

@@ -6,12 +6,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::limits::HOLD_FOR;
 use common::time::{Clock, Span, Tick, Timestamp};
 use tracing::warn;
 
 /// Less is a clock that is set, and not worth a word.
 const JUMP: Span = Span::from_secs(3_600);
+/// A clock that nobody has set right until then is right.
+const BELIEVED_AFTER: Span = Span::from_secs(24 * 3_600);
 
 /// One for all partitions of a worker.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Ages {
         };
         if wall > expected.plus(JUMP) {
             let since = *self.doubted_since.get_or_insert(tick);
-            if tick.since(since) < HOLD_FOR {
+            if tick.since(since) < BELIEVED_AFTER {
                 return expected;
             }
         }
