@@ -147,6 +147,11 @@ impl ManualClock {
         self.wall.fetch_add(milliseconds, Ordering::Relaxed);
         self.tick.fetch_add(span.0, Ordering::Relaxed);
     }
+
+    /// Somebody sets the wall clock, so many milliseconds ahead or back.
+    pub fn set(&self, by_ms: i64) {
+        self.wall.fetch_add(by_ms, Ordering::Relaxed);
+    }
 }
 
 impl Clock for ManualClock {

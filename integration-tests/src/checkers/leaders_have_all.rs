@@ -1,30 +1,40 @@
-//! Whoever begins to lead a partition has everything that was committed.
+//! Whoever begins to lead a partition has everything that was committed before its reign.
+//!
+//! It may come to know late that it leads, when others have led, and committed more, after it.
 
 use std::collections::BTreeMap;
 
-use common::ids::{NodeId, TopicPartition};
+use common::ids::{LeaderEpoch, NodeId, TopicPartition};
 use common::offset::Offset;
 
 use super::Verdict;
 
-/// Up to where each partition is committed, as any of its leaders has known.
+/// Up to where each partition is committed, as its leaders have known in each reign.
 #[derive(Debug, Default)]
 pub struct LeadersHaveAll {
-    committed: BTreeMap<TopicPartition, Offset>,
+    committed: BTreeMap<(TopicPartition, LeaderEpoch), Offset>,
 }
 
 impl LeadersHaveAll {
-    /// A leader knows everything to be committed up to here.
-    pub fn committed(&mut self, partition: TopicPartition, end: Offset) {
-        let known = self.committed.entry(partition).or_default();
+    /// The leader of this reign knows everything to be committed up to here.
+    pub fn committed(&mut self, partition: TopicPartition, reign: LeaderEpoch, end: Offset) {
+        let known = self.committed.entry((partition, reign)).or_default();
         *known = end.max(*known);
     }
 
-    /// A reign begins with a log that ends here.
-    pub fn leads(&self, partition: TopicPartition, node: NodeId, log_end: Offset) -> Verdict {
-        match self.committed.get(&partition) {
-            Some(committed) if log_end < *committed => Err(format!(
-                "node {node} leads partition {partition} with a log up to {log_end}, and up to {committed} it is committed"
+    /// This reign begins with a log that ends here.
+    pub fn leads(
+        &self,
+        partition: TopicPartition,
+        reign: LeaderEpoch,
+        node: NodeId,
+        log_end: Offset,
+    ) -> Verdict {
+        let first = (partition, LeaderEpoch(i32::MIN));
+        let earlier = self.committed.range(first..(partition, reign));
+        match earlier.map(|(_, end)| *end).max() {
+            Some(committed) if log_end < committed => Err(format!(
+                "node {node} leads partition {partition} in {reign} with a log up to {log_end}, and up to {committed} it was committed"
             )),
             Some(_) | None => Ok(()),
         }
@@ -45,10 +55,15 @@ mod tests {
             partition: PartitionId(0),
         };
         let mut checker = LeadersHaveAll::default();
-        checker.leads(partition, NodeId(1), Offset(0)).unwrap();
-        checker.committed(partition, Offset(7));
-        checker.committed(partition, Offset(5));
-        checker.leads(partition, NodeId(2), Offset(7)).unwrap();
-        assert!(checker.leads(partition, NodeId(3), Offset(6)).is_err());
+        let leads = |checker: &LeadersHaveAll, reign, end| {
+            checker.leads(partition, LeaderEpoch(reign), NodeId(1), Offset(end))
+        };
+        leads(&checker, 1, 0).unwrap();
+        checker.committed(partition, LeaderEpoch(1), Offset(7));
+        checker.committed(partition, LeaderEpoch(1), Offset(5));
+        checker.committed(partition, LeaderEpoch(3), Offset(9));
+        leads(&checker, 2, 7).unwrap();
+        assert!(leads(&checker, 2, 6).is_err());
+        assert!(leads(&checker, 4, 8).is_err());
     }
 }

@@ -19,13 +19,25 @@ pub struct Knob {
 }
 
 /// All that makes a world large or rough, what takes most away first.
-pub const KNOBS: [Knob; 33] = [
+pub const KNOBS: [Knob; 35] = [
     knob("faults", 0, |p| p.faults, |p, n| p.faults = n),
     knob(
         "more_faults",
         0,
         |p| p.replicas.more_faults,
         |p, n| p.replicas.more_faults = n,
+    ),
+    knob(
+        "mishaps",
+        0,
+        |p| p.mishaps.count,
+        |p, n| p.mishaps.count = n,
+    ),
+    knob(
+        "drift_permille",
+        0,
+        |p| p.mishaps.drift_permille,
+        |p, n| p.mishaps.drift_permille = n,
     ),
     knob(
         "clicks",

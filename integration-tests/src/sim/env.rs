@@ -8,6 +8,7 @@ use common::ids::{NodeId, TaskId};
 use common::random::{Random, below, seeded};
 use common::time::{Clock, ManualClock, Span, Tick, Timestamp};
 
+use super::clocks::Clocks;
 use super::group::Group;
 use super::network::{CallFailed, CallId, Fate, Network, Process, Reply, Request, ReturnAddress};
 use super::sabotage::Sabotage;
@@ -17,6 +18,8 @@ use crate::checkers::{Checkers, Verdict};
 
 /// Lines of the trace that are kept.
 const TRACE_LINES: usize = 400;
+/// What takes a disk a while takes a slow one so many times as long.
+const SLOW_DISK: u64 = 20;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -53,6 +56,9 @@ pub enum Timer {
 
 #[derive(Debug)]
 pub struct Env {
+    /// Of the world.
+    pub time: Tick,
+    /// What the clock of who acts shows; where the world itself acts, its time.
     pub now: Tick,
     pub network: Network,
     pub group: Group,
@@ -76,7 +82,10 @@ pub struct Env {
     pub struck: Kinds,
     /// Where each task ran last.
     pub ran_on: BTreeMap<TaskId, NodeId>,
-    clock: Arc<ManualClock>,
+    pub clocks: Clocks,
+    acting: Option<(Process, Arc<ManualClock>)>,
+    /// Whose disk is slow, and until when.
+    slow_disks: BTreeMap<Process, Tick>,
     random: Random,
     queue: BTreeMap<(Tick, u64), Event>,
     next: u64,
@@ -84,9 +93,28 @@ pub struct Env {
     broken: Option<String>,
 }
 
+impl Event {
+    /// Who acts on it; `None`: the world.
+    pub fn acts(&self) -> Option<Process> {
+        match self {
+            Event::Request { to, .. } => Some(*to),
+            Event::Answer { to, .. } => Some(to.caller),
+            Event::Timer { process, .. } => Some(*process),
+            Event::LoseDisk(..) | Event::Fault | Event::Group | Event::Restart(_) => None,
+        }
+    }
+}
+
 impl Env {
-    pub fn new(seed: u64, network: Network, group: Group, sabotage: Option<Sabotage>) -> Env {
+    pub fn new(
+        seed: u64,
+        clocks: Clocks,
+        network: Network,
+        group: Group,
+        sabotage: Option<Sabotage>,
+    ) -> Env {
         Env {
+            time: Tick(0),
             now: Tick(0),
             network,
             group,
@@ -103,7 +131,9 @@ impl Env {
             at_work: false,
             struck: Kinds::default(),
             ran_on: BTreeMap::new(),
-            clock: Arc::new(ManualClock::at(Timestamp(1_700_000_000_000))),
+            clocks,
+            acting: None,
+            slow_disks: BTreeMap::new(),
             random: seeded(seed, 1),
             queue: BTreeMap::new(),
             next: 0,
@@ -112,25 +142,48 @@ impl Env {
         }
     }
 
-    /// The next event, with the clocks moved to its time.
+    /// The next event, at its time. What is for a process that is stopped waits until that goes on.
     pub fn next_event(&mut self) -> Option<Event> {
-        let ((at, _), event) = self.queue.pop_first()?;
-        self.clock.advance(at.since(self.now));
-        self.now = at;
-        Some(event)
+        loop {
+            let ((at, _), event) = self.queue.pop_first()?;
+            self.time = at;
+            self.act(None);
+            let stopped = event.acts().and_then(|who| self.network.stopped(at, who));
+            match stopped {
+                Some(until) => self.after(until.since(at), event),
+                None => return Some(event),
+            }
+        }
     }
 
+    /// From now on this process acts, by its own clock, or the world.
+    pub fn act(&mut self, who: Option<Process>) {
+        self.acting = who.map(|process| (process, self.clocks.of(process)));
+        self.now = match who {
+            Some(process) => self.clocks.show(process, self.time),
+            None => self.time,
+        };
+    }
+
+    /// The wall clock of who acts.
     pub fn wall(&self) -> Timestamp {
-        self.clock.wall()
+        self.clock().wall()
     }
 
+    /// The clock of who acts.
     pub fn clock(&self) -> Arc<dyn Clock> {
-        self.clock.clone()
+        let (_, clock) = self.acting.as_ref().expect("a process acts");
+        clock.clone()
     }
 
+    /// So long after now by the clock of who acts.
     pub fn after(&mut self, delay: Span, event: Event) {
+        let delay = match &self.acting {
+            Some((process, _)) => self.clocks.lasts(*process, self.time, delay),
+            None => delay,
+        };
         self.next += 1;
-        self.queue.insert((self.now.plus(delay), self.next), event);
+        self.queue.insert((self.time.plus(delay), self.next), event);
     }
 
     /// From 0 to before `bound`.
@@ -141,6 +194,21 @@ impl Env {
     /// A time up to so many milliseconds, which something takes.
     pub fn some_ms(&mut self, most: u64) -> Span {
         Span(self.draw(most + 1))
+    }
+
+    /// A time up to so many milliseconds, which the disk of who acts takes; longer if it is slow.
+    pub fn some_disk_ms(&mut self, most: u64) -> Span {
+        let slow = self.acting.as_ref();
+        let slow = slow.and_then(|(process, _)| self.slow_disks.get(process));
+        let times = match slow.is_some_and(|until| self.time < *until) {
+            true => SLOW_DISK,
+            false => 1,
+        };
+        self.some_ms(most * times)
+    }
+
+    pub fn slow_disk(&mut self, process: Process, until: Tick) {
+        self.slow_disks.insert(process, until);
     }
 
     pub fn random(&mut self) -> &mut Random {
@@ -198,7 +266,7 @@ impl Env {
     }
 
     fn fate(&mut self, from: Process, to: Process) -> Fate {
-        let fate = self.network.fate(self.now, from, to);
+        let fate = self.network.fate(self.time, from, to);
         match fate {
             Fate::Arrives(delay) if delay.0 > self.network.weather.delay_ms => {
                 self.strike(Kind::MessageSlow);
@@ -247,7 +315,7 @@ impl Env {
             self.trace.pop_front();
         }
         self.trace
-            .push_back(format!("{:>8} {}", self.now.0, line()));
+            .push_back(format!("{:>8} {}", self.time.0, line()));
     }
 
     pub fn trace_tail(&self) -> impl Iterator<Item = &String> {

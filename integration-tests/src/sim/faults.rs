@@ -1,4 +1,4 @@
-//! The faults of a world, drawn from its seed: crashes of processes and cuts between them, and an end.
+//! The faults of a world, drawn from its seed: of processes, between them, of their disks and clocks; and an end.
 
 use common::random::{Random, below, coin, seeded};
 use common::time::{Span, Tick};
@@ -21,6 +21,12 @@ pub enum Fault {
     Isolate { process: Process, lasts: Span },
     /// These do not hear each other for a while.
     Cut { a: Process, b: Process, lasts: Span },
+    /// The process does nothing for a while, and then goes on as if nothing had been.
+    Stop { process: Process, lasts: Span },
+    /// Its wall clock is set wrong by so much.
+    SetClock { process: Process, by_ms: i64 },
+    /// Its disk takes its time for a while.
+    SlowDisk { process: Process, lasts: Span },
     /// Nothing goes wrong from now on.
     Calm,
 }
@@ -57,11 +63,51 @@ fn all(plan: &Plan) -> (Vec<(Tick, Fault)>, Tick) {
         faults.push((at, leaders_change(plan, &mut random)));
         at = at.plus(Span(from_to(&mut random, 10, 3_000)));
     }
-    if let Some(loss) = lost_disk(plan, at) {
-        faults.push(loss);
-        faults.sort_by_key(|(at, _)| *at);
-    }
+    faults.extend(lost_disk(plan, at));
+    faults.extend(mishaps(plan, at));
+    faults.sort_by_key(|(at, _)| *at);
     (faults, at)
+}
+
+/// What happens besides, until the others end.
+fn mishaps(plan: &Plan, end: Tick) -> Vec<(Tick, Fault)> {
+    let mut random = seeded(plan.seed, 17);
+    let random = &mut random;
+    let mishaps = (0..plan.mishaps.count).map(|_| {
+        let at = Tick(from_to(random, 500, end.0.max(10_000)));
+        let process = match below(random, 3) {
+            0 => some_coordinator(plan, random),
+            _ => {
+                let index = below(random, plan.workers as u64);
+                Process::Worker(usize::try_from(index).expect("a few"))
+            }
+        };
+        let lasts = match below(random, 3) {
+            0 => Span(from_to(random, 1, 100)),
+            1 => Span(from_to(random, 100, 2_000)),
+            _ => Span(from_to(random, 2_000, 12_000)),
+        };
+        let fault = match below(random, 4) {
+            0 | 1 => Fault::Stop { process, lasts },
+            2 => Fault::SlowDisk { process, lasts },
+            _ => Fault::SetClock {
+                process,
+                by_ms: wrong_by(random),
+            },
+        };
+        (at, fault)
+    });
+    mishaps.collect()
+}
+
+/// Up to ten days ahead, or back by less than anything is kept: what is written then would be too old at once.
+fn wrong_by(random: &mut Random) -> i64 {
+    const HOUR: i64 = 3_600_000;
+    let part = i64::try_from(from_to(random, 1, 1_000)).expect("a small number");
+    match coin(random) {
+        true => part * 240 * HOUR / 1_000,
+        false => -(part * 144 * HOUR / 1_000),
+    }
 }
 
 /// One worker of those that have a replica, and no more: two more have what it had.

@@ -181,7 +181,7 @@ impl RunningJob {
         for task in &self.local {
             reports.add(job, generation, *task, urgent.clone());
         }
-        let delay = env.some_ms(RESTORE_MS);
+        let delay = env.some_disk_ms(RESTORE_MS);
         who.after(env, delay, Timer::Restored(job, self.began()));
     }
 
@@ -721,7 +721,7 @@ impl RunningJob {
         if env.draw(2) == 0 {
             self.write(env, who);
         }
-        let delay = env.some_ms(WRITE_MS);
+        let delay = env.some_disk_ms(WRITE_MS);
         who.after(
             env,
             delay,
@@ -769,7 +769,7 @@ impl RunningJob {
             return;
         }
         self.folding = true;
-        let delay = env.some_ms(FOLD_MS);
+        let delay = env.some_disk_ms(FOLD_MS);
         let timer = Timer::Folded(self.job(), self.generation(), completed);
         who.after(env, delay, timer);
     }

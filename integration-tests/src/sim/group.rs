@@ -223,5 +223,6 @@ impl Group {
 
 fn hear(network: &Network, now: Tick, a: usize, b: usize) -> bool {
     let (a, b) = (Process::Coordinator(a), Process::Coordinator(b));
-    network.hear(now, a, b)
+    let stopped = |process| network.stopped(now, process).is_some();
+    network.hear(now, a, b) && !stopped(a) && !stopped(b)
 }

@@ -15,6 +15,7 @@ pub mod faults;
 pub mod swarm;
 pub mod sabotage;
 pub mod env;
+pub mod clocks;
 pub mod client;
 pub mod coordinator;
 pub mod partition;
@@ -51,6 +52,7 @@ use self::client::Client;
 use self::coordinator::Coordinator;
 use self::coordinator::note;
 use self::worker::{SLOTS, Worker};
+use clocks::Clocks;
 use description::describe;
 use disk::{Crash, Disk};
 use env::{Env, Event, Timer};
@@ -62,6 +64,7 @@ use sabotage::Sabotage;
 use state_checks::{check_counts, contents_of, counts_of, read_copy};
 use swarm::{Kind, Kinds};
 
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(7));
 /// How long after the last fault everything must be done: several deployments with their pauses.
 const PATIENCE: Span = Span::from_secs(300);
 /// How long nothing goes wrong after a worker with tasks has lost its disk: its session ends, and others take over.
@@ -172,31 +175,37 @@ impl World {
     fn new(plan: &Plan, sabotage: Option<Sabotage>, directory: &Path) -> World {
         let network = Network::new(plan.weather, seeded(plan.seed, 5));
         let group = Group::new(plan.seed, plan.coordinators);
-        let mut env = Env::new(plan.seed, network, group, sabotage);
-        let clicks = plan.clicks();
-        for click in clicks.iter().flatten().flatten() {
-            env.checkers.outputs.produced(*click);
-        }
-        let cluster = ClusterId(Uuid::from_u128(7));
-        let clock = env.clock();
-        let disk = |name: String| Disk::new(clock.clone(), &directory.join(name));
+        let mut clocks = Clocks::new(plan.seed, plan.mishaps.drift_permille);
+        let mut disk = |process, name: String| {
+            let clock = clocks.of(process);
+            Disk::new(clock, &directory.join(name))
+        };
+        let coordinators = (0..plan.coordinators).map(|index| {
+            let name = format!("coordinator-{index}");
+            Coordinator::new(index, disk(Process::Coordinator(index), name), CLUSTER)
+        });
+        let coordinators = coordinators.collect();
         let workers = (0..plan.workers).map(|index| {
             // Without standbys what loses its disk has no tasks: their state would be lost.
             let slots = match plan.loses_disk() == Some(index) && !plan.standbys.loser_works {
                 true => 0,
                 false => SLOTS,
             };
-            let disk = disk(format!("worker-{index}"));
+            let disk = disk(Process::Worker(index), format!("worker-{index}"));
             Worker::new(index, plan.coordinators, disk, slots, plan.store)
         });
+        let workers = workers.collect();
+        let mut env = Env::new(plan.seed, clocks, network, group, sabotage);
+        let clicks = plan.clicks();
+        for click in clicks.iter().flatten().flatten() {
+            env.checkers.outputs.produced(*click);
+        }
         let mut faults = faults::schedule(plan).into_iter();
         let first = faults.next();
         let mut world = World {
-            coordinators: (0..plan.coordinators)
-                .map(|index| Coordinator::new(index, disk(format!("coordinator-{index}")), cluster))
-                .collect(),
-            workers: workers.collect(),
-            client: Client::new(plan, cluster, clicks),
+            coordinators,
+            workers,
+            client: Client::new(plan, CLUSTER, clicks),
             env,
             faults,
             next_fault: None,
@@ -215,14 +224,14 @@ impl World {
     }
 
     fn run(&mut self) {
-        for coordinator in &mut self.coordinators {
-            coordinator.start(&mut self.env);
+        for index in 0..self.coordinators.len() {
+            self.restart(Process::Coordinator(index));
         }
         if self.env.group.is_several() {
             self.env.after(LOOK_AT_GROUP, Event::Group);
         }
-        for worker in &mut self.workers {
-            worker.start(&mut self.env);
+        for index in 0..self.workers.len() {
+            self.restart(Process::Worker(index));
         }
         self.client.start(&mut self.env);
         while self.env.broken().is_none() && !self.is_over() {
@@ -234,7 +243,9 @@ impl World {
             self.summary.events += 1;
             self.note(&event);
             self.env.at_work = self.is_at_work();
+            self.env.act(event.acts());
             self.dispatch(event);
+            self.env.act(None);
             self.look_at_completed();
         }
         self.note_features();
@@ -350,6 +361,24 @@ impl World {
                 let until = self.env.now.plus(lasts);
                 self.env.network.cut(a, b, until);
             }
+            Fault::Stop { process, lasts } => {
+                if self.is_up(process) {
+                    let until = self.env.time.plus(lasts);
+                    self.env.network.stop(process, until);
+                }
+            }
+            Fault::SetClock { process, by_ms } => {
+                self.env.clocks.set(process, by_ms);
+                if let Process::Worker(index) = process {
+                    self.env.act(Some(process));
+                    self.workers[index].clock_was_set(&mut self.env);
+                    self.env.act(None);
+                }
+            }
+            Fault::SlowDisk { process, lasts } => {
+                let until = self.env.time.plus(lasts);
+                self.env.slow_disk(process, until);
+            }
             Fault::Calm => {
                 self.calm_since = Some(self.env.now);
                 self.env.network.heal();
@@ -383,9 +412,7 @@ impl World {
             self.summary.lost += 1;
         }
         self.workers[index].lose_disk();
-        self.summary.crashes += 1;
-        self.env.after(down, Event::Restart(process));
-        self.look_at_holders();
+        self.ended(process, down);
     }
 
     fn others(&self, than: Process) -> impl Iterator<Item = Process> + use<> {
@@ -510,6 +537,12 @@ impl World {
                 Process::Worker(_) | Process::Client => Kind::WorkerIsolated,
             },
             Fault::Cut { .. } => Kind::ProcessesCut,
+            Fault::Stop { process, .. } => match process {
+                Process::Coordinator(_) => Kind::CoordinatorStopped,
+                Process::Worker(_) | Process::Client => Kind::WorkerStopped,
+            },
+            Fault::SetClock { .. } => Kind::ClockSet,
+            Fault::SlowDisk { .. } => Kind::DiskSlow,
             Fault::Calm => return,
         };
         self.env.strike(kind);
@@ -537,6 +570,7 @@ impl World {
             (Kind::StateOnDisk, epochs && self.env.questions > 0),
             (Kind::Rescaled, self.env.rescaled > 0),
             (Kind::Drained, self.job_state() == Some(JobState::Finished)),
+            (Kind::ClocksDiffer, epochs),
         ] {
             if used && self.kinds.has(kind) {
                 self.env.struck.add(kind);
@@ -572,8 +606,21 @@ impl World {
             }
             Process::Coordinator(_) | Process::Worker(_) | Process::Client => return,
         }
+        self.ended(process, down);
+    }
+
+    fn is_up(&self, process: Process) -> bool {
+        match process {
+            Process::Coordinator(index) => self.coordinators[index].is_up(),
+            Process::Worker(index) => self.workers[index].is_up(),
+            Process::Client => true,
+        }
+    }
+
+    fn ended(&mut self, process: Process, down: Span) {
         self.summary.crashes += 1;
-        env.after(down, Event::Restart(process));
+        self.env.network.go_on(process);
+        self.env.after(down, Event::Restart(process));
         self.look_at_holders();
     }
 
@@ -602,6 +649,9 @@ impl World {
 
     fn restart(&mut self, process: Process) {
         let env = &mut self.env;
+        // Whoever starts it sees to its clock.
+        env.clocks.set_right(process);
+        env.act(Some(process));
         match process {
             Process::Coordinator(index) if !self.coordinators[index].is_up() => {
                 self.coordinators[index].start(env);
@@ -611,6 +661,7 @@ impl World {
             }
             Process::Coordinator(_) | Process::Worker(_) | Process::Client => {}
         }
+        env.act(None);
     }
 
     /// The facts, if somebody keeps them now.
@@ -649,11 +700,17 @@ impl World {
             note(&mut self.env, &entry, carried_out, suspected);
         }
         if let Some((leader, term)) = leads {
+            self.env.act(Some(Process::Coordinator(leader)));
             self.coordinators[leader].lead(&mut self.env, term);
         }
-        for coordinator in &mut self.coordinators {
-            coordinator.look_at_group(&mut self.env);
+        for (index, coordinator) in self.coordinators.iter_mut().enumerate() {
+            let process = Process::Coordinator(index);
+            if self.env.network.stopped(self.env.time, process).is_none() {
+                self.env.act(Some(process));
+                coordinator.look_at_group(&mut self.env);
+            }
         }
+        self.env.act(None);
         self.env.after(LOOK_AT_GROUP, Event::Group);
     }
 

@@ -106,6 +106,8 @@ pub struct Network {
     random: Random,
     /// Which pairs do not hear each other, and until when.
     cuts: BTreeMap<(Process, Process), Tick>,
+    /// Processes that do nothing until then. What is sent to them arrives, and nobody reads it.
+    stopped: BTreeMap<Process, Tick>,
 }
 
 /// What becomes of a message.
@@ -142,12 +144,28 @@ impl Network {
             weather,
             random,
             cuts: BTreeMap::new(),
+            stopped: BTreeMap::new(),
         }
     }
 
     /// These do not hear each other for a while.
     pub fn cut(&mut self, a: Process, b: Process, until: Tick) {
         self.cuts.insert((a.min(b), a.max(b)), until);
+    }
+
+    pub fn stop(&mut self, process: Process, until: Tick) {
+        self.stopped.insert(process, until);
+    }
+
+    /// It goes on, or has ended.
+    pub fn go_on(&mut self, process: Process) {
+        self.stopped.remove(&process);
+    }
+
+    /// Until when it does nothing.
+    pub fn stopped(&self, now: Tick, process: Process) -> Option<Tick> {
+        let until = self.stopped.get(&process).copied();
+        until.filter(|until| now < *until)
     }
 
     pub fn heal(&mut self) {

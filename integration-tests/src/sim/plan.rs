@@ -48,6 +48,7 @@ pub struct Plan {
     pub standbys: Standbys,
     /// How often somebody wants the job to have more or fewer tasks.
     pub rescales: u64,
+    pub mishaps: Mishaps,
     /// Faults that do not happen, by their numbers in the order of what the seed draws.
     pub without: BTreeSet<usize>,
 }
@@ -77,6 +78,14 @@ pub struct Replicas {
     pub moves: u64,
 }
 
+/// What goes wrong with time: processes stop for a while, disks are slow, clocks are set wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mishaps {
+    pub count: u64,
+    /// By how many in a thousand the clocks of processes go wrong at most.
+    pub drift_permille: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultKinds {
     pub workers: bool,
@@ -89,10 +98,14 @@ pub struct FaultKinds {
 
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
-        swarm::switch(Plan::draw_all(seed))
+        let drawn = Plan {
+            mishaps: Mishaps::draw(seed),
+            ..Plan::draw_all(seed)
+        };
+        swarm::switch(drawn)
     }
 
-    /// With everything that the seed has.
+    /// With everything that the seed has, but for mishaps.
     fn draw_all(seed: u64) -> Plan {
         let mut random = seeded(seed, 2);
         let random = &mut random;
@@ -167,6 +180,7 @@ impl Plan {
             kinds,
             drain: coin(random),
             rescales: below(&mut rescales, 2) * from_to(&mut rescales, 1, 4),
+            mishaps: Mishaps::NONE,
             without: BTreeSet::new(),
         }
     }
@@ -268,6 +282,17 @@ impl Plan {
         }
     }
 
+    /// The world of this seed, in which clocks are wrong, and processes and disks too slow, again and again.
+    pub fn mistimed(seed: u64) -> Plan {
+        Plan {
+            mishaps: Mishaps {
+                count: 12,
+                drift_permille: 50,
+            },
+            ..Plan::draw_all(seed)
+        }
+    }
+
     /// The world of this seed, in which a worker with tasks loses its disk if it ever may.
     pub fn losing(seed: u64) -> Plan {
         let drawn = Plan::stood_by(seed);
@@ -358,6 +383,21 @@ impl Plan {
                 batches
             })
             .collect()
+    }
+}
+
+impl Mishaps {
+    pub const NONE: Mishaps = Mishaps {
+        count: 0,
+        drift_permille: 0,
+    };
+
+    fn draw(seed: u64) -> Mishaps {
+        let mut random = seeded(seed, 16);
+        Mishaps {
+            count: below(&mut random, 2) * from_to(&mut random, 1, 8),
+            drift_permille: below(&mut random, 2) * from_to(&mut random, 1, 50),
+        }
     }
 }
 

@@ -305,7 +305,7 @@ impl Replication {
                     from,
                     to,
                 } => {
-                    let delay = env.some_ms(READ_MS);
+                    let delay = env.some_disk_ms(READ_MS);
                     after(env, who, delay, Timer::Read(watch, log, from, to));
                 }
                 Effect::Answer { call, reply } => {

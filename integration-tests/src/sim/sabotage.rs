@@ -57,10 +57,12 @@ pub enum Sabotage {
     PrepareWithoutChanges,
     /// A job is divided anew before all of it is where it goes on.
     CutOverUnheard,
+    /// What is old goes by a clock that somebody has set wrong.
+    RetainBySetClock,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 26] = [
+    pub const ALL: [Sabotage; 27] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -87,5 +89,6 @@ impl Sabotage {
         Sabotage::KeepAcrossGap,
         Sabotage::PrepareWithoutChanges,
         Sabotage::CutOverUnheard,
+        Sabotage::RetainBySetClock,
     ];
 }

@@ -260,7 +260,7 @@ impl Standby {
     /// Finds out what is here of each task, and asks for the rest.
     pub fn follow(&mut self, env: &mut Env, who: Who, image: &MetadataImage) {
         self.finding = Some(self.copies(image));
-        let delay = env.some_ms(FIND_MS);
+        let delay = env.some_disk_ms(FIND_MS);
         self.after(env, who, delay, Timer::Found);
     }
 
@@ -565,7 +565,7 @@ pub fn pieces_of(env: &Env, fetched: StateFetched) -> Pieces {
 }
 
 fn look_soon(env: &mut Env, who: Who, job: JobId, began: Began, id: u64) {
-    let delay = env.some_ms(LEND_MS);
+    let delay = env.some_disk_ms(LEND_MS);
     let timer = WorkerTimer::Standby(job, began, Timer::Lend(id));
     who.after(env, delay, timer);
 }

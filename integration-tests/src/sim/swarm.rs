@@ -21,6 +21,13 @@ pub enum Kind {
     /// Another coordinator of the group came to lead.
     LeaderSucceeded,
     CoordinatorIsolated,
+    WorkerStopped,
+    CoordinatorStopped,
+    /// Somebody has set a wall clock wrong.
+    ClockSet,
+    /// Of different processes they go at different paces.
+    ClocksDiffer,
+    DiskSlow,
     DiskLost,
     MessageLost,
     MessageRepeated,
@@ -37,7 +44,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 25] = [
         Kind::WorkerKilled,
         Kind::WorkerWithoutPower,
         Kind::CoordinatorKilled,
@@ -46,6 +53,11 @@ impl Kind {
         Kind::WorkerIsolated,
         Kind::LeaderSucceeded,
         Kind::CoordinatorIsolated,
+        Kind::WorkerStopped,
+        Kind::CoordinatorStopped,
+        Kind::ClockSet,
+        Kind::ClocksDiffer,
+        Kind::DiskSlow,
         Kind::DiskLost,
         Kind::MessageLost,
         Kind::MessageRepeated,
@@ -147,6 +159,12 @@ pub fn kinds(plan: &Plan) -> Kinds {
     let isolated = coordinator && plan.coordinators > 1;
     add(Kind::LeaderSucceeded, isolated);
     add(Kind::CoordinatorIsolated, isolated);
+    let mishaps = plan.mishaps.count > 0;
+    add(Kind::WorkerStopped, mishaps);
+    add(Kind::CoordinatorStopped, mishaps);
+    add(Kind::ClockSet, mishaps);
+    add(Kind::ClocksDiffer, plan.mishaps.drift_permille > 0);
+    add(Kind::DiskSlow, mishaps);
     add(Kind::DiskLost, plan.replicas.loses_disk);
     add(Kind::MessageLost, plan.weather.lost_permille > 0);
     add(Kind::MessageRepeated, plan.weather.twice_permille > 0);

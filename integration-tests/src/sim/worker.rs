@@ -26,6 +26,7 @@ use worker::link::reports::TaskReports;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
+use worker::partition::age_clock::AgeClock;
 use worker::sink::write_queue::NextAppend;
 use worker::standby::machine::Event as StandbyEvent;
 use worker::task::chain::Question;
@@ -56,6 +57,8 @@ const KEEP_MS: u64 = 15;
 /// the next generation begins.
 const STEP_MS: u64 = 150;
 pub const MAILBOX_MS: u64 = 2;
+/// How soon it is looked for what is old when the clock was set: what is closed goes, then what had to be closed.
+const RETAIN_AFTER: [Span; 3] = [Span(0), Span::from_secs(5), Span::from_secs(10)];
 pub const SLOTS: u32 = 16;
 
 #[derive(Debug)]
@@ -73,6 +76,8 @@ pub enum Timer {
     SyncDue(TopicPartition),
     Patience(TopicPartition),
     LookAtIsr(TopicPartition),
+    /// What is old may go.
+    Retain(TopicPartition),
     /// A leader's wish goes to the coordinator, once more.
     AlterIsr(IsrChange),
     Replication(replication::Timer),
@@ -149,6 +154,7 @@ struct Life {
     last_work: u64,
     custom: Arc<CustomOperators>,
     memory: Arc<StateMemory>,
+    ages: AgeClock,
     choice: StoreChoice,
     calls: BTreeMap<CallId, Purpose>,
 }
@@ -279,6 +285,7 @@ impl Worker {
             last_work: 0,
             custom,
             memory: self.choice.memory(),
+            ages: AgeClock::new(env.clock()),
             choice: self.choice,
             calls: BTreeMap::new(),
         };
@@ -289,6 +296,16 @@ impl Worker {
     pub fn crash(&mut self, env: &mut Env, crash: Crash) {
         self.running = None;
         self.disk.crash(crash, env.random());
+    }
+
+    /// Somebody has set its wall clock.
+    pub fn clock_was_set(&mut self, env: &mut Env) {
+        let Some(life) = &self.running else { return };
+        for id in life.partitions.keys() {
+            for delay in RETAIN_AFTER {
+                life.who.after(env, delay, Timer::Retain(*id));
+            }
+        }
     }
 
     /// The process ends, and what it comes back with is another disk.
@@ -357,7 +374,7 @@ impl Life {
             Timer::Work(id) => {
                 let image = self.image.clone();
                 if let Some(partition) = self.partitions.get_mut(&id) {
-                    partition.work(env, who, &image);
+                    partition.work(env, who, &image, &self.ages);
                 }
             }
             Timer::Synced(id) => {
@@ -385,6 +402,11 @@ impl Life {
                     if let Some(report) = report {
                         self.say_log_end(env, report);
                     }
+                }
+            }
+            Timer::Retain(id) => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.retain(env, who);
                 }
             }
             Timer::AlterIsr(change) => self.alter_isr(env, change),
@@ -831,7 +853,7 @@ impl Life {
                     let config = topic.config.clone();
                     let opened = Partition::new(env, id, session.worker, assigned.clone(), config);
                     self.partitions.insert(id, opened);
-                    let delay = env.some_ms(OPEN_MS);
+                    let delay = env.some_disk_ms(OPEN_MS);
                     self.who.after(env, delay, Timer::Open(id));
                 }
             }
@@ -853,7 +875,7 @@ impl Life {
                 partition.close(env, self.who);
             }
             self.removing.insert(id);
-            let delay = env.some_ms(OPEN_MS);
+            let delay = env.some_disk_ms(OPEN_MS);
             self.who.after(env, delay, Timer::Remove(id));
         }
     }
@@ -941,7 +963,7 @@ impl Life {
             }
             self.reports.remove(job, generation);
             self.stopping.insert(job);
-            let delay = env.some_ms(OPEN_MS);
+            let delay = env.some_disk_ms(OPEN_MS);
             self.who.after(env, delay, Timer::Stopped(job));
         }
         for deployment in changes.start {
@@ -1013,8 +1035,8 @@ impl Life {
         self.last_work += 1;
         let number = self.last_work;
         let mut delay = match work.keeps_of() {
-            Some(_) => env.some_ms(KEEP_MS),
-            None => env.some_ms(STEP_MS),
+            Some(_) => env.some_disk_ms(KEEP_MS),
+            None => env.some_disk_ms(STEP_MS),
         };
         if let Some(of) = work
             .keeps_of()
@@ -1081,7 +1103,7 @@ impl Life {
         }
         if let Some(question) = wanted.question {
             env.questions += 1;
-            let delay = env.some_ms(READ_MS);
+            let delay = env.some_disk_ms(READ_MS);
             let timer = Timer::Answer(job, generation, task, question);
             self.who.after(env, delay, timer);
         }

@@ -11,8 +11,9 @@ mod swarm;
 
 use common::time::{Span, SystemClock};
 use integration_tests::sim::description::read;
-use integration_tests::sim::plan::Plan;
+use integration_tests::sim::plan::{Mishaps, Plan};
 use integration_tests::sim::shrink::shrink;
+use integration_tests::sim::swarm::{Kind, Kinds};
 use integration_tests::sim::{Summary, run, run_plan};
 
 /// New seeds of every run of the tests.
@@ -43,9 +44,10 @@ fn expect_unmoved(seed: u64) {
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// A world of before jobs were given more or fewer tasks, and of before there were groups.
+/// A world of before jobs were given more or fewer tasks, and of before there were groups and mishaps.
 fn expect_unscaled(seed: u64) {
     let mut plan = Plan::draw(seed);
+    plan.mishaps = Mishaps::NONE;
     plan.rescales = 0;
     plan.coordinators = 1;
     run_plan(&plan, None).unwrap_or_else(|failure| panic!("{failure}"));
@@ -170,6 +172,24 @@ fn a_group_of_coordinators_outlives_those_that_lead_it() {
     );
 }
 
+#[test]
+fn nothing_is_lost_where_clocks_are_wrong_and_processes_and_disks_too_slow() {
+    let mut struck = Kinds::default();
+    for seed in 1..=12 {
+        let run = run_plan(&Plan::mistimed(seed), None);
+        struck.join(run.unwrap_or_else(|failure| panic!("{failure}")).struck);
+    }
+    for kind in [
+        Kind::WorkerStopped,
+        Kind::CoordinatorStopped,
+        Kind::ClockSet,
+        Kind::ClocksDiffer,
+        Kind::DiskSlow,
+    ] {
+        assert!(struck.has(kind), "{kind:?} never struck: {struck:?}");
+    }
+}
+
 /// Power goes while records are acknowledged in memory, though never everywhere at once.
 #[test]
 fn what_is_acknowledged_in_memory_outlives_the_loss_of_all_memories_but_one() {
@@ -230,7 +250,7 @@ fn a_follower_that_had_yet_to_sync_what_it_has_says_so_when_it_has() {
 #[test]
 fn a_standby_that_begins_again_in_one_generation_is_not_given_answers_of_before() {
     expect_world(
-        "seed=1795923816797 coordinators=1 rescales=0 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10",
+        "seed=1795923816797 mishaps=0 drift_permille=0 coordinators=1 rescales=0 loser_works=0 slow_permille=5 without=0,1,2,3,4,5,6,9,10",
     );
 }
 
@@ -246,7 +266,7 @@ fn a_log_that_was_torn_between_a_batchs_offset_and_its_checksum_opens() {
 #[test]
 fn a_job_that_is_to_be_drained_while_it_is_divided_anew_lets_every_window_out() {
     expect_world(
-        "seed=1795953236488 coordinators=1 faults=0 clicks=1 keys=1 rescales=1 isolations=0 delay_ms=1 table_bytes=953",
+        "seed=1795953236488 mishaps=0 drift_permille=0 coordinators=1 faults=0 clicks=1 keys=1 rescales=1 isolations=0 delay_ms=1 table_bytes=953",
     );
 }
 
@@ -254,7 +274,7 @@ fn a_job_that_is_to_be_drained_while_it_is_divided_anew_lets_every_window_out() 
 #[test]
 fn who_prepares_a_task_has_each_checkpoint_that_it_is_named_a_holder_of() {
     expect_world(
-        "seed=1795953445892 coordinators=1 faults=2 more_faults=1 click_partitions=2 tally_partitions=2 sources=2 keys=1 rescales=2 \
+        "seed=1795953445892 mishaps=0 drift_permille=0 coordinators=1 faults=2 more_faults=1 click_partitions=2 tally_partitions=2 sources=2 keys=1 rescales=2 \
          loser_works=0 in_memory=0 isolations=0 twice_permille=0 slow_permille=0 delay_ms=2 \
          without=2,3,4,5,6,7,8,9,10,11",
     );
@@ -265,7 +285,7 @@ fn who_prepares_a_task_has_each_checkpoint_that_it_is_named_a_holder_of() {
 #[test]
 fn what_is_left_of_a_task_and_leads_nowhere_does_not_hold_up_the_log() {
     expect_world(
-        "seed=1795955014439 faults=3 more_faults=0 clicks=186 tally_partitions=2 sources=2 keys=17 rescales=1 \
+        "seed=1795955014439 mishaps=0 drift_permille=0 faults=3 more_faults=0 clicks=186 tally_partitions=2 sources=2 keys=17 rescales=1 \
          loser_works=0 tally_copies=1 click_copies_enough=1 cuts=0 isolations=0 drain=0 table_bytes=1221",
     );
 }
@@ -274,7 +294,9 @@ fn what_is_left_of_a_task_and_leads_nowhere_does_not_hold_up_the_log() {
 /// twice.
 #[test]
 fn a_generation_that_begins_again_at_once_is_restored_once() {
-    expect_world("seed=1795955480687 more_faults=3 keys=1 isolations=0 drain=0 without=10");
+    expect_world(
+        "seed=1795955480687 mishaps=0 drift_permille=0 more_faults=3 keys=1 isolations=0 drain=0 without=10",
+    );
 }
 
 /// Each of its splits was found by itself, and the first passed for all: windows closed before what the others still had
@@ -282,7 +304,7 @@ fn a_generation_that_begins_again_at_once_is_restored_once() {
 #[test]
 fn a_source_that_begins_again_says_nothing_of_time_before_it_knows_all_of_its_splits() {
     expect_world(
-        "seed=1795959485308 faults=2 clicks=1 workers=1 click_partitions=2 keys=1 loses_disk=0 moves=0 standbys=0 \
+        "seed=1795959485308 mishaps=0 drift_permille=0 faults=2 clicks=1 workers=1 click_partitions=2 keys=1 loses_disk=0 moves=0 standbys=0 \
          click_copies=1 tally_copies=1 click_copies_enough=1 tally_copies_enough=1 coordinator_faults=0 isolations=0 \
          delay_ms=1 without=0",
     );

@@ -155,3 +155,8 @@ fn prepare_without_changes_is_found() {
 fn cut_over_unheard_is_found() {
     is_found_in(Sabotage::CutOverUnheard, 1, Plan::rescaled);
 }
+
+#[test]
+fn retain_by_set_clock_is_found() {
+    is_found_in(Sabotage::RetainBySetClock, 1, Plan::mistimed);
+}

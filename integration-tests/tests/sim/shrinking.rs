@@ -18,6 +18,7 @@ fn a_world_is_read_back_from_its_line() {
             Plan::losing,
             Plan::rescaled,
             Plan::of_group,
+            Plan::mistimed,
         ] {
             let mut plan = plan(seed);
             plan.without.extend([1, 3]);

@@ -170,12 +170,7 @@ impl PartitionActor {
         let image = self.image.borrow_and_update().clone();
         let what_to_retain = retain.then(|| {
             let now = self.settings.ages.now();
-            let held = image.held_from(self.id, now);
-            Retain {
-                config: self.assigned.config.clone(),
-                limit: held.map_or(readable.last_stable, |held| held.min(readable.last_stable)),
-                now,
-            }
+            Retain::at(now, self.id, &self.assigned.config, readable, &image)
         });
         let work = Work {
             log: self.log.take().expect("a turn comes when the log is here"),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use common::error::Problem;
-use common::ids::LeaderEpoch;
+use common::ids::{LeaderEpoch, TopicPartition};
 use common::log_batch::LogBatch;
 use common::offset::Offset;
 use common::protocol::produce::{Acks, AppendedBatch};
@@ -19,6 +19,7 @@ use tokio::task::JoinError;
 use super::machine::AppendRefusal;
 use super::problems;
 use super::replica_work::{Followed, QueuedNews};
+use super::waiting::Readable;
 use crate::log::partition_log::{AppendError, PartitionLog, Placed};
 use crate::metadata_image::MetadataImage;
 
@@ -76,6 +77,24 @@ pub struct Written {
     pub reply: AppendReply,
     pub batches: Vec<AppendedBatch>,
     pub end: Offset,
+}
+
+impl Retain {
+    /// What a job may read again stays, and what not every reader may have read.
+    pub fn at(
+        now: Timestamp,
+        partition: TopicPartition,
+        config: &TopicConfig,
+        readable: Readable,
+        image: &MetadataImage,
+    ) -> Retain {
+        let held = image.held_from(partition, now);
+        Retain {
+            config: config.clone(),
+            limit: held.map_or(readable.last_stable, |held| held.min(readable.last_stable)),
+            now,
+        }
+    }
 }
 
 impl Work {

@@ -201,13 +201,13 @@ impl Coordinator {
         match reign.term {
             Some(term) => {
                 let (group, network) = (&env.group, &env.network);
-                if group.is_told_it_leads_no_more(network, env.now, self.index, term) {
+                if group.is_told_it_leads_no_more(network, env.time, self.index, term) {
                     env.trace(|| format!("coordinator {} leads no more", self.index));
                     self.step_down(env);
                 }
             }
             None => {
-                let leader = env.group.leader_heard(&env.network, env.now, self.index);
+                let leader = env.group.leader_heard(&env.network, env.time, self.index);
                 if leader.is_some() && env.draw(4) == 0 {
                     reign.catch_up(env);
                 }
@@ -331,7 +331,7 @@ impl Reign {
             }
             Timer::JobWake(job) => {
                 if let Some(woken) = self.jobs.get_mut(&job)
-                    && woken.job_wake == Some(env.now)
+                    && woken.job_wake.is_some_and(|at| at <= env.now)
                 {
                     woken.job_wake = None;
                     self.job_event(env, job, Event::TimePassed);
@@ -339,7 +339,7 @@ impl Reign {
             }
             Timer::CheckpointWake(job) => {
                 if let Some(woken) = self.jobs.get_mut(&job)
-                    && woken.checkpoint_wake == Some(env.now)
+                    && woken.checkpoint_wake.is_some_and(|at| at <= env.now)
                 {
                     woken.checkpoint_wake = None;
                     self.checkpoint_event(env, job, CheckpointEvent::TimePassed);
@@ -368,7 +368,7 @@ impl Reign {
             Request::Heartbeat(heartbeat) => {
                 // One that leads no more must not keep a session alive.
                 if let Some(term) = self.term
-                    && !env.group.confirms(&env.network, env.now, self.index, term)
+                    && !env.group.confirms(&env.network, env.time, self.index, term)
                 {
                     return env.answer(from, Err(unavailable()));
                 }
@@ -468,7 +468,7 @@ impl Reign {
 
     /// It asks the one that leads.
     fn forward(&mut self, env: &mut Env, from: ReturnAddress, request: Request) {
-        let leader = env.group.leader_heard(&env.network, env.now, self.index);
+        let leader = env.group.leader_heard(&env.network, env.time, self.index);
         let Some(leader) = leader.filter(|leader| *leader != self.index) else {
             return env.answer(from, Err(unavailable()));
         };
@@ -494,7 +494,7 @@ impl Reign {
 
     fn agreed(&mut self, env: &mut Env) {
         let Some(term) = self.term else { return };
-        if !env.group.confirms(&env.network, env.now, self.index, term) {
+        if !env.group.confirms(&env.network, env.time, self.index, term) {
             return self.after(env, AGREE_AGAIN, Timer::Agreed);
         }
         self.agreeing = false;
@@ -574,7 +574,7 @@ impl Reign {
                 self.writing.push((index, entry, Some(proposer)));
             }
         }
-        let sync = env.some_ms(if early { 400 } else { SYNC_MS });
+        let sync = env.some_disk_ms(if early { 400 } else { SYNC_MS });
         self.after(env, sync, Timer::LogSynced);
         if !early_answers.is_empty() {
             self.published(env);

@@ -24,13 +24,14 @@ use worker::log::leader_epochs::LeaderEpochs;
 use worker::log::partition_log::PartitionLog;
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
+use worker::partition::age_clock::AgeClock;
 use worker::partition::agenda::{Agenda, Reading, Turn};
 use worker::partition::machine::{AppendRefusal, PartitionMachine};
 use worker::partition::problems;
 use worker::partition::replica_work::{PositionReply, QueuedNews};
 use worker::partition::transactions::Undecided;
 use worker::partition::waiting::{APPEND_TIMEOUT, Reached, Readable, Waiting};
-use worker::partition::work::{AppendReply, QueuedAppend, Work};
+use worker::partition::work::{AppendReply, QueuedAppend, Retain, Work};
 use worker::replication::session_machine::WatchId;
 
 use super::env::Env;
@@ -186,7 +187,7 @@ impl Partition {
             self.reign = Some(reign);
             env.reigns += u64::from(self.image.replicas.len() > 1);
             let log_end = self.machine.log_end();
-            let verdict = env.checkers.reigns.leads(self.id, self.me, log_end);
+            let verdict = env.checkers.reigns.leads(self.id, reign, self.me, log_end);
             env.check(verdict);
         }
     }
@@ -284,8 +285,14 @@ impl Partition {
         self.set_timer(env, who);
     }
 
+    /// It is looked for what is old.
+    pub fn retain(&mut self, env: &mut Env, who: Who) {
+        self.agenda.retain();
+        self.start_work(env, who);
+    }
+
     /// What a blocking thread would do with the log: everything that waits, at once.
-    pub fn work(&mut self, env: &mut Env, who: Who, image: &Arc<MetadataImage>) {
+    pub fn work(&mut self, env: &mut Env, who: Who, image: &Arc<MetadataImage>, ages: &AgeClock) {
         let (Some(turn), Some(log)) = (self.turn.take(), self.log.take()) else {
             return;
         };
@@ -300,16 +307,24 @@ impl Partition {
                 .leads(self.id, epoch, self.me, who.life);
             env.check(verdict);
         }
+        let readable = self.readable();
+        let what_to_retain = turn.retain.then(|| {
+            let now = match env.sabotaged(Sabotage::RetainBySetClock) {
+                true => env.wall(),
+                false => ages.now(),
+            };
+            Retain::at(now, self.id, &self.config, readable, image)
+        });
         let work = Work {
             log,
             appends: turn.appends,
             leader_epoch,
             follows: self.machine.follows(),
             news: self.news.take(),
-            committed: self.readable().committed,
+            committed: readable.committed,
             image: believed(env, image),
             now: env.wall(),
-            retain: None,
+            retain: what_to_retain,
             close: false,
         };
         let done = work.run();
@@ -424,7 +439,7 @@ impl Partition {
                 self.agenda.sync_began(log.end_offset());
                 self.syncing = Some(sync);
                 let early = env.sabotaged(Sabotage::AcknowledgeBeforeSync);
-                let delay = env.some_ms(if early { 500 } else { SYNC_MS });
+                let delay = env.some_disk_ms(if early { 500 } else { SYNC_MS });
                 who.after(env, delay, Timer::Synced(self.id));
             }
         } else if let Some(due) = self.agenda.sync_due_at()
@@ -547,7 +562,7 @@ impl Partition {
     fn start_work(&mut self, env: &mut Env, who: Who) {
         if let Some(turn) = self.agenda.next_turn() {
             self.turn = Some(turn);
-            let delay = env.some_ms(WORK_MS);
+            let delay = env.some_disk_ms(WORK_MS);
             who.after(env, delay, Timer::Work(self.id));
         }
     }

@@ -246,8 +246,8 @@ impl Partition {
             return;
         };
         if self.machine.is_leader() {
-            env.checkers.reigns.committed(self.id, committed);
             let (reign, end) = (self.machine.leader_epoch(), readable.last_stable);
+            env.checkers.reigns.committed(self.id, reign, committed);
             let verdict = env.checkers.committed.readable(self.id, reign, end);
             env.check(verdict);
         }
