@@ -19,7 +19,7 @@ use common::protocol::standby::{AckStandby, FetchState};
 use common::time::Span;
 use tokio::sync::Notify;
 use uuid::Uuid;
-use worker::job::assignment::changes;
+use worker::job::assignment::{changes, completed};
 use worker::job::handover::Handover;
 use worker::link::DOUBT_AFTER;
 use worker::link::reports::TaskReports;
@@ -984,7 +984,7 @@ impl Life {
             self.jobs.insert(job, running);
         }
         for (job, running) in &mut self.jobs {
-            if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
+            if let Some(completed) = completed(&image, *job, running.generation()) {
                 running.completed(env, self.who, &image, completed);
             }
             if let Some(deployment) = image.deployments.get(job) {

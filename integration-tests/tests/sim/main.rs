@@ -309,3 +309,12 @@ fn a_source_that_begins_again_says_nothing_of_time_before_it_knows_all_of_its_sp
          delay_ms=1 without=0",
     );
 }
+
+/// Stopped for a while, it was fenced and registered again. What it heard of before that came as if nothing had been,
+/// and its tasks of the past took what others had completed for theirs.
+#[test]
+fn tasks_of_a_worker_that_slept_do_not_take_what_others_completed_for_theirs() {
+    expect_world(
+        "seed=8633 mishaps=10 drift_permille=14 keys=25 loses_disk=0 moves=4 loser_works=0 without=0,2,3,5,6,9,10",
+    );
+}

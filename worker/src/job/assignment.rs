@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::ids::{Generation, JobId, NodeId, TaskId, WorkerEpoch};
+use common::ids::{CheckpointId, Generation, JobId, NodeId, TaskId, WorkerEpoch};
 use common::protocol::task::Deployment;
 
 use crate::metadata_image::MetadataImage;
@@ -65,6 +65,17 @@ pub fn changes(
             .copied()
             .collect(),
     }
+}
+
+/// What is completed of the generation of a job that runs here. What another one has completed is not the state of
+/// its tasks: a worker that slept hears of the next generation, and perhaps not yet that its own is over.
+pub fn completed(
+    image: &MetadataImage,
+    job: JobId,
+    generation: Generation,
+) -> Option<CheckpointId> {
+    let facts = image.jobs.get(&job)?;
+    facts.completed.filter(|_| facts.generation == generation)
 }
 
 /// The tasks of a generation that run on a worker.
@@ -186,6 +197,20 @@ mod tests {
             compare(&image(1, 2, 20, 1), &[(1, 2)], &[1]),
             Changes::default()
         );
+    }
+
+    #[test]
+    fn what_another_generation_has_completed_is_not_told_to_this_one() {
+        let mut image = image(1, 2, 20, 1);
+        let completed = |image: &MetadataImage, job, generation| {
+            completed(image, JobId(job), Generation(generation))
+        };
+        assert_eq!(completed(&image, 1, 2), None);
+        let facts = image.jobs.get_mut(&JobId(1)).unwrap();
+        facts.completed = Some(CheckpointId(7));
+        assert_eq!(completed(&image, 1, 2), Some(CheckpointId(7)));
+        assert_eq!(completed(&image, 1, 1), None);
+        assert_eq!(completed(&image, 2, 2), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use common::time::{Span, Tick};
 use tracing::warn;
 
 use super::actor::JobActor;
-use super::assignment::{changes, tasks_here};
+use super::assignment::{changes, completed, tasks_here};
 use super::at_rest;
 use super::handover::Handover;
 use super::messages::{
@@ -157,8 +157,8 @@ impl JobsActor {
             self.kept.insert(job);
             self.running.insert(job, (generation, epoch, address));
         }
-        for (job, (_, _, address)) in &self.running {
-            if let Some(completed) = image.jobs.get(job).and_then(|job| job.completed) {
+        for (job, (generation, _, address)) in &self.running {
+            if let Some(completed) = completed(image, *job, *generation) {
                 // What does not fit comes again with the next image.
                 drop(address.try_send(Completed(completed)));
             }
