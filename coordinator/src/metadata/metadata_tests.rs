@@ -310,6 +310,25 @@ fn positions_of_past_checkpoints_are_kept_for_the_latest_of_them() {
 }
 
 #[test]
+fn the_predecessor_of_a_process_had_its_storage_another_incarnation_and_another_address() {
+    let mut history = History::announced();
+    let (first, _) = history.active_worker(10);
+    let before = registration(10);
+    let asked = |storage: u128, incarnation: Uuid, address: &str| {
+        let storage = StorageId(Uuid::from_u128(storage));
+        let found = history.metadata.predecessor(storage, incarnation, address);
+        found.map(|row| row.id)
+    };
+    let another = Uuid::from_u128(99);
+    let elsewhere = "http://copy:7171";
+    assert_eq!(asked(10, another, elsewhere), Some(first));
+    // The same process behind a new address, its next life at the old one, and a worker nobody has seen.
+    assert_eq!(asked(10, before.incarnation, elsewhere), None);
+    assert_eq!(asked(10, another, &before.address), None);
+    assert_eq!(asked(20, another, elsewhere), None);
+}
+
+#[test]
 fn a_data_directory_keeps_its_worker_id_and_every_life_has_a_new_epoch() {
     let mut history = History::announced();
     let (first, epoch) = history.active_worker(10);
