@@ -413,12 +413,13 @@ fn open_partitions(
             open().ok()
         }
     };
+    let store = store.map(|store| Arc::new(store) as Arc<dyn KvStore>);
     let settings = PartitionSettings {
         clock: clock.clone(),
-        ages: Arc::new(AgeClock::new(clock.clone())),
+        ages: Arc::new(AgeClock::open(clock.clone(), store.clone())),
         image: image.clone(),
         isr,
-        store: store.map(|store| Arc::new(store) as Arc<dyn KvStore>),
+        store,
         storage: directories(directory.clone()),
         disk: Arc::new(Semaphore::new(DISK_PARALLELISM)),
         on_disk_failure: Arc::new(|reason| {

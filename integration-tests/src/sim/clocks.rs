@@ -26,8 +26,6 @@ pub struct Clocks {
 struct OwnClock {
     pace: u64,
     clock: Arc<ManualClock>,
-    /// Milliseconds by which somebody has set it wrong.
-    wrong_by: i64,
 }
 
 impl Clocks {
@@ -59,16 +57,7 @@ impl Clocks {
     }
 
     pub fn set(&mut self, process: Process, by_ms: i64) {
-        let own = self.own(process);
-        own.clock.set(by_ms);
-        own.wrong_by += by_ms;
-    }
-
-    /// It is set right again.
-    pub fn set_right(&mut self, process: Process) {
-        let own = self.own(process);
-        own.clock.set(-own.wrong_by);
-        own.wrong_by = 0;
+        self.own(process).clock.set(by_ms);
     }
 
     fn own(&mut self, process: Process) -> &mut OwnClock {
@@ -76,7 +65,6 @@ impl Clocks {
         self.clocks.entry(process).or_insert_with(|| OwnClock {
             pace: pace(seed, process, most),
             clock: Arc::new(ManualClock::at(START)),
-            wrong_by: 0,
         })
     }
 }
@@ -119,15 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_is_set_right() {
+    fn a_clock_that_is_set_goes_on_as_before() {
         let mut clocks = Clocks::new(1, 0);
         let clock = clocks.of(PROCESS);
         assert_eq!(clocks.show(PROCESS, Tick(500)), Tick(500));
         clocks.set(PROCESS, 90_000);
         clocks.set(PROCESS, -100_000);
-        assert_eq!(clock.wall(), Timestamp(START.0 + 500 - 10_000));
-        assert_eq!(clock.tick(), Tick(500));
-        clocks.set_right(PROCESS);
-        assert_eq!(clock.wall(), Timestamp(START.0 + 500));
+        assert_eq!(clocks.show(PROCESS, Tick(600)), Tick(600));
+        assert_eq!(clock.wall(), Timestamp(START.0 + 600 - 10_000));
     }
 }

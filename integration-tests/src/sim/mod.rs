@@ -649,8 +649,6 @@ impl World {
 
     fn restart(&mut self, process: Process) {
         let env = &mut self.env;
-        // Whoever starts it sees to its clock.
-        env.clocks.set_right(process);
         env.act(Some(process));
         match process {
             Process::Coordinator(index) if !self.coordinators[index].is_up() => {

@@ -285,7 +285,7 @@ impl Worker {
             last_work: 0,
             custom,
             memory: self.choice.memory(),
-            ages: AgeClock::new(env.clock()),
+            ages: AgeClock::open(env.clock(), Some(Arc::new(self.disk.store("log")))),
             choice: self.choice,
             calls: BTreeMap::new(),
         };

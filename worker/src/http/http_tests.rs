@@ -231,7 +231,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         let settings = PartitionSettings {
             isr: isr_proposals().0,
             clock: clock.clone(),
-            ages: Arc::new(AgeClock::new(clock.clone())),
+            ages: Arc::new(AgeClock::open(clock.clone(), None)),
             image: image.clone(),
             store: None,
             storage: Arc::new(move |_| Ok(MemoryStorage::new(disk.clone()).shared())),

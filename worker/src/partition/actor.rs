@@ -184,7 +184,13 @@ impl PartitionActor {
             retain: what_to_retain,
             close,
         };
-        let running = on_disk(self.settings.disk.clone(), move || work.run());
+        let ages = retain.then(|| self.settings.ages.clone());
+        let running = on_disk(self.settings.disk.clone(), move || {
+            if let Some(ages) = ages {
+                ages.keep();
+            }
+            work.run()
+        });
         let done = running.into_actor(self).map(move |done, actor, context| {
             actor.worked(done, close, retain, context);
         });

@@ -1,11 +1,13 @@
 //! What time it is for what goes by its age: a wall clock that jumps ahead does not make everything old at once.
 //!
 //! The wall clock is compared with the monotonic one from look to look. What it is ahead by all of a sudden counts only
-//! after a day, which is time enough to set it right; a machine that was suspended loses a day of retention by it. That
-//! it goes back makes everything younger, and is believed.
+//! after a day, which is time enough to set it right; a machine that was suspended loses a day of retention by it, and a
+//! worker that was away begins with the time at which it was last there. That it goes back makes everything younger,
+//! and is believed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use common::kv::{KvError, KvStore};
 use common::time::{Clock, Span, Tick, Timestamp};
 use tracing::warn;
 
@@ -13,12 +15,17 @@ use tracing::warn;
 const JUMP: Span = Span::from_secs(3_600);
 /// A clock that nobody has set right until then is right.
 const BELIEVED_AFTER: Span = Span::from_secs(24 * 3_600);
+/// Where the time that was last believed is kept, and how often.
+const KEPT_AT: &[u8] = b"believed clock";
+const KEEP_EVERY: Span = Span::from_secs(60);
 
 /// One for all partitions of a worker.
 #[derive(Debug)]
 pub struct AgeClock {
     clock: Arc<dyn Clock>,
+    store: Option<Arc<dyn KvStore>>,
     ages: Mutex<Ages>,
+    kept: Mutex<Option<Tick>>,
 }
 
 /// What the clocks said when the wall clock was last believed, and since when it is not.
@@ -29,13 +36,43 @@ struct Ages {
 }
 
 impl AgeClock {
-    pub fn new(clock: Arc<dyn Clock>) -> AgeClock {
+    /// Goes on where the worker was when it last kept the time in this store. May block.
+    pub fn open(clock: Arc<dyn Clock>, store: Option<Arc<dyn KvStore>>) -> AgeClock {
+        let kept = store.as_ref().and_then(|store| match store.get(KEPT_AT) {
+            Ok(kept) => kept.and_then(|kept| kept[..].try_into().ok()),
+            Err(error) => {
+                warn!(%error, "the time that this worker was last there is lost: its clock is believed");
+                None
+            }
+        });
+        let believed = kept.map(|kept| (clock.tick(), Timestamp(i64::from_be_bytes(kept))));
         let ages = AgeClock {
             clock,
-            ages: Mutex::default(),
+            store,
+            ages: Mutex::new(Ages {
+                believed,
+                doubted_since: None,
+            }),
+            kept: Mutex::default(),
         };
-        ages.now();
+        ages.keep();
         ages
+    }
+
+    /// What time it is now is kept, once in a while. May block.
+    pub fn keep(&self) {
+        let Some(store) = &self.store else { return };
+        let (tick, now) = (self.clock.tick(), self.now());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_some_and(|at| tick.since(at) < KEEP_EVERY) {
+            return;
+        }
+        *kept = Some(tick);
+        let written = store.put(KEPT_AT, &now.0.to_be_bytes());
+        let written: Result<(), KvError> = written.and_then(|_| store.flush());
+        if let Err(error) = written {
+            warn!(%error, "should this worker start again, its clock will be believed");
+        }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -47,7 +84,7 @@ impl AgeClock {
             let ahead = Span(u64::try_from(wall.0 - now.0).unwrap_or(0));
             warn!(
                 %ahead,
-                "the clock has jumped ahead: for a day nothing is removed because of it; set it right if it is wrong"
+                "the clock is ahead of where this worker knows it to be, as after a jump or a long absence: for a day nothing is removed because of that; set it right if it is wrong"
             );
         }
         now
@@ -74,6 +111,9 @@ impl Ages {
 
 #[cfg(test)]
 mod tests {
+    use common::kv::MemoryStore;
+    use common::time::ManualClock;
+
     use super::*;
 
     const HOUR: u64 = 3_600_000;
@@ -104,6 +144,24 @@ mod tests {
             (26, YEAR, YEAR),
             (27, YEAR, YEAR),
         ]);
+    }
+
+    #[test]
+    fn a_worker_that_starts_again_goes_on_where_it_was() {
+        let store: Arc<dyn KvStore> = Arc::new(MemoryStore::new());
+        let clock = Arc::new(ManualClock::at(Timestamp(1_700_000_000_000)));
+        let open = || AgeClock::open(clock.clone(), Some(store.clone()));
+        let ages = open();
+        clock.advance(Span(HOUR));
+        ages.keep();
+        let before = clock.wall();
+        clock.set(YEAR);
+        assert_eq!(ages.now(), before);
+        let again = open();
+        assert_eq!(again.now(), before);
+        clock.advance(Span(25 * HOUR));
+        again.keep();
+        assert_eq!(open().now(), clock.wall(), "it is right after all");
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Node {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let settings = PartitionSettings {
             isr: isr_proposals().0,
-            ages: Arc::new(AgeClock::new(clock.clone())),
+            ages: Arc::new(AgeClock::open(clock.clone(), None)),
             clock,
             image: watch,
             store: Some(Arc::new(MemoryStore::new())),

@@ -79,7 +79,7 @@ async fn node_on(disk: Arc<Semaphore>, me: NodeId) -> (Partitions, tempfile::Tem
     let (_, watched) = watch::channel(image.clone());
     let settings = PartitionSettings {
         isr: isr_proposals().0,
-        ages: Arc::new(AgeClock::new(clock.clone())),
+        ages: Arc::new(AgeClock::open(clock.clone(), None)),
         clock,
         image: watched,
         store: None,
