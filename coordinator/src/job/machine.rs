@@ -135,6 +135,8 @@ pub struct JobMachine {
     /// Since when the change to another division is waited for.
     pub(super) cutting_since: Option<Tick>,
     proposing: bool,
+    /// The facts have changed since it was proposed.
+    outdated: bool,
     hold_until: Tick,
     checkpointing: Checkpointing,
     /// Since when workers are gone.
@@ -188,6 +190,7 @@ impl JobMachine {
             not_before: now,
             final_completed: None,
             proposing: false,
+            outdated: false,
             hold_until: now,
             checkpointing: Checkpointing::Off,
             gone: BTreeMap::new(),
@@ -212,7 +215,10 @@ impl JobMachine {
             Event::ProposalApplied => self.proposing = false,
             Event::ProposalRejected => {
                 self.proposing = false;
-                self.hold_until = now.plus(PROPOSE_AGAIN);
+                // By what is known now something else may be right, and at once.
+                if !self.outdated {
+                    self.hold_until = now.plus(PROPOSE_AGAIN);
+                }
             }
             Event::TimePassed => {}
         }
@@ -233,6 +239,7 @@ impl JobMachine {
             && let Some(proposal) = self.next_step(now)
         {
             self.proposing = true;
+            self.outdated = false;
             effects.push(Effect::Propose(proposal));
         }
         effects
@@ -334,6 +341,7 @@ impl JobMachine {
         }
         if facts != self.facts || workers != self.workers {
             self.hold_until = now;
+            self.outdated = true;
         }
         for worker in self.workers.keys().filter(|w| !workers.contains_key(w)) {
             self.gone.insert(*worker, now);

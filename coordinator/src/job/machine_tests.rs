@@ -543,6 +543,30 @@ fn a_lost_worker_without_state_is_replaced_at_once() {
     assert_eq!(world.failures, ["worker 1 is gone"]);
 }
 
+/// A checkpoint may be completed while a new generation is proposed, which was to begin with the one before.
+#[test]
+fn what_was_refused_is_proposed_again_at_once_if_the_facts_had_changed() {
+    let mut world = World::with_workers([(NodeId(1), room(1, 2)), (NodeId(2), room(2, 4))].into());
+    world = world.run();
+    world.lose(NodeId(1));
+    for completed in [4, 5] {
+        let refused = world.proposal.take();
+        assert!(
+            matches!(refused, Some(Proposal::Start { .. })),
+            "{refused:?}"
+        );
+        world.facts.completed = Some(CheckpointId(completed));
+        world.metadata_changed();
+        world.tell(Event::ProposalRejected);
+    }
+    assert!(world.proposal.take().is_some());
+    world.metadata_changed();
+    world.tell(Event::ProposalRejected);
+    assert!(world.proposal.is_none(), "it would be refused again");
+    world.pass(Span::from_secs(1));
+    assert!(world.proposal.is_some());
+}
+
 #[test]
 fn a_lost_worker_with_state_is_waited_for_and_its_next_life_gets_a_new_generation() {
     let mut world = World::new().run();
