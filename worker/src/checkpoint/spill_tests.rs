@@ -344,9 +344,14 @@ proptest! {
 
 /// Two completed checkpoints with some entries, folded and not in memory.
 fn spilled() -> Job {
+    spilled_of(50)
+}
+
+/// A hundred values of so many bytes, all on disk only.
+fn spilled_of(bytes: usize) -> Job {
     let mut job = Job::new(0);
     for key in 0..100 {
-        job.put(0, key, vec![key; 50]);
+        job.put(0, key, vec![key; bytes]);
     }
     job.checkpoint();
     job.checkpoint();
@@ -418,7 +423,7 @@ fn what_was_restored_at_a_checkpoint_without_changes_is_known_to_be_folded() {
 /// It read all of the view, and all of a gigabyte takes many seconds.
 #[test]
 fn a_generation_on_the_same_worker_begins_with_the_view_and_reads_nothing_of_it() {
-    let mut job = spilled();
+    let mut job = spilled_of(300);
     job.options.resident_bytes = 1 << 20;
     job.restart();
     assert!(!job.table().needs_store(), "there is memory for all of it");
@@ -434,6 +439,36 @@ fn a_generation_on_the_same_worker_begins_with_the_view_and_reads_nothing_of_it(
         assert!(job.table().footprint() < 1_000);
         job.check();
     }
+}
+
+/// It looked into the view for each of millions of keys that had changed since, which took minutes; all of it had
+/// been read in seconds.
+#[test]
+fn what_a_view_is_far_behind_of_is_read_in_one_stretch_if_there_is_room() {
+    let mut job = spilled();
+    for key in 0..50 {
+        job.prepare(0, key);
+        job.put(0, key, vec![7; 50]);
+    }
+    job.checkpoint();
+    job.checkpoint();
+    job.options.resident_bytes = 1 << 20;
+    job.restart();
+    assert!(job.task.reader.is_none() && !job.table().needs_store());
+    job.check();
+    // The view is still there, and folds go on over it.
+    job.put(0, 1, vec![8; 50]);
+    job.checkpoint();
+    job.checkpoint();
+    job.disk.view.fail_after(u64::MAX);
+    job.fold();
+    let writes = u64::MAX - job.disk.view.writes_left().unwrap();
+    assert!(writes < 100, "{writes} writes, of 100 keys");
+    job.check();
+    job.options.resident_bytes = 0;
+    job.restart();
+    assert!(job.task.reader.is_some());
+    job.check();
 }
 
 #[test]
@@ -555,11 +590,19 @@ fn a_crash_in_a_fold_costs_one_step_of_it_and_not_the_view() {
         job.disk.view.fail_after(u64::MAX);
         job.options.resident_bytes = 8 << 20;
         job.restart();
+        let a_step = writes_of_a_fold / 4;
+        let writes = u64::MAX - job.disk.view.writes_left().unwrap();
+        assert!(
+            writes < a_step,
+            "{writes} of {writes_of_a_fold} writes after a crash at {cut}"
+        );
+        job.check();
+        job.fold();
         assert!(job.task.reader.is_some(), "no view after a crash at {cut}");
         let writes = u64::MAX - job.disk.view.writes_left().unwrap();
         assert!(
-            writes < writes_of_a_fold / 4,
-            "{writes} of {writes_of_a_fold} writes after a crash at {cut}"
+            writes < writes_of_a_fold + a_step,
+            "{writes} writes for a fold of {writes_of_a_fold} after a crash at {cut}: the view was built anew"
         );
         job.check();
         // And folds go on over it.

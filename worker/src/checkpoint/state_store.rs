@@ -49,6 +49,10 @@ const VIEW: &str = "state.sled";
 /// How long a store waits for the one before it to be done with what it was doing.
 const LOCK_WAIT: Span = Span::from_secs(30);
 
+/// What changed since the view takes a look into it for each key, to know what is overwritten. In the time of a look
+/// the truth, which is read in one stretch, gives so many times as much.
+const STRETCH_FOR_A_LOOK: u64 = 16;
+
 /// The tables of one task.
 pub type TaskTables = BTreeMap<TableId, Table>;
 
@@ -441,17 +445,22 @@ impl JobStateStore {
             .flatten()
             .map(|chunk| chunk.bytes)
             .sum();
-        let too_much = replayed > self.options().resident_bytes;
-        if (loaded.is_none() || too_much) && !spilling.is_empty() {
+        if !spilling.is_empty() {
             let base = self.base_of(task);
             let base = base.as_deref();
             let since = chain(counted, base.map(BaseFile::checkpoint), at);
             let since = since.map(|chunks| chunks.iter().map(|chunk| chunk.bytes).sum::<u64>());
             let whole = since.map(|since| since + base.map_or(0, BaseFile::bytes));
-            if whole.is_some_and(|bytes| bytes <= self.options().resident_bytes) {
-                // It is soon read from the truth, and a fold builds the view behind the job's back.
+            let fits = whole.filter(|bytes| *bytes <= self.options().resident_bytes);
+            let is_far = |whole| loaded.is_none() || replayed > whole / STRETCH_FOR_A_LOOK;
+            if fits.is_some_and(is_far) {
+                // It is soon read from the truth, and a fold brings the view there behind the job's back.
+                folded.view = loaded.take().map(|loaded| loaded.view);
                 return Ok(None);
             }
+        }
+        let too_much = replayed > self.options().resident_bytes;
+        if (loaded.is_none() || too_much) && !spilling.is_empty() {
             // All of it in memory may be too much: the view is brought here first.
             folded.view = loaded.take().map(|loaded| loaded.view);
             self.bring_view(&store, folded, task, at, counted)?;
