@@ -88,6 +88,8 @@ pub struct RunningJob {
     store: Option<Arc<JobStateStore>>,
     /// What the generation before has left, until it is taken over.
     left: Option<Handover>,
+    /// What tasks that have failed leave to the next generation.
+    of_failed: Left,
     /// What stands by here for tasks elsewhere, once the store is open, and what serves those who do for these.
     standby: Option<Standby>,
     lender: Lender,
@@ -128,6 +130,7 @@ impl RunningJob {
             tasks: BTreeMap::new(),
             store: None,
             left,
+            of_failed: Left::new(),
             standby: None,
             lender: Lender::new((deployment.generation, me.1, begun)),
             writing: None,
@@ -151,15 +154,11 @@ impl RunningJob {
     pub fn leave(self, env: &mut Env) -> Option<Handover> {
         self.lender.end(env);
         let mut left = self.standby.map(Standby::leave).unwrap_or_default();
-        let well = |task: &RunningTask| {
-            let standing = task.machine.status.state();
-            !matches!(standing, Standing::Failed { .. })
-        };
-        let tasks = self.tasks.into_iter().filter(|(_, task)| well(task));
-        left.extend(tasks.map(|(id, mut task)| {
+        left.extend(self.tasks.into_iter().map(|(id, mut task)| {
             let reader = task.reader.take();
             (id, task.machine.leave(reader))
         }));
+        left.extend(self.of_failed);
         Some(Handover {
             generation: self.deployment.generation,
             store: self.store?,
@@ -610,16 +609,22 @@ impl RunningJob {
     }
 
     fn fail(&mut self, env: &mut Env, who: Who, task: TaskId, failure: Failure) {
-        let Failure { reason, fatal } = failure;
+        let Failure {
+            reason,
+            fatal,
+            keeps_state,
+        } = failure;
         env.trace(|| format!("{who:?} task {task} has failed: {reason}"));
         if fatal {
             env.break_promise(format!("task {task} has failed for good: {reason}"));
         }
-        if let Some(ended) = self.tasks.remove(&task) {
-            ended
-                .machine
-                .status
-                .set_state(Standing::Failed { reason, fatal });
+        if let Some(mut ended) = self.tasks.remove(&task) {
+            let status = &ended.machine.status;
+            status.set_state(Standing::Failed { reason, fatal });
+            if keeps_state {
+                let left = ended.machine.leave(ended.reader.take());
+                self.of_failed.insert(task, left);
+            }
         }
     }
 
@@ -794,7 +799,9 @@ impl RunningJob {
                 at_once.insert(*task);
             }
         }
-        if let Some(oldest) = oldest {
+        // One that is gone takes its generation with it.
+        let all_there = self.tasks.len() == self.local.len();
+        if let Some(oldest) = oldest.filter(|_| all_there) {
             let outcome = match env.sabotaged(Sabotage::EvictUnfolded) && env.draw(2) == 0 {
                 true => Ok(self.readers(oldest)),
                 false => {

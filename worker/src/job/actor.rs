@@ -41,7 +41,9 @@ use crate::standby::serving;
 use crate::task::actor::TaskActor;
 use crate::task::channel_input::{ChannelInput, InputChannel};
 use crate::task::machine::{Input, TaskMachine};
-use crate::task::messages::{Complete, Folded, Inject, PrepareFold, Query, Sealed, Snapshot, Stop};
+use crate::task::messages::{
+    Complete, Folded, Inject, Leaves, PrepareFold, Query, Sealed, Snapshot, Stop,
+};
 use crate::task::output::Writer;
 use crate::task::progress::Progress;
 use crate::task::sink_pump::sink_queue;
@@ -67,6 +69,8 @@ pub struct JobActor {
     store: Option<Arc<JobStateStore>>,
     /// What the generation before has left, until it is taken over.
     left: Option<Handover>,
+    /// What tasks that have failed leave to the next generation.
+    of_failed: Left,
     /// Told when something was sealed and is durable. Standbys that wait for it are let go with it.
     sealed: Option<watch::Sender<()>>,
     /// What stands by here for tasks elsewhere, once the store is open.
@@ -93,6 +97,7 @@ impl JobActor {
             tasks: BTreeMap::new(),
             store: None,
             left,
+            of_failed: Left::new(),
             sealed: Some(watch::Sender::new(())),
             standby: None,
             completed: deployment.restore,
@@ -659,6 +664,14 @@ impl Handler<Sealed> for JobActor {
     }
 }
 
+impl Handler<Leaves> for JobActor {
+    type Result = ();
+
+    fn handle(&mut self, Leaves { task, left }: Leaves, _: &mut Context<Self>) {
+        self.of_failed.insert(task, left);
+    }
+}
+
 impl Handler<Barrier> for JobActor {
     type Result = Result<(), Problem>;
 
@@ -799,7 +812,7 @@ impl Handler<StopJob> for JobActor {
                 None => Left::new(),
             };
             for (id, task) in tasks {
-                // One that is gone already has failed, and leaves nothing.
+                // One that is gone already has failed, and has said what it leaves.
                 if let Ok(leaves) = task.send(Stop).await {
                     left.insert(id, leaves);
                 }
@@ -809,7 +822,8 @@ impl Handler<StopJob> for JobActor {
         Box::pin(
             ended
                 .into_actor(self)
-                .map(|tasks, actor: &mut JobActor, context| {
+                .map(|mut tasks, actor: &mut JobActor, context| {
+                    tasks.append(&mut actor.of_failed);
                     let (job, generation) = (actor.deployment.job, actor.deployment.generation);
                     actor.services.exchange.close(job, generation);
                     actor.services.reports.remove(job, generation);

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::chain::Question;
 use super::failure::Failure;
 use super::machine::TaskMachine;
-use super::messages::{Complete, Folded, Inject, PrepareFold, Query, Stop};
+use super::messages::{Complete, Folded, Inject, Leaves, PrepareFold, Query, Stop};
 use super::query::{Reading, Step};
 use super::sink_pump::SinkPump;
 use crate::checkpoint::view_reader::{ViewError, ViewReader};
@@ -247,12 +247,21 @@ impl TaskActor {
     }
 
     fn end_on_failure(&mut self, outcome: Result<(), Failure>, context: &mut Context<Self>) {
-        if let Err(Failure { reason, fatal }) = outcome {
-            let machine = &self.machine;
-            tracing::warn!(task = %machine.task, %reason, fatal, "a task has failed");
-            machine.status.set_state(Standing::Failed { reason, fatal });
-            context.stop();
+        let Err(failure) = outcome else { return };
+        let Failure {
+            reason,
+            fatal,
+            keeps_state,
+        } = failure;
+        let machine = &mut self.machine;
+        let task = machine.task;
+        tracing::warn!(%task, %reason, fatal, "a task has failed");
+        machine.status.set_state(Standing::Failed { reason, fatal });
+        if keeps_state {
+            let left = machine.leave(self.reader.take());
+            self.job.do_send(Leaves { task, left });
         }
+        context.stop();
     }
 }
 

@@ -9,6 +9,9 @@ pub struct Failure {
     pub reason: String,
     /// The same would happen again.
     pub fatal: bool,
+    /// What went wrong is outside: the state at completed checkpoints is as good as ever, and the next generation may
+    /// go on with it.
+    pub keeps_state: bool,
 }
 
 impl From<OperatorError> for Failure {
@@ -16,6 +19,7 @@ impl From<OperatorError> for Failure {
         Failure {
             reason: error.reason,
             fatal: error.fatal,
+            keeps_state: false,
         }
     }
 }
@@ -26,6 +30,7 @@ impl From<SourceError> for Failure {
         Failure {
             reason: error.to_string(),
             fatal,
+            keeps_state: !fatal,
         }
     }
 }
@@ -35,6 +40,7 @@ impl From<arrow::error::ArrowError> for Failure {
         Failure {
             reason: format!("rows cannot be sent on: {error}"),
             fatal: true,
+            keeps_state: false,
         }
     }
 }
@@ -44,6 +50,7 @@ impl From<ViewError> for Failure {
         Failure {
             reason: format!("the state cannot be read: {error}"),
             fatal: false,
+            keeps_state: false,
         }
     }
 }

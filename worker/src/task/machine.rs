@@ -189,6 +189,7 @@ impl TaskMachine {
             return Err(Failure {
                 reason: "the store its state was read from is gone".to_owned(),
                 fatal: false,
+                keeps_state: false,
             });
         }
         let mut news = false;
@@ -582,12 +583,14 @@ impl TaskMachine {
                     return Err(Failure {
                         reason,
                         fatal: true,
+                        keeps_state: false,
                     });
                 }
                 SinkEvent::Failed(SinkError::Broken(reason)) => {
                     return Err(Failure {
                         reason,
                         fatal: false,
+                        keeps_state: true,
                     });
                 }
             }

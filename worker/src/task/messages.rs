@@ -71,6 +71,17 @@ impl Message for Query {
     type Result = Result<StateEntries, Problem>;
 }
 
+/// The task has failed, and this is still good.
+#[derive(Debug)]
+pub struct Leaves {
+    pub task: TaskId,
+    pub left: LeftTask,
+}
+
+impl Message for Leaves {
+    type Result = ();
+}
+
 /// The task's generation is over. Answered with what it leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop;
