@@ -259,7 +259,8 @@ impl TaskActor {
         machine.status.set_state(Standing::Failed { reason, fatal });
         if keeps_state {
             let left = machine.leave(self.reader.take());
-            self.job.do_send(Leaves { task, left });
+            // What does not fit is read from disk.
+            drop(self.job.try_send(Leaves { task, left }));
         }
         context.stop();
     }
