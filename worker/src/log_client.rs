@@ -27,6 +27,8 @@ const TOPIC_PATIENCE: Span = Span::from_millis(500);
 /// What is asked right after a topic was created, or while a partition moves, waits this long until the
 /// cluster's facts and the node that leads agree.
 const PATIENCE: Span = Span::from_secs(3);
+/// One that leads no more has answered by then, if it can.
+const GIVE_UP_AFTER: Span = Span::from_millis(200);
 /// How often somebody who waits for another node to hear of something asks again.
 const ASK_AGAIN: Span = Span::from_millis(20);
 /// What one call may bring, below what its receiver takes.
@@ -52,6 +54,8 @@ struct Failure {
     problem: Problem,
     /// It was certainly not done, and may be once everybody has heard who leads.
     elsewhere: bool,
+    /// Nobody knows whether it was done: who was asked leads no more, and has not answered.
+    silent: bool,
 }
 
 impl LogClient {
@@ -145,7 +149,7 @@ impl LogClient {
         self.patiently(|| async {
             match self.local(request.partition) {
                 Some(partition) => partition.fetch(&request).await.map_err(Failure::local),
-                None => self.call(request.partition, &request, deadline).await,
+                None => self.ask(request.partition, &request, deadline).await,
             }
         })
         .await
@@ -158,7 +162,7 @@ impl LogClient {
                     self.may_say(&request).map_err(Failure::local)?;
                     partition.offsets(request.at).await.map_err(Failure::local)
                 }
-                None => self.call(request.partition, &request, DEADLINE).await,
+                None => self.ask(request.partition, &request, DEADLINE).await,
             }
         })
         .await
@@ -203,6 +207,20 @@ impl LogClient {
         }
     }
 
+    /// A question changes nothing: whoever leads next may be asked, too.
+    async fn ask<C: Call>(
+        &self,
+        partition: TopicPartition,
+        request: &C,
+        deadline: Span,
+    ) -> Result<C::Reply, Failure> {
+        let asked = self.call(partition, request, deadline).await;
+        asked.map_err(|failure| Failure {
+            elsewhere: failure.elsewhere || failure.silent,
+            ..failure
+        })
+    }
+
     async fn call<C: Call>(
         &self,
         partition: TopicPartition,
@@ -221,10 +239,24 @@ impl LogClient {
             return Err(Failure {
                 problem,
                 elsewhere: true,
+                silent: false,
             });
         };
-        let reply = self.transport.call(&address, request, deadline).await;
+        let reply = tokio::select! {
+            reply = self.transport.call(&address, request, deadline) => reply,
+            () = self.leads_no_more(partition, &address) => {
+                let detail = format!(
+                    "the leader of partition {partition} did not answer, and does not lead any more"
+                );
+                return Err(Failure {
+                    problem: Problem::new(ErrorCode::LeaderUnavailable, detail),
+                    elsewhere: false,
+                    silent: true,
+                });
+            }
+        };
         reply.map_err(|error| Failure {
+            silent: false,
             elsewhere: match &error {
                 CallError::Problem(problem) => problem.code == ErrorCode::NotLeader,
                 CallError::Unreachable { refused, .. } => *refused,
@@ -232,6 +264,21 @@ impl LogClient {
             },
             problem: error.into_problem(ErrorCode::LeaderUnavailable),
         })
+    }
+
+    /// Returns a while after the leader is not at this address any more.
+    async fn leads_no_more(&self, partition: TopicPartition, address: &str) {
+        let mut image = self.image.clone();
+        let leads = |image: &MetadataImage| {
+            let leader = image.leader(partition);
+            leader.is_some_and(|leader| leader.address == address)
+        };
+        while leads(&image.borrow_and_update()) {
+            if image.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        tokio::time::sleep(GIVE_UP_AFTER.as_duration()).await;
     }
 
     /// Tries again while the cluster has yet to agree on who leads.
@@ -266,6 +313,7 @@ impl Failure {
     fn local(problem: Problem) -> Failure {
         Failure {
             elsewhere: problem.code == ErrorCode::NotLeader,
+            silent: false,
             problem,
         }
     }

@@ -14,6 +14,7 @@ use common::transport::server::{Onward, forward, read_body};
 use super::gate::Reigning;
 use crate::controller::topics::find;
 use crate::metadata::ClusterMetadata;
+use crate::metadata_log::MetadataView;
 
 /// For the head of the answer: longer than a worker makes a long poll wait.
 const DEADLINE: Span = Span(MAX_WAIT.0 + 10_000);
@@ -33,10 +34,8 @@ pub(crate) async fn forward_records(
 ) -> Result<HttpResponse, Problem> {
     let TopicPath { topic, partition } = path.into_inner();
     let topic = TopicName::new(topic)?;
-    let address = state
-        .controller
-        .view()
-        .read(|metadata| receiver(metadata, &topic, partition))?;
+    let view = state.controller.view();
+    let (worker, address) = view.read(|metadata| receiver(metadata, &topic, partition))?;
     let body = read_body(payload, MAX_REQUEST_BYTES).await?;
     let onward = Onward {
         transport: &state.transport,
@@ -44,16 +43,42 @@ pub(crate) async fn forward_records(
         deadline: DEADLINE,
         stopping: state.stopping.clone(),
     };
-    let answer = forward(onward, &request, body).await;
-    answer.map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))
+    tokio::select! {
+        answer = forward(onward, &request, body) => {
+            answer.map_err(|error| error.into_problem(ErrorCode::LeaderUnavailable))
+        }
+        () = is_lost(view, worker) => {
+            let detail = format!("worker {worker} was lost before it had answered");
+            Err(Problem::new(ErrorCode::LeaderUnavailable, detail)
+                .hint("Ask again: others lead by now. What was sent may be there already, unless it is sent again under the same Idempotency-Key."))
+        }
+    }
 }
 
-/// The worker that a request for records of a topic, or of one of its partitions, is sent to.
+/// Returns when a worker that was active is not any more.
+async fn is_lost(view: &MetadataView, worker: NodeId) {
+    let mut changes = view.changes();
+    let is_active = |metadata: &ClusterMetadata| {
+        let mut active = metadata.active_workers();
+        active.any(|row| row.id == worker)
+    };
+    if !view.read(is_active) {
+        // It was asked all the same, for want of a better one.
+        return std::future::pending().await;
+    }
+    while view.read(is_active) {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The worker that a request for records of a topic, or of one of its partitions, is sent to, and its address.
 fn receiver(
     metadata: &ClusterMetadata,
     topic: &TopicName,
     partition: Option<usize>,
-) -> Result<String, Problem> {
+) -> Result<(NodeId, String), Problem> {
     let row = find(metadata, topic)?;
     let leaders = match partition {
         Some(number) => {
@@ -72,7 +97,7 @@ fn receiver(
     let any = || metadata.active_workers().next();
     leader
         .or_else(any)
-        .map(|row| row.address.clone())
+        .map(|row| (row.id, row.address.clone()))
         .ok_or_else(|| {
             Problem::new(
                 ErrorCode::NoWorkers,
