@@ -52,10 +52,8 @@ struct Local {
 /// Why a partition was not reached or did not do what it was asked.
 struct Failure {
     problem: Problem,
-    /// It was certainly not done, and may be once everybody has heard who leads.
+    /// It was certainly not done, or may be done twice, and may be once everybody has heard who leads.
     elsewhere: bool,
-    /// Nobody knows whether it was done: who was asked leads no more, and has not answered.
-    silent: bool,
 }
 
 impl LogClient {
@@ -149,7 +147,7 @@ impl LogClient {
         self.patiently(|| async {
             match self.local(request.partition) {
                 Some(partition) => partition.fetch(&request).await.map_err(Failure::local),
-                None => self.ask(request.partition, &request, deadline).await,
+                None => self.call(request.partition, &request, deadline, true).await,
             }
         })
         .await
@@ -162,7 +160,7 @@ impl LogClient {
                     self.may_say(&request).map_err(Failure::local)?;
                     partition.offsets(request.at).await.map_err(Failure::local)
                 }
-                None => self.ask(request.partition, &request, DEADLINE).await,
+                None => self.call(request.partition, &request, DEADLINE, true).await,
             }
         })
         .await
@@ -187,7 +185,7 @@ impl LogClient {
             })
             .collect();
         let request = Append { acks, batches };
-        let reply = self.call(partition, &request, DEADLINE).await?;
+        let reply = self.call(partition, &request, DEADLINE, false).await?;
         let results: Result<Vec<AppendedBatch>, Problem> = reply.results.into_iter().collect();
         results.map_err(Failure::local)
     }
@@ -207,25 +205,13 @@ impl LogClient {
         }
     }
 
-    /// A question changes nothing: whoever leads next may be asked, too.
-    async fn ask<C: Call>(
-        &self,
-        partition: TopicPartition,
-        request: &C,
-        deadline: Span,
-    ) -> Result<C::Reply, Failure> {
-        let asked = self.call(partition, request, deadline).await;
-        asked.map_err(|failure| Failure {
-            elsewhere: failure.elsewhere || failure.silent,
-            ..failure
-        })
-    }
-
+    /// `again`: who leads next may be asked the same, whatever this one has made of it.
     async fn call<C: Call>(
         &self,
         partition: TopicPartition,
         request: &C,
         deadline: Span,
+        again: bool,
     ) -> Result<C::Reply, Failure> {
         let leader = self
             .image
@@ -239,7 +225,6 @@ impl LogClient {
             return Err(Failure {
                 problem,
                 elsewhere: true,
-                silent: false,
             });
         };
         let reply = tokio::select! {
@@ -250,13 +235,11 @@ impl LogClient {
                 );
                 return Err(Failure {
                     problem: Problem::new(ErrorCode::LeaderUnavailable, detail),
-                    elsewhere: false,
-                    silent: true,
+                    elsewhere: again,
                 });
             }
         };
         reply.map_err(|error| Failure {
-            silent: false,
             elsewhere: match &error {
                 CallError::Problem(problem) => problem.code == ErrorCode::NotLeader,
                 CallError::Unreachable { refused, .. } => *refused,
@@ -286,7 +269,8 @@ impl LogClient {
         &self,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, Problem> {
-        let give_up = tokio::time::Instant::now() + PATIENCE.as_duration();
+        // Not counting the first attempt: who did not answer may have taken all of that time.
+        let mut give_up = None;
         let mut image = self.image.clone();
         loop {
             image.mark_unchanged();
@@ -294,7 +278,9 @@ impl LogClient {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
-            if !failure.elsewhere || tokio::time::Instant::now() >= give_up {
+            let now = tokio::time::Instant::now();
+            let give_up = *give_up.get_or_insert(now + PATIENCE.as_duration());
+            if !failure.elsewhere || now >= give_up {
                 return Err(failure.problem);
             }
             let again = tokio::time::sleep(ASK_AGAIN.as_duration());
@@ -313,7 +299,6 @@ impl Failure {
     fn local(problem: Problem) -> Failure {
         Failure {
             elsewhere: problem.code == ErrorCode::NotLeader,
-            silent: false,
             problem,
         }
     }

@@ -152,6 +152,37 @@ fn a_follower_that_was_away_catches_up_and_may_lead_then() {
     });
 }
 
+/// Who had asked it waited for ten seconds, when others had led for seven.
+#[test]
+fn a_leader_that_is_silent_is_not_waited_for_when_others_lead() {
+    let mut cluster = Cluster::start(3).unwrap();
+    talk(async {
+        let through_coordinator = cluster.client().unwrap();
+        create(&through_coordinator, "events", 1, 3, 2).await;
+        send(&through_coordinator, "events", 0..100).await;
+        let leader = leader(&cluster, &through_coordinator, "events", 0).await;
+        let other = Client::connect(cluster.worker((leader + 1) % 3)).unwrap();
+        let process = cluster.worker_process(leader).unwrap();
+        process.signal("STOP").unwrap();
+        // It is asked before anybody knows, and answers when it goes on, after this.
+        let waits = Duration::from_secs(8);
+        let read = |client: Client| async move {
+            let path = "/v1/topics/events/partitions/0/records?offset=0";
+            client.get::<Value>(path).await
+        };
+        let asked = async { tokio::join!(read(through_coordinator), read(other)) };
+        let answered = tokio::time::timeout(waits, asked).await;
+        process.signal("CONT").unwrap();
+        let (refused, read) = answered.expect("they waited for it");
+        assert_eq!(
+            refused.unwrap_err().code(),
+            Some(ErrorCode::LeaderUnavailable)
+        );
+        let records = read.unwrap()["records"].as_array().unwrap().len();
+        assert_eq!(records, 100);
+    });
+}
+
 #[test]
 fn a_lost_replica_is_replaced_and_a_topic_moves_to_the_workers_it_is_told() {
     let mut cluster = Cluster::start(3).unwrap();
