@@ -74,6 +74,8 @@ pub struct Env {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// How often a task that had failed left its tables.
+    pub left_by_failed: u64,
     /// How often the job was to be divided anew, and how often it was.
     pub rescales: u64,
     pub rescaled: u64,
@@ -126,6 +128,7 @@ impl Env {
             suspected: 0,
             promoted: 0,
             promoted_hot: 0,
+            left_by_failed: 0,
             rescales: 0,
             rescaled: 0,
             at_work: false,

@@ -12,7 +12,7 @@ use common::protocol::checkpoint::{AckCheckpoint, CheckpointKind, InjectBarrier}
 use common::protocol::fetch::FetchBatches;
 use common::protocol::metadata::TopicImage;
 use common::protocol::standby::FetchState;
-use common::protocol::task::{Deployment, TaskState as Standing};
+use common::protocol::task::Deployment;
 use common::time::Span;
 use tokio::sync::Notify;
 use worker::checkpoint::chunk::TaskChunk;
@@ -609,22 +609,16 @@ impl RunningJob {
     }
 
     fn fail(&mut self, env: &mut Env, who: Who, task: TaskId, failure: Failure) {
-        let Failure {
-            reason,
-            fatal,
-            keeps_state,
-        } = failure;
+        let reason = &failure.reason;
         env.trace(|| format!("{who:?} task {task} has failed: {reason}"));
-        if fatal {
+        if failure.fatal {
             env.break_promise(format!("task {task} has failed for good: {reason}"));
         }
-        if let Some(mut ended) = self.tasks.remove(&task) {
-            let status = &ended.machine.status;
-            status.set_state(Standing::Failed { reason, fatal });
-            if keeps_state {
-                let left = ended.machine.leave(ended.reader.take());
-                self.of_failed.insert(task, left);
-            }
+        if let Some(mut ended) = self.tasks.remove(&task)
+            && let Some(left) = ended.machine.fail(failure, ended.reader.take())
+        {
+            env.left_by_failed += 1;
+            self.of_failed.insert(task, left);
         }
     }
 

@@ -103,6 +103,8 @@ pub struct Summary {
     /// memory was enough.
     pub promoted: u64,
     pub promoted_hot: u64,
+    /// How often a task that had failed left its tables.
+    pub left_by_failed: u64,
     /// How often the job was to be divided anew, and how often it was.
     pub rescales: u64,
     pub rescaled: u64,
@@ -255,6 +257,7 @@ impl World {
         self.summary.cut_off = self.env.cut_off;
         self.summary.promoted = self.env.promoted;
         self.summary.promoted_hot = self.env.promoted_hot;
+        self.summary.left_by_failed = self.env.left_by_failed;
         self.summary.rescales = self.env.rescales;
         self.summary.rescaled = self.env.rescaled;
         self.summary.successions = self.env.group.successions();

@@ -318,3 +318,10 @@ fn tasks_of_a_worker_that_slept_do_not_take_what_others_completed_for_theirs() {
         "seed=8633 mishaps=10 drift_permille=14 keys=25 loses_disk=0 moves=4 loser_works=0 without=0,2,3,5,6,9,10",
     );
 }
+
+/// Its generation was over, a partition refused what its sink had to say, and what it had in memory was gone with it.
+#[test]
+fn a_task_whose_sink_is_refused_leaves_its_tables_to_the_next_generation() {
+    let left: u64 = (1..=40).map(|seed| expect(seed).left_by_failed).sum();
+    assert!(left > 0, "no task failed that way");
+}

@@ -12,7 +12,6 @@ use actix::{
 };
 use common::error::{ErrorCode, Problem};
 use common::protocol::state::StateEntries;
-use common::protocol::task::TaskState as Standing;
 use common::time::{Clock, Span, Tick};
 use tokio::sync::Notify;
 
@@ -248,17 +247,10 @@ impl TaskActor {
 
     fn end_on_failure(&mut self, outcome: Result<(), Failure>, context: &mut Context<Self>) {
         let Err(failure) = outcome else { return };
-        let Failure {
-            reason,
-            fatal,
-            keeps_state,
-        } = failure;
-        let machine = &mut self.machine;
-        let task = machine.task;
+        let Failure { reason, fatal, .. } = &failure;
+        let task = self.machine.task;
         tracing::warn!(%task, %reason, fatal, "a task has failed");
-        machine.status.set_state(Standing::Failed { reason, fatal });
-        if keeps_state {
-            let left = machine.leave(self.reader.take());
+        if let Some(left) = self.machine.fail(failure, self.reader.take()) {
             // What does not fit is read from disk.
             drop(self.job.try_send(Leaves { task, left }));
         }

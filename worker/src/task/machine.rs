@@ -102,6 +102,17 @@ impl TaskMachine {
         }
     }
 
+    /// It goes on no more. Answers what it leaves, if that is still good.
+    pub fn fail(&mut self, failure: Failure, reader: Option<ViewReader>) -> Option<LeftTask> {
+        let Failure {
+            reason,
+            fatal,
+            keeps_state,
+        } = failure;
+        self.status.set_state(Standing::Failed { reason, fatal });
+        keeps_state.then(|| self.leave(reader))
+    }
+
     /// Works until nothing is there, an output is full, or others should have their turn; true: there
     /// is more to do.
     pub fn turn(&mut self) -> Result<bool, Failure> {
