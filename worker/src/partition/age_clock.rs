@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::kv::{KvError, KvStore};
+use common::kv::KvStore;
 use common::time::{Clock, Span, Tick, Timestamp};
 use tracing::warn;
 
@@ -62,17 +62,25 @@ impl AgeClock {
     /// What time it is now is kept, once in a while. May block.
     pub fn keep(&self) {
         let Some(store) = &self.store else { return };
-        let (tick, now) = (self.clock.tick(), self.now());
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.is_some_and(|at| tick.since(at) < KEEP_EVERY) {
+        if !self.is_due() {
             return;
         }
-        *kept = Some(tick);
-        let written = store.put(KEPT_AT, &now.0.to_be_bytes());
-        let written: Result<(), KvError> = written.and_then(|_| store.flush());
+        let written = store.put(KEPT_AT, &self.now().0.to_be_bytes());
+        let written = written.and_then(|_| store.flush());
         if let Err(error) = written {
             warn!(%error, "should this worker start again, its clock will be believed");
         }
+    }
+
+    /// One of those who ask at the same time keeps it for all, and nobody waits for the disk with it.
+    fn is_due(&self) -> bool {
+        let tick = self.clock.tick();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = kept.is_none_or(|at| tick.since(at) >= KEEP_EVERY);
+        if is_due {
+            *kept = Some(tick);
+        }
+        is_due
     }
 
     pub fn now(&self) -> Timestamp {
