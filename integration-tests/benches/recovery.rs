@@ -60,25 +60,19 @@ fn main() -> Result<()> {
     println!("{}", machine());
     let runtime = runtime()?;
     for memory in ["2GiB", "128MiB"] {
-        let losses = Losses {
-            kills: options.kills,
-            silences: 0,
-        };
-        let gaps = runtime.block_on(measure(&options, 1, losses, memory))?;
-        say("killed", gaps);
+        let gaps = measure(&options, 1, Loss::Killed, options.kills, memory);
+        say("killed", runtime.block_on(gaps)?);
     }
+    let of_three = |loss, times| {
+        let gaps = measure(&options, 3, loss, times, &options.memory);
+        runtime.block_on(gaps)
+    };
     let mut gaps = Vec::new();
     for kills in portions(options.kills_of_three) {
-        let losses = Losses { kills, silences: 0 };
-        let measured = measure(&options, 3, losses, &options.memory);
-        gaps.append(&mut runtime.block_on(measured)?);
+        gaps.append(&mut of_three(Loss::Killed, kills)?);
     }
     say("one of three killed", gaps);
-    let losses = Losses {
-        kills: 0,
-        silences: options.silences_of_three,
-    };
-    let gaps = runtime.block_on(measure(&options, 3, losses, &options.memory))?;
+    let gaps = of_three(Loss::Silent, options.silences_of_three)?;
     let timeout = &options.session_timeout;
     say(
         &format!("one of three silent, with --session-timeout {timeout}"),
@@ -95,13 +89,6 @@ fn portions(kills: u32) -> impl Iterator<Item = u32> {
     full.chain([kills % KILLS])
 }
 
-/// How often each.
-#[derive(Clone, Copy, Debug)]
-struct Losses {
-    kills: u32,
-    silences: u32,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
     Killed,
@@ -112,10 +99,11 @@ enum Loss {
 async fn measure(
     options: &Options,
     workers: usize,
-    losses: Losses,
+    loss: Loss,
+    times: u32,
     memory: &str,
 ) -> Result<Vec<Duration>> {
-    if losses.kills + losses.silences == 0 {
+    if times == 0 {
         return Ok(Vec::new());
     }
     // A worker that is back gets nothing of the others before it is killed again.
@@ -144,18 +132,13 @@ async fn measure(
         mebibytes(peak)
     );
     let (mut rounds, mut gaps) = (0, Vec::new());
-    for (loss, times) in [
-        (Loss::Killed, losses.kills),
-        (Loss::Silent, losses.silences),
-    ] {
-        for _ in 0..times {
-            if workers > 1 {
-                until_held_twice(&client).await?;
-                tokio::time::sleep(Duration::from_secs(options.settle_seconds)).await;
-            }
-            let gap = longest_gap(&mut cluster, &client, loss, &mut rounds).await?;
-            gaps.push(gap.saturating_sub(INTERVAL));
+    for _ in 0..times {
+        if workers > 1 {
+            until_held_twice(&client).await?;
+            tokio::time::sleep(Duration::from_secs(options.settle_seconds)).await;
         }
+        let gap = longest_gap(&mut cluster, &client, loss, &mut rounds).await?;
+        gaps.push(gap.saturating_sub(INTERVAL));
     }
     check(&client, rounds).await?;
     Ok(gaps)
