@@ -81,6 +81,11 @@ impl HttpServer {
                 actix_web::rt::System::new().block_on(async move {
                     let server = actix_web::HttpServer::new(app)
                         .workers(threads)
+                        // The last piece of an answer would wait for the receiver's delayed acknowledgement of the
+                        // one before it: 40 ms.
+                        .tcp_nodelay(true)
+                        // Who closes a connection does not wait for the answer, or is gone with its process.
+                        .h1_allow_half_closed(false)
                         .keep_alive(std::time::Duration::from_secs(KEEP_ALIVE_SECONDS))
                         // A client may open a connection and then use another that became free: the new
                         // one waits in its pool like those that were used.
