@@ -376,6 +376,35 @@ fn a_worker_registers_becomes_active_and_is_fenced_when_its_port_refuses_connect
     });
 }
 
+/// It was noticed when its next heartbeat was missing.
+#[test]
+fn a_worker_that_hangs_up_while_it_waits_for_news_is_asked_at_once_whether_it_is_there() {
+    let cluster = Cluster::start();
+    run(async {
+        let worker = cluster.register(1, &nobody()).await.unwrap();
+        cluster.beat(&worker, 1, true).await.unwrap();
+        let delta = cluster.until_active(&worker, true).await;
+        let waits = FetchMetadata {
+            cluster: worker.cluster,
+            worker: Some(worker.worker),
+            since: delta.version,
+            wait: DEADLINE,
+        };
+        let hangs_up = async {
+            loop {
+                // The first may be given up before it has come to the coordinator.
+                let patience = std::time::Duration::from_millis(50);
+                tokio::time::timeout(patience, cluster.call(&waits)).await.ok();
+            }
+        };
+        // The clock stands still: no heartbeat is missing.
+        tokio::select! {
+            _ = cluster.until_active(&worker, false) => {}
+            () = hangs_up => {}
+        }
+    });
+}
+
 #[test]
 fn a_worker_that_hangs_keeps_its_epoch_until_its_session_ends() {
     let cluster = Cluster::start();

@@ -18,8 +18,8 @@ use common::protocol::node::{Heartbeat, HeartbeatReply};
 use common::time::{Clock, Span, Tick};
 use common::transport::client::{CallError, Forward, Transport};
 
-use super::machine::LivenessMachine;
-use super::messages::{Describe, Described, Heard, LastHeard};
+use super::machine::{LivenessMachine, PROBE_SUSPECTS_EVERY};
+use super::messages::{Describe, Described, Heard, LastHeard, Suspect};
 use crate::controller::Controller;
 use crate::controller::reconcile::{balance, move_replicas, reconcile};
 use crate::metadata::command::Command;
@@ -72,6 +72,12 @@ impl Liveness {
     pub async fn heard(&self, heartbeat: Heartbeat) -> Result<HeartbeatReply, Problem> {
         let answer = self.actor.send(Heard(heartbeat)).await;
         answer.unwrap_or_else(|_| Err(reign::ended()))
+    }
+
+    /// A connection of this worker's broke while it waited for an answer: it is looked at once whether it is there.
+    pub fn suspect(&self, worker: NodeId) {
+        // With too much to do, or none, it is missed when it is silent.
+        self.actor.try_send(Suspect(worker)).ok();
     }
 
     /// What was last heard of each worker, and who is quarantined.
@@ -288,6 +294,17 @@ impl Handler<Heard> for LivenessActor {
             self.heartbeats.send(heartbeat).ok();
         }
         Ok(reply)
+    }
+}
+
+impl Handler<Suspect> for LivenessActor {
+    type Result = ();
+
+    fn handle(&mut self, Suspect(worker): Suspect, context: &mut Self::Context) {
+        self.machine.suspect(worker);
+        self.look(context);
+        // Its process may not have let go of where it listened yet.
+        context.run_later(PROBE_SUSPECTS_EVERY.as_duration(), LivenessActor::look);
     }
 }
 

@@ -16,6 +16,8 @@ use super::flapping::Flapping;
 /// Silent for this long, a worker is asked whether it is there: more than one heartbeat is missing.
 const SUSPECT_AFTER: Span = Span::from_millis(HEARTBEAT_INTERVAL.0 + 100);
 const PROBE_EVERY: Span = Span::from_millis(200);
+/// One that was heard to end may still be ending.
+pub const PROBE_SUSPECTS_EVERY: Span = Span::from_millis(50);
 /// A worker that is gone for so long is not waited for any more: its replicas are made anew elsewhere.
 const GIVEN_UP_AFTER: Span = Span::from_secs(300);
 
@@ -36,6 +38,8 @@ struct Session {
     heard: Tick,
     ready: bool,
     probed: Option<Tick>,
+    /// A connection of the worker's broke since.
+    suspected: bool,
     /// Nobody listens where it was.
     refused: bool,
 }
@@ -68,6 +72,7 @@ impl LivenessMachine {
                 heard: now,
                 ready: false,
                 probed: None,
+                suspected: false,
                 refused: false,
             });
         }
@@ -113,10 +118,19 @@ impl LivenessMachine {
                 session.heard = now;
                 session.ready = ready;
                 session.probed = None;
+                session.suspected = false;
                 session.refused = false;
                 true
             }
             Some(_) | None => false,
+        }
+    }
+
+    /// A connection of the worker's broke while it waited for an answer: it may be gone. It is asked at once; that it
+    /// does not want the answer any more may have other reasons.
+    pub fn suspect(&mut self, worker: NodeId) {
+        if let Some(session) = self.sessions.get_mut(&worker) {
+            session.suspected = true;
         }
     }
 
@@ -131,13 +145,17 @@ impl LivenessMachine {
         }
     }
 
-    /// Workers that are silent and were not asked lately; they count as asked now.
+    /// Workers that are silent or suspected and were not asked lately; they count as asked now.
     pub fn due_probes(&mut self, now: Tick) -> Vec<(NodeId, WorkerEpoch)> {
         self.sessions
             .iter_mut()
             .filter(|(_, session)| {
-                now.since(session.heard) >= SUSPECT_AFTER
-                    && session.probed.is_none_or(|at| now.since(at) >= PROBE_EVERY)
+                let every = match session.suspected {
+                    true => PROBE_SUSPECTS_EVERY,
+                    false => PROBE_EVERY,
+                };
+                (session.suspected || now.since(session.heard) >= SUSPECT_AFTER)
+                    && session.probed.is_none_or(|at| now.since(at) >= every)
             })
             .map(|(worker, session)| {
                 session.probed = Some(now);
@@ -234,6 +252,31 @@ mod tests {
         assert!(!is_dead(&machine, 800), "that was another life");
         machine.refused(WORKER, EPOCH);
         assert!(is_dead(&machine, 800));
+    }
+
+    /// It was noticed when its next heartbeat was missing: 350 ms later in the middle.
+    #[test]
+    fn a_worker_whose_connection_broke_is_probed_at_once_and_until_it_is_heard_of() {
+        let mut machine = machine(0);
+        machine.heard(Tick(100), WORKER, EPOCH, 1, true);
+        machine.suspect(NodeId(2));
+        machine.suspect(WORKER);
+        assert_eq!(machine.due_probes(Tick(101)), [(WORKER, EPOCH)]);
+        assert!(
+            machine.due_probes(Tick(150)).is_empty(),
+            "asked a moment ago"
+        );
+        assert_eq!(machine.due_probes(Tick(151)).len(), 1);
+        assert!(!is_dead(&machine, 151), "nobody has refused");
+        // It only gave up waiting for an answer.
+        assert!(machine.heard(Tick(160), WORKER, EPOCH, 2, true));
+        assert!(machine.due_probes(Tick(600)).is_empty());
+        machine.refused(WORKER, EPOCH);
+        assert!(!is_dead(&machine, 600), "that is older than its heartbeat");
+        machine.suspect(WORKER);
+        machine.due_probes(Tick(601));
+        machine.refused(WORKER, EPOCH);
+        assert!(is_dead(&machine, 601));
     }
 
     #[test]

@@ -16,6 +16,14 @@ impl Message for Heard {
     type Result = Result<HeartbeatReply, Problem>;
 }
 
+/// A connection of this worker's broke while it waited for an answer.
+#[derive(Debug)]
+pub struct Suspect(pub NodeId);
+
+impl Message for Suspect {
+    type Result = ();
+}
+
 /// What is known of the workers beside the metadata.
 #[derive(Debug)]
 pub struct Describe;

@@ -38,6 +38,12 @@ pub enum Event {
         life: u64,
         timer: Timer,
     },
+    /// The connections of a process that has ended break.
+    HungUp {
+        to: Process,
+        gone: Process,
+        life: u64,
+    },
     /// A worker that has tasks loses its disk once it may, and comes back so much later.
     LoseDisk(usize, Span),
     /// The next of the faults is due.
@@ -102,6 +108,7 @@ impl Event {
             Event::Request { to, .. } => Some(*to),
             Event::Answer { to, .. } => Some(to.caller),
             Event::Timer { process, .. } => Some(*process),
+            Event::HungUp { to, .. } => Some(*to),
             Event::LoseDisk(..) | Event::Fault | Event::Group | Event::Restart(_) => None,
         }
     }
@@ -263,6 +270,16 @@ impl Env {
             Fate::Breaks(delay) => {
                 let answer = Err(CallFailed::Broken);
                 self.after(delay, Event::Answer { to, answer });
+            }
+            Fate::Vanishes => {}
+        }
+    }
+
+    /// A process has ended, and another one hears of it, unless something is between them.
+    pub fn hang_up(&mut self, (gone, life): (Process, u64), to: Process) {
+        match self.fate(gone, to) {
+            Fate::Arrives(delay) | Fate::Breaks(delay) => {
+                self.after(delay, Event::HungUp { to, gone, life });
             }
             Fate::Vanishes => {}
         }

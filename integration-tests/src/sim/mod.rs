@@ -300,6 +300,11 @@ impl World {
                     Process::Coordinator(_) | Process::Worker(_) => {}
                 }
             }
+            Event::HungUp { to, gone, life } => {
+                if let Process::Coordinator(index) = to {
+                    self.coordinators[index].hung_up(env, gone, life);
+                }
+            }
             Event::Timer {
                 process,
                 life,
@@ -605,7 +610,14 @@ impl World {
                     true => crash,
                     false => Crash::Kill,
                 };
+                let life = self.workers[index].life;
                 self.workers[index].crash(env, crash);
+                // One that has lost its power says nothing to anybody.
+                if crash == Crash::Kill {
+                    for coordinator in 0..self.coordinators.len() {
+                        env.hang_up((process, life), Process::Coordinator(coordinator));
+                    }
+                }
             }
             Process::Coordinator(_) | Process::Worker(_) | Process::Client => return,
         }
@@ -795,6 +807,7 @@ impl World {
             Event::Request { from, .. } => from.call << 2,
             Event::Answer { to, .. } => to.call << 2 | 1,
             Event::Timer { life, .. } => life << 2 | 2,
+            Event::HungUp { life, .. } => life << 2 | 3,
             Event::Fault | Event::Group | Event::LoseDisk(..) | Event::Restart(_) => 3,
         };
         let mixed = self.summary.fingerprint ^ kind ^ (self.env.now.0 << 20);

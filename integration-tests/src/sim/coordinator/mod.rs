@@ -249,6 +249,13 @@ impl Coordinator {
             reign.timer(env, timer);
         }
     }
+
+    /// The connections of a process break.
+    pub fn hung_up(&mut self, env: &mut Env, gone: Process, life: u64) {
+        if let Some(reign) = &mut self.reign {
+            reign.hung_up(env, gone, life);
+        }
+    }
 }
 
 impl Reign {
@@ -749,6 +756,17 @@ impl Reign {
         self.published(env);
         self.after(env, LOOK_EVERY, Timer::Look);
         self.after(env, BALANCE_EVERY, Timer::Balance);
+    }
+
+    fn hung_up(&mut self, env: &mut Env, gone: Process, life: u64) {
+        let waits = |from: &ReturnAddress| (from.caller, from.life) != (gone, life);
+        let polls = std::mem::take(&mut self.polls).into_iter();
+        let (polls, ended): (Vec<_>, Vec<_>) = polls.partition(|(_, from)| waits(from));
+        self.polls = polls;
+        for worker in ended.into_iter().filter_map(|(poll, _)| poll.worker) {
+            self.liveness.suspect(worker);
+            self.look(env);
+        }
     }
 
     fn answer_poll(&mut self, env: &mut Env, request: &FetchMetadata, from: ReturnAddress) {
