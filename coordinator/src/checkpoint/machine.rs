@@ -375,9 +375,18 @@ impl CheckpointMachine {
             kind,
             done: false,
             open: Vec::new(),
-            due: now.plus(self.settings.pace.interval),
+            due: self.first_due(now),
             not_before: now,
         });
+    }
+
+    /// What a job puts out waits for a checkpoint: that a generation ended makes nobody wait longer than it had to.
+    /// Its successor has a moment to read what there is.
+    fn first_due(&self, now: Tick) -> Tick {
+        let interval = self.settings.pace.interval;
+        let last = self.completed.and_then(|last| self.history.get(last));
+        let due = last.map_or(now, |last| last.triggered).plus(interval);
+        due.max(now.plus(MIN_PAUSE)).min(now.plus(interval))
     }
 
     /// A restored state has a number above all that were ever reserved, and no worker has it yet.

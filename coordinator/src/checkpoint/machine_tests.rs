@@ -678,6 +678,31 @@ fn a_new_generation_forgets_what_was_open() {
     assert!(world.permits.is_empty());
 }
 
+#[test]
+fn a_new_generation_keeps_the_beat_of_checkpoints_but_reads_a_moment_first() {
+    let mut world = World::running();
+    world.pass(INTERVAL);
+    world.confirm(1);
+    world.acknowledge_all(1);
+    world.settle(true);
+    // Three quarters of the interval have gone.
+    world.pass(Span(INTERVAL.0 * 3 / 4));
+    world.generation = Generation(2);
+    world.run(false);
+    world.pass(Span(INTERVAL.0 / 4 - 1));
+    assert_eq!(world.machine.last_given(), CheckpointId(1));
+    world.pass(Span(1));
+    assert_eq!(world.machine.last_given(), CheckpointId(2));
+    // This one is lost, and the next had been due long ago.
+    world.pass(Span(INTERVAL.0 * 3));
+    world.generation = Generation(3);
+    world.run(false);
+    world.pass(Span(MIN_PAUSE.0 - 1));
+    assert_eq!(world.machine.last_given(), CheckpointId(2));
+    world.pass(Span(1));
+    assert_eq!(world.machine.last_given(), CheckpointId(3));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Pass(u64),
