@@ -17,8 +17,11 @@ use common::time::{Span, Tick};
 pub const MAX_CALLS: usize = 2;
 /// Positions one call speaks of at most.
 pub const MAX_POSITIONS: usize = 4_096;
-/// After a call that failed, and after a replica that was refused.
-const RETRY_AFTER: Span = Span::from_millis(100);
+/// After a call that failed.
+const CALL_AGAIN: Span = Span::from_millis(100);
+/// After a replica was refused, here or by its leader: usually one of the two has yet to hear who leads, and nothing
+/// is committed until both have.
+const ASK_AGAIN: Span = Span::from_millis(20);
 
 /// The replicas here that follow one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -133,7 +136,7 @@ impl FollowerMachine {
         if let Some(replica) = self.replica(partition, leader_epoch)
             && replica.standing == Standing::Unknown
         {
-            replica.standing = Standing::Resting(now.plus(RETRY_AFTER));
+            replica.standing = Standing::Resting(now.plus(ASK_AGAIN));
         }
     }
 
@@ -212,7 +215,7 @@ impl FollowerMachine {
             }
             if let Verdict::Refused { problem } = verdict {
                 tracing::debug!(partition = %at.partition, %problem, "the leader has no answer");
-                replica.standing = Standing::Resting(now.plus(RETRY_AFTER));
+                replica.standing = Standing::Resting(now.plus(ASK_AGAIN));
                 continue;
             }
             replica.standing = Standing::Unknown;
@@ -234,7 +237,7 @@ impl FollowerMachine {
             number: session.wrapping_add(1),
             ..Session::default()
         };
-        self.quiet_until = Some(now.plus(RETRY_AFTER));
+        self.quiet_until = Some(now.plus(CALL_AGAIN));
         for replica in self.replicas.values_mut() {
             if let Standing::Listed(position) = replica.standing {
                 replica.standing = Standing::Ready(position);
