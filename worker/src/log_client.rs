@@ -146,7 +146,7 @@ impl LogClient {
         let deadline = Span(request.wait.0 + DEADLINE.0);
         self.patiently(|| async {
             match self.local(request.partition) {
-                Some(partition) => partition.fetch(&request).await.map_err(Failure::local),
+                Some(partition) => partition.fetch(&request).await.map_err(Failure::asked),
                 None => self.call(request.partition, &request, deadline, true).await,
             }
         })
@@ -157,8 +157,8 @@ impl LogClient {
         self.patiently(|| async {
             match self.local(request.partition) {
                 Some(partition) => {
-                    self.may_say(&request).map_err(Failure::local)?;
-                    partition.offsets(request.at).await.map_err(Failure::local)
+                    self.may_say(&request).map_err(Failure::asked)?;
+                    partition.offsets(request.at).await.map_err(Failure::asked)
                 }
                 None => self.call(request.partition, &request, DEADLINE, true).await,
             }
@@ -174,7 +174,7 @@ impl LogClient {
     ) -> Result<Vec<AppendedBatch>, Failure> {
         if let Some(local) = self.local(partition) {
             let appended = local.append_all(batches, acks, None).await;
-            return appended.map_err(Failure::local);
+            return appended.map_err(Failure::told);
         }
         let batches = batches
             .into_iter()
@@ -187,7 +187,7 @@ impl LogClient {
         let request = Append { acks, batches };
         let reply = self.call(partition, &request, DEADLINE, false).await?;
         let results: Result<Vec<AppendedBatch>, Problem> = reply.results.into_iter().collect();
-        results.map_err(Failure::local)
+        results.map_err(Failure::told)
     }
 
     /// The partition, if this node leads it.
@@ -239,13 +239,17 @@ impl LogClient {
                 });
             }
         };
-        reply.map_err(|error| Failure {
-            elsewhere: match &error {
-                CallError::Problem(problem) => problem.code == ErrorCode::NotLeader,
-                CallError::Unreachable { refused, .. } => *refused,
+        reply.map_err(|error| {
+            let elsewhere = match error {
+                CallError::Problem(problem) if again => return Failure::asked(*problem),
+                CallError::Problem(problem) => return Failure::told(*problem),
+                CallError::Unreachable { refused, .. } => refused || again,
                 CallError::Timeout { .. } | CallError::BadReply { .. } => false,
-            },
-            problem: error.into_problem(ErrorCode::LeaderUnavailable),
+            };
+            Failure {
+                problem: error.into_problem(ErrorCode::LeaderUnavailable),
+                elsewhere,
+            }
         })
     }
 
@@ -295,10 +299,19 @@ impl LogClient {
 }
 
 impl Failure {
-    /// What a partition itself has answered.
-    fn local(problem: Problem) -> Failure {
+    /// What a partition itself has answered to what it was told to do.
+    fn told(problem: Problem) -> Failure {
         Failure {
             elsewhere: problem.code == ErrorCode::NotLeader,
+            problem,
+        }
+    }
+
+    /// And to a question. One that has just begun to lead may have yet to learn the answer.
+    fn asked(problem: Problem) -> Failure {
+        let waits = problem.code == ErrorCode::LeaderUnavailable;
+        Failure {
+            elsewhere: waits || problem.code == ErrorCode::NotLeader,
             problem,
         }
     }
