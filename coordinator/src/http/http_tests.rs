@@ -394,7 +394,9 @@ fn a_worker_that_hangs_up_while_it_waits_for_news_is_asked_at_once_whether_it_is
             loop {
                 // The first may be given up before it has come to the coordinator.
                 let patience = std::time::Duration::from_millis(50);
-                tokio::time::timeout(patience, cluster.call(&waits)).await.ok();
+                tokio::time::timeout(patience, cluster.call(&waits))
+                    .await
+                    .ok();
             }
         };
         // The clock stands still: no heartbeat is missing.

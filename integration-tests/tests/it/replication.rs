@@ -183,6 +183,38 @@ fn a_leader_that_is_silent_is_not_waited_for_when_others_lead() {
     });
 }
 
+/// It was answered that it is to be asked again.
+#[test]
+fn a_question_waits_until_a_new_leader_has_heard_from_its_followers() {
+    let mut cluster = Cluster::start(3).unwrap();
+    let client = cluster.client().unwrap();
+    talk(async {
+        create(&client, "events", 1, 3, 2).await;
+        send(&client, "events", 0..100).await;
+        let first = leader(&cluster, &client, "events", 0).await;
+        let described: Value = client.get("/v1/topics/events").await.unwrap();
+        let replicas = described["partitions"][0]["replicas"].clone();
+        let next = index_of(&cluster, &client, &replicas[1]).await;
+        let last = 3 - first - next;
+        // It is in sync, and says nothing in the next reign.
+        let follower = cluster.worker_process(last).unwrap();
+        follower.signal("STOP").unwrap();
+        cluster.kill_worker(first).unwrap();
+        let leads = |partition: &Value| partition["leader"] == replicas[1];
+        partitions_when(&client, "events", "the next one does not lead", leads).await;
+        let asked = Client::connect(cluster.worker(next)).unwrap();
+        let asked = tokio::spawn(async move {
+            let path = "/v1/topics/events/partitions/0/records?offset=latest";
+            asked.get::<Value>(path).await
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let follower = cluster.worker_process(last).unwrap();
+        follower.signal("CONT").unwrap();
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(answer["end_offset"], 100);
+    });
+}
+
 #[test]
 fn a_lost_replica_is_replaced_and_a_topic_moves_to_the_workers_it_is_told() {
     let mut cluster = Cluster::start(3).unwrap();
