@@ -145,9 +145,12 @@ impl LogClient {
     pub async fn fetch(&self, request: FetchBatches) -> Result<FetchedBatches, Problem> {
         let deadline = Span(request.wait.0 + DEADLINE.0);
         self.patiently(|| async {
-            match self.local(request.partition) {
-                Some(partition) => partition.fetch(&request).await.map_err(Failure::asked),
-                None => self.call(request.partition, &request, deadline, true).await,
+            match (self.local(request.partition), &self.local) {
+                (Some(partition), Some(local)) => {
+                    let fetched = local.lease.fetch(request.partition, &partition, &request);
+                    fetched.await.map_err(Failure::asked)
+                }
+                (_, _) => self.call(request.partition, &request, deadline, true).await,
             }
         })
         .await

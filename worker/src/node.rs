@@ -241,7 +241,7 @@ async fn run(
             return;
         }
     };
-    let lease = Lease::new(session.clone(), clock.clone());
+    let lease = Lease::new(session.clone(), image.clone(), clock.clone());
     let log = LogClient::new(image.clone(), parts.transport.clone()).with_local(
         session.worker,
         partitions.clone(),

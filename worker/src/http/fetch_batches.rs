@@ -16,5 +16,8 @@ pub async fn fetch_batches(routes: Routes, call: FetchBatches) -> Result<Fetched
         max_bytes: call.max_bytes.min(MOST_BYTES),
         ..call
     };
-    partition.fetch(&bounded).await
+    routes
+        .lease
+        .fetch(call.partition, &partition, &bounded)
+        .await
 }

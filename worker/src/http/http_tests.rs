@@ -261,7 +261,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         };
         let session = Session::of(&registered);
         session.hears(clock.tick(), image.borrow().version);
-        let lease = Lease::new(session.clone(), clock.clone());
+        let lease = Lease::new(session.clone(), image.clone(), clock.clone());
         let services = Services {
             session: session.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),

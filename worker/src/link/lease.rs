@@ -1,27 +1,43 @@
-//! Whether this worker may say what is newest.
+//! Whether this worker may say what is newest, and that something is not there.
 //!
 //! A worker that is not heard of loses what it leads to others after its session, and what it knows is then no longer all
 //! there is. Before that, at four fifths of a session since a heartbeat was sent that was answered, it stops saying what
 //! is newest: its own clock alone decides, and a clock that runs a quarter too slow is forgiven. What is committed
 //! stays so, and is given to whoever asks for it; nothing that is written depends on this.
+//!
+//! That an offset is beyond the end of a log would end a reader's work, so it is said only by who leads for certain: one
+//! that was stopped, or has yet to hear that another one leads, lacks what readers have had from that one.
 
 use std::sync::Arc;
 
 use common::error::{ErrorCode, Problem};
-use common::time::Clock;
+use common::ids::TopicPartition;
+use common::protocol::fetch::{FetchBatches, FetchedBatches};
+use common::time::{Clock, Span};
 
 use super::Session;
+use crate::metadata_image::{ImageWatch, MetadataImage};
+use crate::partition::messages::PartitionHandle;
+
+/// Heartbeats are answered much sooner while a coordinator leads.
+const PATIENCE: Span = Span::from_secs(3);
+const LOOK_EVERY: Span = Span::from_millis(20);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Lease {
     session: Arc<Session>,
+    image: ImageWatch,
     clock: Arc<dyn Clock>,
 }
 
 impl Lease {
-    pub fn new(session: Arc<Session>, clock: Arc<dyn Clock>) -> Lease {
-        Lease { session, clock }
+    pub fn new(session: Arc<Session>, image: ImageWatch, clock: Arc<dyn Clock>) -> Lease {
+        Lease {
+            session,
+            image,
+            clock,
+        }
     }
 
     /// An error, which may pass, where others may know something newer.
@@ -36,5 +52,45 @@ impl Lease {
         Err(Problem::new(ErrorCode::MetadataStale, detail).hint(
             "Ask again in a moment; committed records from an offset on can be read meanwhile.",
         ))
+    }
+
+    /// What a partition of this worker answers. If that is that the offset is not in its log, it is asked again once it
+    /// is certain that it has led since.
+    pub async fn fetch(
+        &self,
+        id: TopicPartition,
+        partition: &PartitionHandle,
+        request: &FetchBatches,
+    ) -> Result<FetchedBatches, Problem> {
+        match partition.fetch(request).await {
+            Err(problem) if problem.code == ErrorCode::OffsetOutOfRange => {
+                self.leads_still(id).await?;
+                partition.fetch(request).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Returns once a coordinator has said, to a question after this moment, that this worker leads the partition.
+    async fn leads_still(&self, id: TopicPartition) -> Result<(), Problem> {
+        let now = self.clock.tick();
+        let heard = async {
+            while !self.session.knows_since(now, self.image.borrow().version) {
+                tokio::time::sleep(LOOK_EVERY.as_duration()).await;
+            }
+        };
+        let heard = tokio::time::timeout(PATIENCE.as_duration(), heard).await;
+        heard.map_err(|_| {
+            let detail = format!(
+                "this worker hears no coordinator, and cannot say where partition {id} ends"
+            );
+            Problem::new(ErrorCode::MetadataStale, detail).hint("Ask again in a moment.")
+        })?;
+        let leads = |image: &MetadataImage| image.partition(id)?.leader;
+        if leads(&self.image.borrow()) == Some(self.session.worker) {
+            return Ok(());
+        }
+        let detail = format!("partition {id} is not led here any more");
+        Err(Problem::new(ErrorCode::NotLeader, detail).hint("Look up its leader again."))
     }
 }

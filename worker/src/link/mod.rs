@@ -56,6 +56,12 @@ impl Session {
         is_heard && version.0 > 0 && version.0 >= self.latest.load(Ordering::Acquire)
     }
 
+    /// Whether facts of this version are all there were when a coordinator answered what it was asked after this moment.
+    fn knows_since(&self, then: Tick, version: MetadataVersion) -> bool {
+        let heard = self.heard.load(Ordering::Acquire);
+        heard > then.0 && version.0 >= self.latest.load(Ordering::Acquire)
+    }
+
     /// For how long no coordinator has answered.
     fn silence(&self, now: Tick) -> Span {
         now.since(Tick(self.heard.load(Ordering::Acquire)))
@@ -291,11 +297,16 @@ mod tests {
         assert!(!session.is_up_to_date(version(7), Tick(12_400)));
         // It says what is newest for as long, whatever version it knows.
         let clock = Arc::new(ManualClock::at(Timestamp(0)));
-        let lease = Lease::new(session.clone(), clock.clone());
+        let (_image, known) = watch::channel(Arc::new(MetadataImage::default()));
+        let lease = Lease::new(session.clone(), known, clock.clone());
         clock.advance(Span(12_399));
         lease.check().unwrap();
         clock.advance(Span(1));
         assert_eq!(lease.check().unwrap_err().code, ErrorCode::MetadataStale);
+        // What was asked before says nothing of what is now.
+        assert!(session.knows_since(Tick(9_999), version(7)));
+        assert!(!session.knows_since(Tick(10_000), version(7)));
+        assert!(!session.knows_since(Tick(9_999), version(6)));
         // An answer that comes late says nothing new.
         session.hears(Tick(9_000), version(5));
         assert!(session.is_up_to_date(version(7), Tick(12_399)));
