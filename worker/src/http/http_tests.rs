@@ -63,6 +63,8 @@ pub(super) struct Worker {
     transport: Transport,
     log: LogClient,
     home: tempfile::TempDir,
+    /// A coordinator answers a heartbeat.
+    hears: Box<dyn Fn() + Send + Sync>,
 }
 
 pub(super) struct Answer {
@@ -84,6 +86,20 @@ impl Answer {
 }
 
 impl Worker {
+    /// The answer, while a coordinator answers heartbeats.
+    async fn heard_while<T>(&self, answer: impl Future<Output = T>) -> T {
+        let heartbeats = async {
+            loop {
+                (self.hears)();
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            answer = answer => answer,
+            never = heartbeats => never,
+        }
+    }
+
     pub(super) async fn send(
         &self,
         method: &str,
@@ -262,6 +278,8 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         let session = Session::of(&registered);
         session.hears(clock.tick(), image.borrow().version);
         let lease = Lease::new(session.clone(), image.clone(), clock.clone());
+        let (heard, now, known) = (session.clone(), clock.clone(), image.clone());
+        let hears = move || heard.hears(now.tick(), known.borrow().version);
         let services = Services {
             session: session.clone(),
             coordinators: Coordinators::new(vec![address.clone()]),
@@ -307,6 +325,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
             transport,
             log,
             home,
+            hears: Box::new(hears),
         };
         let worker = Arc::new(worker);
         test(worker.clone()).await;
@@ -331,6 +350,9 @@ fn a_worker_that_hears_no_coordinator_gives_what_is_committed_and_does_not_say_w
                 }
             }
         }
+        // Somebody else may lead, and have it.
+        let beyond = worker.get(0, "?offset=1000").await;
+        assert_eq!(beyond.json()["code"], "METADATA_STALE");
         let mut request = ListOffsets {
             partition: TopicPartition {
                 topic: TopicId(Uuid::from_u128(1)),
@@ -654,7 +676,8 @@ fn reading_begins_where_it_is_told_to() {
             ("?ofset=1", 400),
         ];
         for (query, status) in wrong {
-            assert_eq!(worker.get(0, query).await.status, status, "{query}");
+            let answer = worker.heard_while(worker.get(0, query)).await;
+            assert_eq!(answer.status, status, "{query}");
         }
         assert_eq!(worker.get(PARTITIONS, "").await.status, 404);
         let unknown = worker
