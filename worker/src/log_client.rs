@@ -145,12 +145,12 @@ impl LogClient {
     pub async fn fetch(&self, request: FetchBatches) -> Result<FetchedBatches, Problem> {
         let deadline = Span(request.wait.0 + DEADLINE.0);
         self.patiently(|| async {
-            match (self.local(request.partition), &self.local) {
-                (Some(partition), Some(local)) => {
-                    let fetched = local.lease.fetch(request.partition, &partition, &request);
-                    fetched.await.map_err(Failure::asked)
+            match self.local(request.partition) {
+                Some((partition, lease)) => {
+                    let fetched = lease.fetch(&partition, &request).await;
+                    fetched.map_err(Failure::asked)
                 }
-                (_, _) => self.call(request.partition, &request, deadline, true).await,
+                None => self.call(request.partition, &request, deadline, true).await,
             }
         })
         .await
@@ -159,8 +159,10 @@ impl LogClient {
     pub async fn offsets(&self, request: ListOffsets) -> Result<PartitionOffsets, Problem> {
         self.patiently(|| async {
             match self.local(request.partition) {
-                Some(partition) => {
-                    self.may_say(&request).map_err(Failure::asked)?;
+                Some((partition, lease)) => {
+                    if request.newest {
+                        lease.check().map_err(Failure::asked)?;
+                    }
                     partition.offsets(request.at).await.map_err(Failure::asked)
                 }
                 None => self.call(request.partition, &request, DEADLINE, true).await,
@@ -175,7 +177,7 @@ impl LogClient {
         batches: Vec<LogBatch>,
         acks: Acks,
     ) -> Result<Vec<AppendedBatch>, Failure> {
-        if let Some(local) = self.local(partition) {
+        if let Some((local, _)) = self.local(partition) {
             let appended = local.append_all(batches, acks, None).await;
             return appended.map_err(Failure::told);
         }
@@ -193,19 +195,18 @@ impl LogClient {
         results.map_err(Failure::told)
     }
 
-    /// The partition, if this node leads it.
-    fn local(&self, partition: TopicPartition) -> Option<PartitionHandle> {
-        let Local { me, partitions, .. } = self.local.as_ref()?;
+    /// The partition, if this node leads it, and what it may say of it.
+    fn local(&self, partition: TopicPartition) -> Option<(PartitionHandle, &Lease)> {
+        let Local {
+            me,
+            partitions,
+            lease,
+        } = self.local.as_ref()?;
         let leads = |image: &MetadataImage| image.partition(partition)?.leader;
-        (leads(&self.image.borrow()) == Some(*me)).then(|| partitions.get(partition))?
-    }
-
-    /// Whether this node may answer for what it leads.
-    fn may_say(&self, request: &ListOffsets) -> Result<(), Problem> {
-        match &self.local {
-            Some(local) if request.newest => local.lease.check(),
-            Some(_) | None => Ok(()),
+        if leads(&self.image.borrow()) != Some(*me) {
+            return None;
         }
+        Some((partitions.get(partition)?, lease))
     }
 
     /// `again`: who leads next may be asked the same, whatever this one has made of it.

@@ -16,8 +16,5 @@ pub async fn fetch_batches(routes: Routes, call: FetchBatches) -> Result<Fetched
         max_bytes: call.max_bytes.min(MOST_BYTES),
         ..call
     };
-    routes
-        .lease
-        .fetch(call.partition, &partition, &bounded)
-        .await
+    routes.lease.fetch(&partition, &bounded).await
 }

@@ -58,13 +58,12 @@ impl Lease {
     /// is certain that it has led since.
     pub async fn fetch(
         &self,
-        id: TopicPartition,
         partition: &PartitionHandle,
         request: &FetchBatches,
     ) -> Result<FetchedBatches, Problem> {
         match partition.fetch(request).await {
             Err(problem) if problem.code == ErrorCode::OffsetOutOfRange => {
-                self.leads_still(id).await?;
+                self.leads_still(request.partition).await?;
                 partition.fetch(request).await
             }
             answer => answer,
