@@ -14,7 +14,7 @@ use common::limits::MAX_WAIT;
 use common::log_batch::{LogBatchBuilder, ProducerStamp};
 use common::offset::Offset;
 use common::protocol::job::{CreateJob, JobConfig};
-use common::protocol::metadata::FetchMetadata;
+use common::protocol::metadata::{FetchMetadata, WorkerImage};
 use common::protocol::produce::{Acks, Append, PartitionAppend};
 use common::protocol::topic::{Durability, FEWEST_MEMORIES, TopicConfig};
 use common::time::Span;
@@ -37,6 +37,8 @@ const ME: Process = Process::Client;
 const LOOK_EVERY: Span = Span::from_millis(50);
 const READ_WAIT: Span = Span::from_millis(300);
 const DEADLINE: Span = Span::from_secs(5);
+/// Every so manyth read goes to whoever is a replica.
+const READS_PASSED_ON: usize = 8;
 /// How far moves are apart at most, and other numbers of tasks.
 const MOVE_EVERY_MS: u64 = 10_000;
 const RESCALE_EVERY_MS: u64 = 6_000;
@@ -63,6 +65,7 @@ pub struct Client {
     image: MetadataImage,
     producers: Vec<Producer>,
     readers: Vec<Offset>,
+    reads: usize,
     calls: BTreeMap<CallId, Purpose>,
     /// A command is on its way.
     asking: bool,
@@ -108,6 +111,7 @@ impl Client {
             image: MetadataImage::default(),
             producers: producers.collect(),
             readers: vec![Offset::ZERO; plan.tally_partitions as usize],
+            reads: 0,
             calls: BTreeMap::new(),
             asking: false,
             wish: Wish::Run,
@@ -430,7 +434,8 @@ impl Client {
 
     fn read(&mut self, env: &mut Env, number: u32) {
         let partition = partition(COUNTED, number);
-        let Some(leader) = self.leader(partition) else {
+        self.reads += 1;
+        let Some(leader) = self.leader_as_known_somewhere(partition) else {
             return after(env, LOOK_EVERY, Timer::Read(number));
         };
         let offset = self.readers[number as usize];
@@ -463,8 +468,17 @@ impl Client {
     }
 
     fn leader(&self, partition: TopicPartition) -> Option<Process> {
-        let leader = self.image.leader(partition)?;
-        Some(Process::Worker(leader.address.parse().expect("an index")))
+        self.image.leader(partition).map(process)
+    }
+
+    /// Now and then another replica, as if this were passed on by a node with facts of another time.
+    fn leader_as_known_somewhere(&self, partition: TopicPartition) -> Option<Process> {
+        if !self.reads.is_multiple_of(READS_PASSED_ON) {
+            return self.leader(partition);
+        }
+        let replicas = &self.image.partition(partition)?.replicas;
+        let replica = replicas[self.reads / READS_PASSED_ON % replicas.len()];
+        self.image.workers.get(&replica).map(process)
     }
 
     fn call(
@@ -479,6 +493,10 @@ impl Client {
         self.coordinators.asks(call, callee);
         self.calls.insert(call, purpose);
     }
+}
+
+fn process(worker: &WorkerImage) -> Process {
+    Process::Worker(worker.address.parse().expect("an index"))
 }
 
 fn partition(topic: TopicId, number: u32) -> TopicPartition {

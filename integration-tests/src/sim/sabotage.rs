@@ -43,6 +43,8 @@ pub enum Sabotage {
     ForgetIsrWish,
     /// A leader lets itself be read before its followers have what its reign began with.
     ServeBeforeCaughtUp,
+    /// A worker says that an offset is not there without asking whether it leads.
+    SayWhatIsNotThere,
     /// A leader tells its followers that all it has is committed.
     TellUncommitted,
     /// A coordinator takes a worker that comes back for one that has everything it had acknowledged.
@@ -62,7 +64,7 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 27] = [
+    pub const ALL: [Sabotage; 28] = [
         Sabotage::AcknowledgeBeforeSync,
         Sabotage::ReadBeyondCommitted,
         Sabotage::CommitUndecided,
@@ -82,6 +84,7 @@ impl Sabotage {
         Sabotage::CommitByInSync,
         Sabotage::ForgetIsrWish,
         Sabotage::ServeBeforeCaughtUp,
+        Sabotage::SayWhatIsNotThere,
         Sabotage::TellUncommitted,
         Sabotage::TrustUncleanRestart,
         Sabotage::HoldUnkept,

@@ -16,13 +16,13 @@ use common::protocol::metadata::{FetchMetadata, MetadataDelta};
 use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
 use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict, LogEndReport};
 use common::protocol::standby::{AckStandby, FetchState};
-use common::time::Span;
+use common::time::{Span, Tick};
 use tokio::sync::Notify;
 use uuid::Uuid;
 use worker::job::assignment::{changes, completed};
 use worker::job::handover::Handover;
-use worker::link::DOUBT_AFTER;
 use worker::link::reports::TaskReports;
+use worker::link::{DOUBT_AFTER, Session};
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
@@ -76,6 +76,8 @@ pub enum Timer {
     SyncDue(TopicPartition),
     Patience(TopicPartition),
     LookAtIsr(TopicPartition),
+    /// It may be certain by now who leads.
+    LookAtDoubted(TopicPartition),
     /// What is old may go.
     Retain(TopicPartition),
     /// A leader's wish goes to the coordinator, once more.
@@ -130,7 +132,7 @@ struct Life {
     who: Who,
     coordinators: Coordinators,
     registration: RegisterWorker,
-    session: Option<Session>,
+    session: Option<Arc<Session>>,
     image: Arc<MetadataImage>,
     /// It has opened what it leads.
     ready: bool,
@@ -159,17 +161,11 @@ struct Life {
     calls: BTreeMap<CallId, Purpose>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Session {
-    cluster: ClusterId,
-    worker: NodeId,
-    epoch: WorkerEpoch,
-}
-
 #[derive(Debug)]
 enum Purpose {
     Register,
-    Heartbeat,
+    /// When it was sent.
+    Heartbeat(Tick),
     Metadata,
     Bundle(usize),
     /// Who is asked, and in which session.
@@ -230,7 +226,7 @@ impl Worker {
     /// The life it is registered in now.
     pub fn session(&self) -> Option<(NodeId, WorkerEpoch)> {
         let session = self.running.as_ref()?.session.as_ref()?;
-        Some((session.worker, session.epoch))
+        Some((session.worker, session.epoch()))
     }
 
     pub fn is_up(&self) -> bool {
@@ -404,6 +400,12 @@ impl Life {
                     }
                 }
             }
+            Timer::LookAtDoubted(id) => {
+                let partition = self.partitions.get_mut(&id);
+                if let (Some(partition), Some(session)) = (partition, &self.session) {
+                    partition.look_at_doubted(env, who, session, &self.image);
+                }
+            }
             Timer::Retain(id) => {
                 if let Some(partition) = self.partitions.get_mut(&id) {
                     partition.retain(env, who);
@@ -564,13 +566,16 @@ impl Life {
             (Purpose::Register, Err(failed)) if failed.is_retriable() => {
                 self.who.after(env, RETRY_EVERY, Timer::Register);
             }
-            (Purpose::Heartbeat, Err(CallFailed::Problem(problem)))
+            (Purpose::Heartbeat(_), Err(CallFailed::Problem(problem)))
                 if problem.code == ErrorCode::FencedWorkerEpoch =>
             {
                 env.trace(|| format!("{:?} was fenced and registers again", self.who));
                 self.register(env);
             }
-            (Purpose::Heartbeat, _) => {
+            (Purpose::Heartbeat(sent), answer) => {
+                if let (Some(session), Ok(Reply::Heartbeat(reply))) = (&self.session, answer) {
+                    session.hears(sent, reply.metadata_version);
+                }
                 // An elapsed interval and an urgent word are equally good reasons for the next one.
                 self.next_heartbeat(env, HEARTBEAT_INTERVAL);
             }
@@ -740,19 +745,13 @@ impl Life {
     }
 
     fn registered(&mut self, env: &mut Env, registered: &Registered) {
-        let Registered {
-            cluster,
-            worker,
-            epoch,
-            ..
-        } = *registered;
+        let Registered { worker, epoch, .. } = *registered;
         env.trace(|| format!("{:?} is worker {worker} in epoch {epoch}", self.who));
         let first = self.session.is_none();
-        self.session = Some(Session {
-            cluster,
-            worker,
-            epoch,
-        });
+        match &self.session {
+            Some(session) => session.registered_again(epoch),
+            None => self.session = Some(Session::of(registered)),
+        }
         self.sequence = 0;
         for running in self.jobs.values_mut() {
             running.worker_is_now(epoch);
@@ -774,14 +773,16 @@ impl Life {
     }
 
     fn heartbeat(&mut self, env: &mut Env) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         // Whatever else is due is this one.
         self.heartbeat += 1;
         self.sequence += 1;
         let heartbeat = Heartbeat {
             cluster: session.cluster,
             worker: session.worker,
-            epoch: session.epoch,
+            epoch: session.epoch(),
             sequence: self.sequence,
             metadata_version: self.image.version,
             ready: self.ready,
@@ -789,13 +790,15 @@ impl Life {
             load: NodeLoad::default(),
         };
         let request = Request::Heartbeat(heartbeat);
-        let purpose = Purpose::Heartbeat;
+        let purpose = Purpose::Heartbeat(env.now);
         let call = self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
         self.who.after(env, DOUBT_AFTER, Timer::Doubt(call));
     }
 
     fn fetch_metadata(&mut self, env: &mut Env) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         let request = Request::FetchMetadata(FetchMetadata {
             cluster: session.cluster,
             worker: Some(session.worker),
@@ -825,9 +828,11 @@ impl Life {
     // Partitions.
 
     fn follow_partitions(&mut self, env: &mut Env) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         // Work may come once the image knows of this life, and its partitions are open.
-        if self.image.version < MetadataVersion(session.epoch.0)
+        if self.image.version < MetadataVersion(session.epoch().0)
             || !self.image.workers.contains_key(&session.worker)
         {
             return;
@@ -894,10 +899,12 @@ impl Life {
     }
 
     fn alter_isr(&mut self, env: &mut Env, change: IsrChange) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         let request = Request::AlterIsr(AlterIsr {
             worker: session.worker,
-            worker_epoch: session.epoch,
+            worker_epoch: session.epoch(),
             changes: vec![change.clone()],
             log_ends: Vec::new(),
         });
@@ -909,10 +916,12 @@ impl Life {
     }
 
     fn say_log_end(&mut self, env: &mut Env, report: LogEndReport) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         let request = Request::AlterIsr(AlterIsr {
             worker: session.worker,
-            worker_epoch: session.epoch,
+            worker_epoch: session.epoch(),
             changes: Vec::new(),
             log_ends: vec![report],
         });
@@ -940,7 +949,9 @@ impl Life {
     // Jobs.
 
     fn follow_jobs(&mut self, env: &mut Env) {
-        let Some(session) = self.session else { return };
+        let Some(session) = self.session.clone() else {
+            return;
+        };
         let image = self.image.clone();
         let generations = self.jobs.iter().map(|(job, running)| {
             let (generation, epoch, _) = running.began();
@@ -949,7 +960,7 @@ impl Life {
         let changes = changes(
             &image,
             session.worker,
-            session.epoch,
+            session.epoch(),
             &generations.collect(),
             &self.kept,
         );
@@ -971,7 +982,7 @@ impl Life {
             if self.stopping.contains(&job) {
                 continue;
             }
-            let me = (session.worker, session.epoch);
+            let me = (session.worker, session.epoch());
             let left = self.left.remove(&job);
             let facts = image.jobs.get(&job);
             let left = left.map(|left| left.for_next(&deployment, facts));
@@ -1017,10 +1028,12 @@ impl Life {
             }
             Wish::Work(work) => self.work(env, work),
             Wish::Tell(what) => {
-                let Some(session) = self.session else { return };
+                let Some(session) = self.session.clone() else {
+                    return;
+                };
                 let request = Request::Hold(AckStandby {
                     worker: session.worker,
-                    worker_epoch: session.epoch,
+                    worker_epoch: session.epoch(),
                     job,
                     generation: began.0,
                     held: what.clone().into_iter().collect(),

@@ -122,6 +122,11 @@ fn serve_before_caught_up_is_found() {
 }
 
 #[test]
+fn say_what_is_not_there_is_found() {
+    is_found_in(Sabotage::SayWhatIsNotThere, 1, Plan::alone);
+}
+
+#[test]
 fn tell_uncommitted_is_found() {
     is_found_in(Sabotage::TellUncommitted, 1, Plan::alone);
 }

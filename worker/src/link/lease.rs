@@ -16,12 +16,13 @@ use common::protocol::fetch::{FetchBatches, FetchedBatches};
 use common::time::{Clock, Span};
 
 use super::Session;
-use crate::metadata_image::{ImageWatch, MetadataImage};
+use crate::metadata_image::ImageWatch;
 use crate::partition::messages::PartitionHandle;
+use crate::partition::problems;
 
 /// Heartbeats are answered much sooner while a coordinator leads.
-const PATIENCE: Span = Span::from_secs(3);
-const LOOK_EVERY: Span = Span::from_millis(20);
+pub const PATIENCE: Span = Span::from_secs(3);
+pub const LOOK_EVERY: Span = Span::from_millis(20);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -74,22 +75,18 @@ impl Lease {
     async fn leads_still(&self, id: TopicPartition) -> Result<(), Problem> {
         let now = self.clock.tick();
         let heard = async {
-            while !self.session.knows_since(now, self.image.borrow().version) {
+            loop {
+                let leads = self.session.leads_since(now, &self.image.borrow(), id);
+                if let Some(leads) = leads {
+                    return leads;
+                }
                 tokio::time::sleep(LOOK_EVERY.as_duration()).await;
             }
         };
-        let heard = tokio::time::timeout(PATIENCE.as_duration(), heard).await;
-        heard.map_err(|_| {
-            let detail = format!(
-                "this worker hears no coordinator, and cannot say where partition {id} ends"
-            );
-            Problem::new(ErrorCode::MetadataStale, detail).hint("Ask again in a moment.")
-        })?;
-        let leads = |image: &MetadataImage| image.partition(id)?.leader;
-        if leads(&self.image.borrow()) == Some(self.session.worker) {
-            return Ok(());
+        match tokio::time::timeout(PATIENCE.as_duration(), heard).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(problems::not_led_any_more(id)),
+            Err(_) => Err(problems::end_unknown(id)),
         }
-        let detail = format!("partition {id} is not led here any more");
-        Err(Problem::new(ErrorCode::NotLeader, detail).hint("Look up its leader again."))
     }
 }

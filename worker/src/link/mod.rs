@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use common::error::ErrorCode;
-use common::ids::{ClusterId, MetadataVersion, NodeId, WorkerEpoch};
+use common::ids::{ClusterId, MetadataVersion, NodeId, TopicPartition, WorkerEpoch};
 use common::limits::MAX_WAIT;
 use common::protocol::metadata::FetchMetadata;
 use common::protocol::node::{Heartbeat, RegisterWorker, Registered};
@@ -43,6 +43,11 @@ impl Session {
         WorkerEpoch(self.epoch.load(Ordering::Acquire))
     }
 
+    /// It was fenced, and has begun anew.
+    pub fn registered_again(&self, epoch: WorkerEpoch) {
+        self.epoch.store(epoch.0, Ordering::Release);
+    }
+
     /// A heartbeat that was sent then is answered: there are facts up to this version.
     pub fn hears(&self, sent: Tick, latest: MetadataVersion) {
         self.latest.fetch_max(latest.0, Ordering::AcqRel);
@@ -56,10 +61,18 @@ impl Session {
         is_heard && version.0 > 0 && version.0 >= self.latest.load(Ordering::Acquire)
     }
 
-    /// Whether facts of this version are all there were when a coordinator answered what it was asked after this moment.
-    fn knows_since(&self, then: Tick, version: MetadataVersion) -> bool {
+    /// Whether this worker leads a partition, as a coordinator has answered what it was asked after this moment;
+    /// `None`: it has not yet, or there is more to know than these facts.
+    pub fn leads_since(
+        &self,
+        then: Tick,
+        facts: &MetadataImage,
+        id: TopicPartition,
+    ) -> Option<bool> {
         let heard = self.heard.load(Ordering::Acquire);
-        heard > then.0 && version.0 >= self.latest.load(Ordering::Acquire)
+        let knows = heard > then.0 && facts.version.0 >= self.latest.load(Ordering::Acquire);
+        let leader = facts.partition(id).and_then(|partition| partition.leader);
+        knows.then_some(leader == Some(self.worker))
     }
 
     /// For how long no coordinator has answered.
@@ -187,7 +200,7 @@ impl Link {
                     warn!(worker = %session.worker, "fenced: registering again");
                     match register(&self.coordinators, &self.transport, registration).await {
                         Ok(registered) => {
-                            session.epoch.store(registered.epoch.0, Ordering::Release);
+                            session.registered_again(registered.epoch);
                             info!(worker = %session.worker, epoch = %registered.epoch, "registered again");
                             sequence = 0;
                             continue;
@@ -270,7 +283,7 @@ impl Drop for LinkGuard {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::ControlEpoch;
+    use common::ids::{ControlEpoch, PartitionId, TopicId};
     use common::time::{ManualClock, Timestamp};
     use uuid::Uuid;
 
@@ -304,9 +317,20 @@ mod tests {
         clock.advance(Span(1));
         assert_eq!(lease.check().unwrap_err().code, ErrorCode::MetadataStale);
         // What was asked before says nothing of what is now.
-        assert!(session.knows_since(Tick(9_999), version(7)));
-        assert!(!session.knows_since(Tick(10_000), version(7)));
-        assert!(!session.knows_since(Tick(9_999), version(6)));
+        let leads_since = |then, version| {
+            let facts = MetadataImage {
+                version,
+                ..MetadataImage::default()
+            };
+            let id = TopicPartition {
+                topic: TopicId(Uuid::from_u128(1)),
+                partition: PartitionId(0),
+            };
+            session.leads_since(then, &facts, id)
+        };
+        assert_eq!(leads_since(Tick(9_999), version(7)), Some(false));
+        assert_eq!(leads_since(Tick(10_000), version(7)), None);
+        assert_eq!(leads_since(Tick(9_999), version(6)), None);
         // An answer that comes late says nothing new.
         session.hears(Tick(9_000), version(5));
         assert!(session.is_up_to_date(version(7), Tick(12_399)));

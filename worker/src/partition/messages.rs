@@ -21,7 +21,7 @@ use super::actor::PartitionActor;
 use super::problems;
 use super::waiting::Readable;
 use crate::log::leader_epochs::EpochEnd;
-use crate::log::reader::{LogReader, ReadError};
+use crate::log::reader::LogReader;
 
 /// A partition, as everyone but its actor sees it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -85,11 +85,8 @@ impl PartitionHandle {
             let end = granted.readable.end_for(isolation);
             let log_start_offset = reader.start();
             if from > granted.log_end {
-                return Err(problems::read_failed(&ReadError::OutOfRange {
-                    offset: from,
-                    start: log_start_offset,
-                    end: granted.log_end,
-                }));
+                let end = granted.log_end;
+                return Err(problems::out_of_range(from, log_start_offset, end));
             }
             // What lies between the end for this reader and the end of the log is yet to be decided.
             let read = blocking(move || reader.read(from, end.max(from), max_bytes, isolation))

@@ -2,6 +2,7 @@
 
 use common::error::{ErrorCode, Problem};
 use common::ids::TopicPartition;
+use common::offset::Offset;
 use common::seglog::LogError;
 
 use super::agenda::Busy;
@@ -83,6 +84,10 @@ pub fn open_failed(error: &OpenError) -> Problem {
     }
 }
 
+pub fn out_of_range(offset: Offset, start: Offset, end: Offset) -> Problem {
+    read_failed(&ReadError::OutOfRange { offset, start, end })
+}
+
 pub fn read_failed(error: &ReadError) -> Problem {
     match error {
         ReadError::OutOfRange { .. } => {
@@ -94,6 +99,19 @@ pub fn read_failed(error: &ReadError) -> Problem {
         }
         ReadError::Log(error) => log_failed(error),
     }
+}
+
+/// Another one leads by now, and may have what is not here.
+pub fn not_led_any_more(id: TopicPartition) -> Problem {
+    let detail = format!("partition {id} is not led here any more");
+    Problem::new(ErrorCode::NotLeader, detail).hint("Look up its leader again.")
+}
+
+/// Nobody says whether another one leads by now.
+pub fn end_unknown(id: TopicPartition) -> Problem {
+    let detail =
+        format!("this worker hears no coordinator, and cannot say where partition {id} ends");
+    Problem::new(ErrorCode::MetadataStale, detail).hint("Ask again in a moment.")
 }
 
 pub fn busy(id: TopicPartition, busy: Busy) -> Problem {

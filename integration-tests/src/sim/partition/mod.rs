@@ -4,7 +4,7 @@ mod replicas;
 
 use std::sync::Arc;
 
-use common::error::Problem;
+use common::error::{ErrorCode, Problem};
 use common::ids::{LeaderEpoch, NodeId, TopicPartition};
 use common::kv::KvStore;
 use common::limits::MAX_WAIT;
@@ -20,6 +20,8 @@ use common::seglog::memory::MemoryStorage;
 use common::seglog::{PendingSync, Synced};
 use common::time::{Span, Tick};
 use tokio::sync::oneshot;
+use worker::link::Session;
+use worker::link::lease::{LOOK_EVERY, PATIENCE};
 use worker::log::leader_epochs::LeaderEpochs;
 use worker::log::partition_log::PartitionLog;
 use worker::log::saved::SavedState;
@@ -72,6 +74,8 @@ pub struct Partition {
     synced: Option<Synced>,
     waiting: Waiting<Waiter>,
     early: Vec<(FetchBatches, ReturnAddress)>,
+    /// They want what is not in the log, as it is seen who leads; and since when.
+    doubted: Vec<(Fetching, Tick)>,
     timer: Option<Tick>,
     syncs_later: bool,
     looks_at_isr: bool,
@@ -80,10 +84,20 @@ pub struct Partition {
     checked: Offset,
 }
 
+/// A fetch that was not answered yet.
+#[derive(Debug)]
+struct Fetching {
+    request: FetchBatches,
+    from: ReturnAddress,
+    deadline: Tick,
+    /// It was certain that this worker led since it was first asked.
+    is_certain: bool,
+}
+
 #[derive(Debug)]
 enum Waiter {
     Append(Vec<AppendedBatch>, AppendReply),
-    Fetch(FetchBatches, ReturnAddress, Tick),
+    Fetch(Fetching),
     Follower(WatchId),
     Position(PositionReply),
 }
@@ -116,6 +130,7 @@ impl Partition {
             synced: None,
             waiting: Waiting::default(),
             early: Vec::new(),
+            doubted: Vec::new(),
             timer: None,
             syncs_later: false,
             looks_at_isr: false,
@@ -175,7 +190,7 @@ impl Partition {
             for waiter in self.waiting.drain() {
                 let problem = match waiter {
                     Waiter::Append(..) => problems::lead_lost(self.id),
-                    Waiter::Fetch(..) | Waiter::Follower(_) | Waiter::Position(_) => {
+                    Waiter::Fetch(_) | Waiter::Follower(_) | Waiter::Position(_) => {
                         self.not_leader()
                     }
                 };
@@ -200,7 +215,10 @@ impl Partition {
 
     /// It is not wanted here any more: everyone is told.
     pub fn close(&mut self, env: &mut Env, who: Who) {
-        for (_, from) in std::mem::take(&mut self.early) {
+        let early = std::mem::take(&mut self.early).into_iter();
+        let doubted = std::mem::take(&mut self.doubted).into_iter();
+        let fetches = early.map(|(_, from)| from);
+        for from in fetches.chain(doubted.map(|(fetching, _)| fetching.from)) {
             env.answer(from, Err(problems::closed(self.id)));
         }
         for waiter in self.waiting.drain() {
@@ -259,7 +277,46 @@ impl Partition {
             return;
         }
         let deadline = env.now.plus(request.wait.min(MAX_WAIT));
-        self.serve(env, who, request, from, deadline);
+        let fetching = Fetching {
+            request,
+            from,
+            deadline,
+            is_certain: env.sabotaged(Sabotage::SayWhatIsNotThere),
+        };
+        self.serve(env, who, fetching);
+    }
+
+    /// Goes on with what is answered once it is certain who leads.
+    pub fn look_at_doubted(
+        &mut self,
+        env: &mut Env,
+        who: Who,
+        session: &Session,
+        facts: &MetadataImage,
+    ) {
+        for (mut fetching, since) in std::mem::take(&mut self.doubted) {
+            match session.leads_since(since, facts, self.id) {
+                Some(true) => {
+                    fetching.is_certain = true;
+                    fetching.deadline = env.now.plus(fetching.request.wait.min(MAX_WAIT));
+                    self.serve(env, who, fetching);
+                }
+                Some(false) => {
+                    env.answer(fetching.from, Err(problems::not_led_any_more(self.id)));
+                }
+                None if env.now.since(since) >= PATIENCE => {
+                    env.answer(fetching.from, Err(problems::end_unknown(self.id)));
+                }
+                None => self.doubt(env, who, fetching, since),
+            }
+        }
+    }
+
+    fn doubt(&mut self, env: &mut Env, who: Who, fetching: Fetching, since: Tick) {
+        if self.doubted.is_empty() {
+            who.after(env, LOOK_EVERY, Timer::LookAtDoubted(self.id));
+        }
+        self.doubted.push((fetching, since));
     }
 
     /// What waited for an append to be committed, or for something to read, has waited long enough.
@@ -270,8 +327,16 @@ impl Partition {
                 Waiter::Append(..) => {
                     self.refuse(env, who, waiter, problems::not_committed(self.id));
                 }
-                Waiter::Fetch(request, from, _) => {
-                    self.serve(env, who, request, from, env.now);
+                Waiter::Fetch(fetching) => {
+                    let deadline = env.now;
+                    self.serve(
+                        env,
+                        who,
+                        Fetching {
+                            deadline,
+                            ..fetching
+                        },
+                    );
                 }
                 Waiter::Follower(watch) => {
                     let look = self.continues(env);
@@ -410,9 +475,7 @@ impl Partition {
             match waiter {
                 // Whoever asked waits at the other end, in this world.
                 Waiter::Append(batches, reply) => drop(reply.send(Ok(batches))),
-                Waiter::Fetch(request, from, deadline) => {
-                    self.serve(env, who, request, from, deadline);
-                }
+                Waiter::Fetch(fetching) => self.serve(env, who, fetching),
                 Waiter::Follower(watch) => {
                     let look = self.continues(env);
                     looked(env, who, watch, look);
@@ -456,14 +519,13 @@ impl Partition {
     }
 
     /// Answers a fetch with what there is, or lets it wait.
-    fn serve(
-        &mut self,
-        env: &mut Env,
-        who: Who,
-        mut request: FetchBatches,
-        from: ReturnAddress,
-        deadline: Tick,
-    ) {
+    fn serve(&mut self, env: &mut Env, who: Who, mut fetching: Fetching) {
+        let Fetching {
+            ref mut request,
+            from,
+            deadline,
+            is_certain,
+        } = fetching;
         let Some(log) = &self.log else { return };
         if !self.machine.is_leader() {
             return env.answer(from, Err(self.not_leader()));
@@ -486,15 +548,19 @@ impl Partition {
         let log_end = self.machine.log_end();
         let reading = self.agenda.reading(from_here, readable, log_end);
         if !(reading == Reading::Later && wait > Span(0)) {
-            let read = reader.read(
-                request.offset,
-                end.max(request.offset),
-                max_bytes,
-                isolation,
-            );
+            let offset = request.offset;
+            let read = match offset > log_end {
+                true => Err(problems::out_of_range(offset, reader.start(), log_end)),
+                false => reader
+                    .read(offset, end.max(offset), max_bytes, isolation)
+                    .map_err(|error| problems::read_failed(&error)),
+            };
             let read = match read {
                 Ok(read) => read,
-                Err(error) => return env.answer(from, Err(problems::read_failed(&error))),
+                Err(problem) if problem.code == ErrorCode::OffsetOutOfRange && !is_certain => {
+                    return self.doubt(env, who, fetching, env.now);
+                }
+                Err(problem) => return env.answer(from, Err(problem)),
             };
             let progress = read.next_offset > request.offset;
             if !(read.bytes.is_empty() && progress && wait > Span(0)) {
@@ -513,7 +579,7 @@ impl Partition {
             request.offset = read.next_offset;
         }
         let offset = request.offset;
-        let waiter = Waiter::Fetch(request, from, deadline);
+        let waiter = Waiter::Fetch(fetching);
         self.waiting.park_fetch(offset, isolation, deadline, waiter);
         self.set_timer(env, who);
     }
@@ -524,7 +590,7 @@ impl Partition {
                 drop(reply.send(Err(problem)));
                 self.deliver(env, who);
             }
-            Waiter::Fetch(_, from, _) => env.answer(from, Err(problem)),
+            Waiter::Fetch(fetching) => env.answer(fetching.from, Err(problem)),
             Waiter::Follower(watch) => looked(env, who, watch, refused(problem)),
             Waiter::Position(reply) => {
                 drop(reply.send(Err(problem)));
