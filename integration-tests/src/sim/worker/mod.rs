@@ -1,4 +1,8 @@
-//! A worker in the world: its line to the coordinator, its partitions, its lanes and its jobs.
+//! A worker in the world: what comes to it goes to its line to the coordinator, its partitions, its lanes or its jobs.
+
+mod jobs;
+mod link;
+mod partitions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -7,22 +11,19 @@ use std::task::{Context, Waker};
 
 use common::error::{ErrorCode, Problem};
 use common::ids::{
-    CheckpointId, ClusterId, Generation, JobId, MetadataVersion, NodeId, PartitionId, StorageId,
-    TaskId, TopicPartition, WorkerEpoch,
+    CheckpointId, ClusterId, Generation, JobId, NodeId, StorageId, TaskId, TopicPartition,
+    WorkerEpoch,
 };
-use common::limits::{HEARTBEAT_INTERVAL, MAX_WAIT};
-use common::protocol::checkpoint::{AckCheckpoint, InjectBarrier};
-use common::protocol::metadata::{FetchMetadata, MetadataDelta};
-use common::protocol::node::{Heartbeat, NodeLoad, RegisterWorker, Registered};
-use common::protocol::replicate::{AlterIsr, IsrChange, IsrVerdict, LogEndReport};
-use common::protocol::standby::{AckStandby, FetchState};
+use common::limits::HEARTBEAT_INTERVAL;
+use common::protocol::checkpoint::AckCheckpoint;
+use common::protocol::node::RegisterWorker;
+use common::protocol::replicate::{IsrChange, IsrVerdict};
 use common::time::{Span, Tick};
 use tokio::sync::Notify;
 use uuid::Uuid;
-use worker::job::assignment::{changes, completed};
 use worker::job::handover::Handover;
+use worker::link::Session;
 use worker::link::reports::TaskReports;
-use worker::link::{DOUBT_AFTER, Session};
 use worker::log::saved::SavedState;
 use worker::metadata_image::MetadataImage;
 use worker::operator::custom::CustomOperators;
@@ -38,12 +39,11 @@ use super::env::{Env, Event, Timer as WorldTimer};
 use super::generation::{RunningJob, StoreChoice};
 use super::lanes::{NextBundle, WorkerLanes};
 use super::network::{CallFailed, CallId, Process, Reply, Request, ReturnAddress};
-use super::partition::Partition;
-use super::replication::{self, NextCall, Partitions, Replication};
+use super::replication::{self, Partitions, Replication};
 use super::sabotage::Sabotage;
-use super::standby::{self, Began, Held, Mail, Wish, Work};
+use super::standby::{self, Began, Held, Mail, Work};
 use super::tally;
-use super::task::{Wanted, append_request};
+use jobs::{not_running, run, running, since};
 
 const CALL_DEADLINE: Span = Span::from_secs(3);
 const RETRY_EVERY: Span = Span::from_millis(250);
@@ -695,245 +695,6 @@ impl Life {
         }
     }
 
-    // The line to the coordinator.
-
-    fn call(
-        &mut self,
-        env: &mut Env,
-        callee: Process,
-        request: Request,
-        deadline: Span,
-        purpose: Purpose,
-    ) -> CallId {
-        let caller = (self.who.process, self.who.life);
-        let call = env.call(caller, callee, request, deadline);
-        self.coordinators.asks(call, callee);
-        self.calls.insert(call, purpose);
-        call
-    }
-
-    fn ask_coordinator(
-        &mut self,
-        env: &mut Env,
-        request: Request,
-        deadline: Span,
-        purpose: Purpose,
-    ) -> CallId {
-        let coordinator = self.coordinators.current();
-        self.call(env, coordinator, request, deadline, purpose)
-    }
-
-    /// What waits at a coordinator that hangs would not notice it.
-    fn move_on(&mut self, env: &mut Env) {
-        let waits = |purpose: &Purpose| matches!(purpose, Purpose::Metadata);
-        if self.coordinators.give_up(&mut self.calls, waits) {
-            self.fetch_metadata(env);
-        }
-    }
-
-    /// A heartbeat is said twice rather than too late.
-    fn doubt(&mut self, env: &mut Env, call: CallId) {
-        if self.coordinators.doubt(call) {
-            self.move_on(env);
-            self.heartbeat(env);
-        }
-    }
-
-    fn register(&mut self, env: &mut Env) {
-        let request = Request::Register(self.registration.clone());
-        self.ask_coordinator(env, request, CALL_DEADLINE, Purpose::Register);
-    }
-
-    fn registered(&mut self, env: &mut Env, registered: &Registered) {
-        let Registered { worker, epoch, .. } = *registered;
-        env.trace(|| format!("{:?} is worker {worker} in epoch {epoch}", self.who));
-        let first = self.session.is_none();
-        match &self.session {
-            Some(session) => session.registered_again(epoch),
-            None => self.session = Some(Session::of(registered)),
-        }
-        self.sequence = 0;
-        for running in self.jobs.values_mut() {
-            running.worker_is_now(epoch);
-        }
-        if first {
-            self.lanes = Some(WorkerLanes::new(worker, epoch));
-            self.replication = Some(Replication::new(worker, epoch));
-            self.fetch_metadata(env);
-        }
-        if let Some(replication) = &mut self.replication {
-            replication.worker_is_now(epoch);
-        }
-        self.heartbeat(env);
-    }
-
-    fn next_heartbeat(&mut self, env: &mut Env, after: Span) {
-        self.heartbeat += 1;
-        self.who.after(env, after, Timer::Heartbeat(self.heartbeat));
-    }
-
-    fn heartbeat(&mut self, env: &mut Env) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        // Whatever else is due is this one.
-        self.heartbeat += 1;
-        self.sequence += 1;
-        let heartbeat = Heartbeat {
-            cluster: session.cluster,
-            worker: session.worker,
-            epoch: session.epoch(),
-            sequence: self.sequence,
-            metadata_version: self.image.version,
-            ready: self.ready,
-            tasks: self.reports.all(),
-            load: NodeLoad::default(),
-        };
-        let request = Request::Heartbeat(heartbeat);
-        let purpose = Purpose::Heartbeat(env.now);
-        let call = self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
-        self.who.after(env, DOUBT_AFTER, Timer::Doubt(call));
-    }
-
-    fn fetch_metadata(&mut self, env: &mut Env) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        let request = Request::FetchMetadata(FetchMetadata {
-            cluster: session.cluster,
-            worker: Some(session.worker),
-            since: self.image.version,
-            wait: MAX_WAIT,
-        });
-        let deadline = Span(MAX_WAIT.0 + CALL_DEADLINE.0);
-        let purpose = Purpose::Metadata;
-        self.ask_coordinator(env, request, deadline, purpose);
-    }
-
-    fn learn(&mut self, env: &mut Env, delta: MetadataDelta) {
-        let newer = self.image.after(delta);
-        let Some(image) = newer.filter(|image| image.version > self.image.version) else {
-            return;
-        };
-        self.image = Arc::new(image);
-        self.follow_partitions(env);
-        if let Some(replication) = self.replication.as_mut().filter(|_| self.ready) {
-            let image = self.image.clone();
-            let calls = replication.follow(env, self.who, &mut self.partitions, &image);
-            self.replicate(env, calls);
-        }
-        self.follow_jobs(env);
-    }
-
-    // Partitions.
-
-    fn follow_partitions(&mut self, env: &mut Env) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        // Work may come once the image knows of this life, and its partitions are open.
-        if self.image.version < MetadataVersion(session.epoch().0)
-            || !self.image.workers.contains_key(&session.worker)
-        {
-            return;
-        }
-        let image = self.image.clone();
-        self.remove_partitions(env, session.worker);
-        for topic in image.topics.values() {
-            for (number, assigned) in (0..).zip(&topic.partitions) {
-                if !assigned.replicas.contains(&session.worker) {
-                    continue;
-                }
-                let id = TopicPartition {
-                    topic: topic.id,
-                    partition: PartitionId(number),
-                };
-                if self.removing.contains(&id) {
-                    continue;
-                }
-                if let Some(partition) = self.partitions.get_mut(&id) {
-                    partition.assign(env, self.who, assigned);
-                    partition.facts_changed(env, self.who);
-                } else {
-                    let config = topic.config.clone();
-                    let opened = Partition::new(env, id, session.worker, assigned.clone(), config);
-                    self.partitions.insert(id, opened);
-                    let delay = env.some_disk_ms(OPEN_MS);
-                    self.who.after(env, delay, Timer::Open(id));
-                }
-            }
-        }
-        if !std::mem::replace(&mut self.ready, true) {
-            self.urgent.notify_one();
-        }
-    }
-
-    fn remove_partitions(&mut self, env: &mut Env, me: NodeId) {
-        let image = &self.image;
-        let stays = |id: TopicPartition| {
-            let partition = image.partition(id);
-            partition.is_some_and(|partition| partition.replicas.contains(&me))
-        };
-        let gone = self.partitions.keys().copied().filter(|id| !stays(*id));
-        for id in gone.collect::<Vec<_>>() {
-            if let Some(mut partition) = self.partitions.remove(&id) {
-                partition.close(env, self.who);
-            }
-            self.removing.insert(id);
-            let delay = env.some_disk_ms(OPEN_MS);
-            self.who.after(env, delay, Timer::Remove(id));
-        }
-    }
-
-    fn replicate(&mut self, env: &mut Env, calls: Vec<NextCall>) {
-        for NextCall {
-            leader,
-            process,
-            call,
-        } in calls
-        {
-            let purpose = Purpose::Replicate(leader, call.session);
-            let request = Request::Replicate(call);
-            self.call(env, process, request, REPLICATE_DEADLINE, purpose);
-        }
-    }
-
-    fn alter_isr(&mut self, env: &mut Env, change: IsrChange) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        let request = Request::AlterIsr(AlterIsr {
-            worker: session.worker,
-            worker_epoch: session.epoch(),
-            changes: vec![change.clone()],
-            log_ends: Vec::new(),
-        });
-        // Too short for nearly every answer.
-        let impatient = env.sabotaged(Sabotage::ForgetIsrWish);
-        let deadline = if impatient { Span(5) } else { CALL_DEADLINE };
-        let purpose = Purpose::AlterIsr(change);
-        self.ask_coordinator(env, request, deadline, purpose);
-    }
-
-    fn say_log_end(&mut self, env: &mut Env, report: LogEndReport) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        let request = Request::AlterIsr(AlterIsr {
-            worker: session.worker,
-            worker_epoch: session.epoch(),
-            changes: Vec::new(),
-            log_ends: vec![report],
-        });
-        let purpose = Purpose::LogEnd;
-        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
-    }
-
-    fn leader(&self, partition: TopicPartition) -> Option<Process> {
-        let leader = self.image.leader(partition)?;
-        Some(Process::Worker(leader.address.parse().expect("an index")))
-    }
-
     fn send(&mut self, env: &mut Env, next: Option<NextBundle>) {
         if let Some(NextBundle {
             lane,
@@ -945,277 +706,12 @@ impl Life {
             self.call(env, callee, request, BUNDLE_DEADLINE, Purpose::Bundle(lane));
         }
     }
-
-    // Jobs.
-
-    fn follow_jobs(&mut self, env: &mut Env) {
-        let Some(session) = self.session.clone() else {
-            return;
-        };
-        let image = self.image.clone();
-        let generations = self.jobs.iter().map(|(job, running)| {
-            let (generation, epoch, _) = running.began();
-            (*job, (generation, epoch))
-        });
-        let changes = changes(
-            &image,
-            session.worker,
-            session.epoch(),
-            &generations.collect(),
-            &self.kept,
-        );
-        for (job, generation) in changes.stop {
-            env.trace(|| format!("{:?} stops generation {generation}", self.who));
-            let stopped = self.jobs.remove(&job);
-            let left = stopped.and_then(|stopped| stopped.leave(env));
-            self.left.extend(left.map(|left| (job, left)));
-            if let Some(lanes) = &self.lanes {
-                lanes.lanes.close(job, generation);
-            }
-            self.reports.remove(job, generation);
-            self.stopping.insert(job);
-            let delay = env.some_disk_ms(OPEN_MS);
-            self.who.after(env, delay, Timer::Stopped(job));
-        }
-        for deployment in changes.start {
-            let job = deployment.job;
-            if self.stopping.contains(&job) {
-                continue;
-            }
-            let me = (session.worker, session.epoch());
-            let left = self.left.remove(&job);
-            let facts = image.jobs.get(&job);
-            let left = left.map(|left| left.for_next(&deployment, facts));
-            let (custom, memory) = (self.custom.clone(), self.memory.clone());
-            self.begun += 1;
-            let (begun, choice) = (self.begun, self.choice);
-            let running = RunningJob::new(deployment, me, begun, choice, custom, memory, left);
-            running.begin(env, self.who, &self.reports, &self.urgent);
-            self.kept.insert(job);
-            self.jobs.insert(job, running);
-        }
-        for (job, running) in &mut self.jobs {
-            if let Some(completed) = completed(&image, *job, running.generation()) {
-                running.completed(env, self.who, &image, completed);
-            }
-            if let Some(deployment) = image.deployments.get(job) {
-                running.deployed(env, self.who, &image, deployment);
-            }
-            running.facts_changed(env, self.who);
-        }
-    }
-
-    /// Does what a standby wants done.
-    fn grant(&mut self, env: &mut Env, job: JobId, began: Began, wish: Wish) {
-        match wish {
-            Wish::Ask { worker, positions } => {
-                let asked = self.image.workers.get(&worker);
-                let Some(asked) = asked.map(|asked| asked.address.clone()) else {
-                    let event = StandbyEvent::Unanswered { by: worker };
-                    let mail = standby::Timer::Mail(Mail::Happened(event));
-                    let timer = Timer::Standby(job, began, mail);
-                    return self.who.after(env, Span(0), timer);
-                };
-                let request = Request::FetchState(FetchState {
-                    job,
-                    generation: began.0,
-                    positions,
-                    wait: standby::HOLD,
-                });
-                let process = Process::Worker(asked.parse().expect("an index"));
-                let purpose = Purpose::Ask(job, began, worker);
-                self.call(env, process, request, BUNDLE_DEADLINE, purpose);
-            }
-            Wish::Work(work) => self.work(env, work),
-            Wish::Tell(what) => {
-                let Some(session) = self.session.clone() else {
-                    return;
-                };
-                let request = Request::Hold(AckStandby {
-                    worker: session.worker,
-                    worker_epoch: session.epoch(),
-                    job,
-                    generation: began.0,
-                    held: what.clone().into_iter().collect(),
-                });
-                let purpose = Purpose::Tell(job, began, what);
-                self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
-            }
-        }
-    }
-
-    fn work(&mut self, env: &mut Env, mut work: Work) {
-        self.last_work += 1;
-        let number = self.last_work;
-        let mut delay = match work.keeps_of() {
-            Some(_) => env.some_disk_ms(KEEP_MS),
-            None => env.some_disk_ms(STEP_MS),
-        };
-        if let Some(of) = work
-            .keeps_of()
-            .filter(|_| env.sabotaged(Sabotage::HoldUnkept))
-        {
-            let mail = standby::Timer::Mail(Mail::Happened(StandbyEvent::Kept { of }));
-            let timer = Timer::Standby(work.job, work.began, mail);
-            self.who.after(env, Span(1), timer);
-            delay = Span(400);
-        } else if env.draw(2) == 0 {
-            // The bytes may be there early in the time it takes, or late: a crash meets either.
-            run(env, self.who, &mut work);
-        }
-        self.working.insert(number, work);
-        self.who.after(env, delay, Timer::Worked(number));
-    }
-
-    fn worked(&mut self, env: &mut Env, number: u64) {
-        let Some(mut work) = self.working.remove(&number) else {
-            return;
-        };
-        let told_before = work.keeps_of().is_some() && env.sabotaged(Sabotage::HoldUnkept);
-        run(env, self.who, &mut work);
-        let (job, began, mail) = (work.job, work.began, work.take_mail());
-        drop(work);
-        if let Some(mail) = mail.filter(|_| !told_before) {
-            self.mail(env, job, began, mail);
-        }
-    }
-
-    fn mail(&mut self, env: &mut Env, job: JobId, began: Began, mail: Mail) {
-        let image = self.image.clone();
-        if let Some(running) = since(&mut self.jobs, job, began) {
-            running.mail(env, self.who, &image, mail);
-        }
-    }
-
-    fn inject(&mut self, env: &mut Env, barrier: &InjectBarrier) -> Result<(), Problem> {
-        // A coordinator that has been replaced must not cut a job's rows any more.
-        if barrier.control_epoch < self.image.control_epoch {
-            let detail = format!("coordinator {} was followed", barrier.control_epoch);
-            return Err(Problem::new(ErrorCode::StaleControlEpoch, detail));
-        }
-        match self.jobs.get_mut(&barrier.job) {
-            Some(running) => running.inject(env, self.who, barrier),
-            None => Err(not_running()),
-        }
-    }
-
-    /// Begins the appends and fetches that a turn of a task asked for.
-    fn begin(
-        &mut self,
-        env: &mut Env,
-        job: JobId,
-        generation: Generation,
-        task: TaskId,
-        wanted: Wanted,
-    ) {
-        for next in wanted.appends {
-            self.append(env, job, generation, task, next);
-        }
-        for split in wanted.fetches {
-            self.fetch(env, job, generation, task, split);
-        }
-        if let Some(question) = wanted.question {
-            env.questions += 1;
-            let delay = env.some_disk_ms(READ_MS);
-            let timer = Timer::Answer(job, generation, task, question);
-            self.who.after(env, delay, timer);
-        }
-    }
-
-    fn append(
-        &mut self,
-        env: &mut Env,
-        job: JobId,
-        generation: Generation,
-        task: TaskId,
-        next: NextAppend,
-    ) {
-        let Some(leader) = self.leader(next.partition) else {
-            let timer = Timer::Append(job, generation, task, next);
-            return self.who.after(env, RETRY_EVERY, timer);
-        };
-        let request = append_request(&next);
-        let purpose = Purpose::Append(job, generation, task, next);
-        self.call(env, leader, request, BUNDLE_DEADLINE, purpose);
-    }
-
-    fn fetch(
-        &mut self,
-        env: &mut Env,
-        job: JobId,
-        generation: Generation,
-        task: TaskId,
-        split: u32,
-    ) {
-        let Some(running) = running(&mut self.jobs, job, generation) else {
-            return;
-        };
-        let Some(request) = running.fetch_request(task, split) else {
-            return;
-        };
-        let Some(leader) = self.leader(request.partition) else {
-            let timer = Timer::Fetch(job, generation, task, split);
-            return self.who.after(env, RETRY_EVERY, timer);
-        };
-        let purpose = Purpose::Fetch(job, generation, task, split);
-        let request = Request::Fetch(request);
-        self.call(env, leader, request, BUNDLE_DEADLINE, purpose);
-    }
-
-    fn acknowledge(
-        &mut self,
-        env: &mut Env,
-        job: JobId,
-        generation: Generation,
-        ack: AckCheckpoint,
-    ) {
-        if running(&mut self.jobs, job, generation).is_none() {
-            return;
-        }
-        for snapshot in &ack.tasks {
-            let (node, life) = (ack.worker, self.who.life);
-            let leaders = &mut env.checkers.leaders;
-            let verdict = leaders.runs(generation, snapshot.task, node, life);
-            env.check(verdict);
-        }
-        let request = Request::Acknowledge(ack.clone());
-        let purpose = Purpose::Acknowledge(job, generation, ack);
-        self.ask_coordinator(env, request, CALL_DEADLINE, purpose);
-    }
-}
-
-fn running(
-    jobs: &mut BTreeMap<JobId, RunningJob>,
-    job: JobId,
-    generation: Generation,
-) -> Option<&mut RunningJob> {
-    let running = jobs.get_mut(&job)?;
-    (running.generation() == generation).then_some(running)
-}
-
-fn since(
-    jobs: &mut BTreeMap<JobId, RunningJob>,
-    job: JobId,
-    began: Began,
-) -> Option<&mut RunningJob> {
-    let running = jobs.get_mut(&job)?;
-    (running.began() == began).then_some(running)
 }
 
 /// Whether somebody was woken since this was last asked.
 pub fn was_woken(wake: &Notify) -> bool {
     let mut context = Context::from_waker(Waker::noop());
     pin!(wake.notified()).poll(&mut context).is_ready()
-}
-
-fn run(env: &mut Env, who: Who, work: &mut Work) {
-    if let Err(error) = work.run() {
-        env.break_promise(format!("{who:?} cannot work on its state: {error}"));
-    }
-}
-
-fn not_running() -> Problem {
-    Problem::new(ErrorCode::MetadataStale, "the job does not run here yet")
 }
 
 fn not_here() -> Problem {
