@@ -6,7 +6,11 @@ pub mod machine;
 mod dividing;
 pub(crate) mod numbering;
 #[cfg(test)]
+mod test_world;
+#[cfg(test)]
 mod machine_tests;
+#[cfg(test)]
+mod dividing_tests;
 pub(crate) mod messages;
 pub(crate) mod actor;
 pub mod jobs_actor;

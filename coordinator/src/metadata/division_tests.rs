@@ -14,7 +14,7 @@ use common::time::Span;
 use super::command::{Command, EpochCompleted, Rejection};
 use super::division::{Dividing, JobUpdate, PlannedDivision};
 use super::jobs::JobRow;
-use super::metadata_tests::{History, complete, start_generation};
+use super::test_history::{History, complete, start_generation};
 
 const OTHER: NodeId = NodeId(77);
 

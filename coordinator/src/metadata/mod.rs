@@ -15,7 +15,17 @@ pub mod savepoints;
 pub mod changes;
 pub mod snapshot;
 #[cfg(test)]
+mod test_history;
+#[cfg(test)]
 mod metadata_tests;
+#[cfg(test)]
+mod nodes_tests;
+#[cfg(test)]
+mod topics_tests;
+#[cfg(test)]
+mod jobs_tests;
+#[cfg(test)]
+mod savepoints_tests;
 #[cfg(test)]
 mod division_tests;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use common::protocol::replicate::{IsrChange, IsrVerdict, LogEndReport};
 use common::protocol::topic::{Durability, TopicConfig, UncleanRecovery};
 
 use super::command::{Command, Outcome, Registration, Rejection};
-use super::metadata_tests::{History, create_topic, first_of, registration};
+use super::test_history::{History, create_topic, first_of, registration};
 
 const TOPIC: TopicId = TopicId(Uuid::from_u128(77));
 
