@@ -21,7 +21,7 @@ use common::protocol::metadata::{
 };
 use common::protocol::produce::{Append, Appended, AppendedBatch};
 use common::protocol::topic::TopicConfig;
-use common::time::{Span, Timestamp};
+use common::time::{Span, Tick, Timestamp};
 use common::transport::client::Transport;
 use common::transport::server::{HttpServer, register};
 use tokio::sync::watch;
@@ -126,7 +126,7 @@ impl TestLog {
             }],
             ..MetadataDelta::default()
         };
-        let image = MetadataImage::default().after(delta).unwrap();
+        let image = MetadataImage::default().after(delta, Tick(0)).unwrap();
         let (image, watch) = watch::channel(Arc::new(image));
         let transport = Transport::start("test").unwrap();
         TestLog {
@@ -179,7 +179,7 @@ impl TestLog {
                 topics: vec![topic],
                 ..MetadataDelta::default()
             };
-            *image = Arc::new(image.after(delta).unwrap());
+            *image = Arc::new(image.after(delta, Tick(0)).unwrap());
         });
     }
 
@@ -195,7 +195,7 @@ impl TestLog {
                 topics: vec![topic],
                 ..MetadataDelta::default()
             };
-            *image = Arc::new(image.after(delta).unwrap());
+            *image = Arc::new(image.after(delta, Tick(0)).unwrap());
         });
     }
 
@@ -217,7 +217,7 @@ impl TestLog {
                 jobs: vec![job],
                 ..MetadataDelta::default()
             };
-            *image = Arc::new(image.after(delta).unwrap());
+            *image = Arc::new(image.after(delta, Tick(0)).unwrap());
         });
     }
 }

@@ -95,7 +95,9 @@ impl ClusterMetadata {
             // Workers have it now.
             row.restored = None;
             let held = row.holds.as_ref().map(|holds| holds.at);
-            if held.is_none_or(|held| held.plus(HOLD_EVERY) <= at) || completed.kind.is_last() {
+            // One that was said later than now was said while the clock was ahead.
+            let is_due = held.is_none_or(|held| at < held || at >= held.plus(HOLD_EVERY));
+            if is_due || completed.kind.is_last() {
                 row.holds = Some(Arc::new(holds(row, at, &completed.positions)));
                 holds_changed = true;
             }

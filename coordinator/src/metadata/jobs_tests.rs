@@ -5,9 +5,10 @@ use std::sync::Arc;
 use common::ids::{CheckpointId, Generation, JobId, MetadataVersion, NodeId};
 use common::limits::POSITIONS_HISTORY;
 use common::plan::task_graph::{PlannedSource, TaskGraph};
-use common::protocol::job::{CreateJob, JobState};
+use common::protocol::job::JobState;
+use common::time::Span;
 
-use super::command::{Command, EpochCompleted, Outcome, Rejection};
+use super::command::{Command, Outcome, Rejection};
 use super::jobs::Desired;
 use super::test_history::{History, complete, counts, create_job, end, start_generation, task};
 
@@ -337,4 +338,17 @@ fn what_a_job_has_yet_to_read_is_told_once_a_minute_until_it_is_over() {
     history.command(over).unwrap();
     let delta = history.metadata.delta_since(before);
     assert!(delta.holds[0].positions.is_empty());
+}
+
+/// It was told again only once the right time had come to where the wrong one was, and nothing was held until then.
+#[test]
+fn what_a_job_has_yet_to_read_is_told_again_when_the_clock_is_set_back() {
+    let mut history = History::announced();
+    let (worker, _) = history.active_worker(10);
+    let running = reader(&mut history, worker);
+    history.ahead = Span::from_secs(365 * 24 * 3_600);
+    assert!(told(&mut history, running, 1, 10).is_some());
+    history.ahead = Span(0);
+    assert!(told(&mut history, running, 2, 20).is_some());
+    assert_eq!(told(&mut history, running, 3, 30), None);
 }

@@ -28,6 +28,8 @@ use super::savepoints::Restored;
 pub(super) struct History {
     pub(super) metadata: ClusterMetadata,
     pub(super) entries: Vec<Entry>,
+    /// How far the clock of who decides is ahead.
+    pub(super) ahead: Span,
 }
 
 impl History {
@@ -57,7 +59,7 @@ impl History {
         command: Command,
     ) -> Result<Outcome, Rejection> {
         let index = MetadataVersion(self.metadata.version().0 + 1);
-        let at = Timestamp(i64::try_from(index.0).unwrap() * 1_000);
+        let at = Timestamp(i64::try_from(index.0).unwrap() * 1_000).plus(self.ahead);
         let entry = Entry {
             control_epoch,
             at,

@@ -176,7 +176,7 @@ impl Client {
         }
         match (purpose, answer) {
             (Some(Purpose::Metadata), Ok(Reply::Metadata(delta))) => {
-                if let Some(image) = self.image.after(*delta) {
+                if let Some(image) = self.image.after(*delta, env.now) {
                     self.image = image;
                 }
                 self.fetch_metadata(env);

@@ -23,7 +23,7 @@ use common::protocol::node::Registered;
 use common::protocol::produce::Acks;
 use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
-use common::time::{Span, SystemClock, Timestamp};
+use common::time::{Span, SystemClock, Tick, Timestamp};
 use common::transport::client::{Forward, Forwarded, Transport};
 use common::transport::server::HttpServer;
 use futures_util::StreamExt;
@@ -191,7 +191,7 @@ fn image() -> MetadataImage {
         topics: vec![topic(1, "clicks")],
         ..MetadataDelta::default()
     };
-    MetadataImage::default().after(delta).unwrap()
+    MetadataImage::default().after(delta, Tick(0)).unwrap()
 }
 
 fn with_address(image: &MetadataImage, address: &str) -> MetadataImage {
@@ -208,7 +208,7 @@ fn with_address(image: &MetadataImage, address: &str) -> MetadataImage {
         workers: vec![worker],
         ..MetadataDelta::default()
     };
-    image.after(delta).unwrap()
+    image.after(delta, Tick(0)).unwrap()
 }
 
 /// Runs a test against a worker of its own. Nobody sends heartbeats for it: its session is longer than any test.

@@ -241,7 +241,7 @@ impl Link {
                 Ok(mut delta) => {
                     self.coordinators
                         .learn(std::mem::take(&mut delta.coordinators));
-                    let after = self.image.borrow().after(delta);
+                    let after = self.image.borrow().after(delta, self.clock.tick());
                     match after {
                         Some(image) if image.version > since => {
                             self.image.send_replace(Arc::new(image));
@@ -284,6 +284,7 @@ impl Drop for LinkGuard {
 #[cfg(test)]
 mod tests {
     use common::ids::{ControlEpoch, PartitionId, TopicId};
+    use common::protocol::metadata::MetadataDelta;
     use common::time::{ManualClock, Timestamp};
     use uuid::Uuid;
 
@@ -318,10 +319,11 @@ mod tests {
         assert_eq!(lease.check().unwrap_err().code, ErrorCode::MetadataStale);
         // What was asked before says nothing of what is now.
         let leads_since = |then, version| {
-            let facts = MetadataImage {
+            let delta = MetadataDelta {
                 version,
-                ..MetadataImage::default()
+                ..MetadataDelta::default()
             };
+            let facts = MetadataImage::default().after(delta, Tick(0)).unwrap();
             let id = TopicPartition {
                 topic: TopicId(Uuid::from_u128(1)),
                 partition: PartitionId(0),

@@ -14,7 +14,7 @@ use common::protocol::metadata::{
     JobImage, MetadataDelta, PartitionImage, TopicHolds, TopicImage, WorkerImage,
 };
 use common::protocol::task::Deployment;
-use common::time::Timestamp;
+use common::time::Tick;
 use tokio::sync::watch;
 
 /// Everybody's view of the newest image; `changed()` waits for the next one.
@@ -29,12 +29,20 @@ pub struct MetadataImage {
     pub workers: BTreeMap<NodeId, WorkerImage>,
     pub jobs: BTreeMap<JobId, JobImage>,
     pub deployments: BTreeMap<JobId, Arc<Deployment>>,
-    pub holds: BTreeMap<JobId, Arc<TopicHolds>>,
+    holds: BTreeMap<JobId, Hold>,
+}
+
+/// What a job may read again, and since when that is known here.
+#[derive(Clone, Debug, PartialEq)]
+struct Hold {
+    of: Arc<TopicHolds>,
+    /// By this worker's own clock: what a coordinator's shows may be years away.
+    heard: Tick,
 }
 
 impl MetadataImage {
-    /// The image after a delta; `None` if the delta does not start where this image is.
-    pub fn after(&self, delta: MetadataDelta) -> Option<MetadataImage> {
+    /// The image after a delta that came at this time; `None` if the delta does not start where this image is.
+    pub fn after(&self, delta: MetadataDelta, now: Tick) -> Option<MetadataImage> {
         let mut image = match delta.full {
             true => MetadataImage::default(),
             false if delta.since == self.version => self.clone(),
@@ -72,19 +80,22 @@ impl MetadataImage {
             image.deployments.insert(deployment.job, deployment);
         }
         for holds in delta.holds {
-            image.holds.insert(holds.job, holds);
+            let known = self.holds.get(&holds.job);
+            let known = known.filter(|known| known.of.at == holds.at);
+            let heard = known.map_or(now, |known| known.heard);
+            image.holds.insert(holds.job, Hold { of: holds, heard });
         }
         Some(image)
     }
 
     /// The first record of a partition that some job may read again. Who has not said so for a day is not
     /// waited for any more.
-    pub fn held_from(&self, partition: TopicPartition, now: Timestamp) -> Option<Offset> {
+    pub fn held_from(&self, partition: TopicPartition, now: Tick) -> Option<Offset> {
         let topic = &self.topics.get(&partition.topic)?.name;
         let holds = self.holds.values();
-        let fresh = holds.filter(|holds| holds.at.plus(HOLD_FOR) > now);
-        let positions = fresh.filter_map(|holds| {
-            let of_topic = holds.positions.get(topic)?;
+        let fresh = holds.filter(|hold| hold.heard.plus(HOLD_FOR) > now);
+        let positions = fresh.filter_map(|hold| {
+            let of_topic = hold.of.positions.get(topic)?;
             of_topic.get(&partition.partition).copied()
         });
         positions.min()
@@ -115,8 +126,9 @@ impl MetadataImage {
 
 #[cfg(test)]
 mod tests {
-    use common::ids::{CheckpointId, Generation};
+    use common::ids::{CheckpointId, Generation, PartitionId};
     use common::protocol::topic::TopicConfig;
+    use common::time::Timestamp;
     use uuid::Uuid;
 
     use super::*;
@@ -140,10 +152,12 @@ mod tests {
 
     #[test]
     fn a_delta_that_starts_elsewhere_changes_nothing() {
-        let image = MetadataImage::default().after(delta(0, 5)).unwrap();
-        assert_eq!(image.after(delta(3, 9)), None);
+        let image = MetadataImage::default()
+            .after(delta(0, 5), Tick(0))
+            .unwrap();
+        assert_eq!(image.after(delta(3, 9), Tick(0)), None);
         assert_eq!(
-            image.after(delta(5, 9)).unwrap().version,
+            image.after(delta(5, 9), Tick(0)).unwrap().version,
             MetadataVersion(9)
         );
     }
@@ -160,9 +174,9 @@ mod tests {
             ..delta(1, 3)
         };
         let image = MetadataImage::default()
-            .after(created)
+            .after(created, Tick(0))
             .unwrap()
-            .after(recreated)
+            .after(recreated, Tick(0))
             .unwrap();
         let bids = image.topic(&TopicName::new("bids").unwrap()).unwrap();
         assert_eq!(bids.id, TopicId(Uuid::from_u128(2)));
@@ -199,52 +213,65 @@ mod tests {
             deployments: vec![deployment],
             ..delta(0, 1)
         };
-        let image = MetadataImage::default().after(started).unwrap();
+        let image = MetadataImage::default().after(started, Tick(0)).unwrap();
         assert_eq!(image.deployments.len(), 1);
         let stopped = MetadataDelta {
             jobs: vec![job(false)],
             ..delta(1, 2)
         };
-        assert!(image.after(stopped).unwrap().deployments.is_empty());
+        assert!(
+            image
+                .after(stopped, Tick(0))
+                .unwrap()
+                .deployments
+                .is_empty()
+        );
         let full = MetadataDelta {
             full: true,
             ..delta(0, 7)
         };
-        assert!(image.after(full).unwrap().jobs.is_empty());
+        assert!(image.after(full, Tick(0)).unwrap().jobs.is_empty());
     }
 
+    /// A coordinator whose clock was years behind made nobody hold anything: when it was said counts by the clock of
+    /// who hears it.
     #[test]
     fn a_partition_is_held_from_where_the_slowest_job_is_and_for_a_day() {
-        let topic = TopicId(uuid::Uuid::from_u128(1));
-        let name = TopicName::new("clicks").unwrap();
-        let mut image = MetadataImage::default();
-        let row = TopicImage {
-            id: topic,
-            name: name.clone(),
-            config: common::protocol::topic::TopicConfig::default(),
-            partitions: Vec::new(),
-        };
-        image.topics.insert(topic, Arc::new(row));
+        let clicks = topic(1, "clicks");
         let partition = |number| TopicPartition {
-            topic,
-            partition: common::ids::PartitionId(number),
+            topic: clicks.id,
+            partition: PartitionId(number),
         };
-        let mut hold = |job, at, position| {
-            let positions = [(partition(0).partition, Offset(position))];
-            let holds = TopicHolds {
+        let hold = |job, at, position| {
+            let positions = [(PartitionId(0), Offset(position))];
+            Arc::new(TopicHolds {
                 job: JobId(job),
                 at: Timestamp(at),
-                positions: [(name.clone(), positions.into())].into(),
-            };
-            image.holds.insert(JobId(job), Arc::new(holds));
+                positions: [(clicks.name.clone(), positions.into())].into(),
+            })
         };
-        hold(1, 0, 50);
-        hold(2, 1_000, 70);
-        let held = |partition, now| image.held_from(partition, Timestamp(now));
-        let day = i64::try_from(HOLD_FOR.0).unwrap();
-        assert_eq!(held(partition(0), 0), Some(Offset(50)));
-        assert_eq!(held(partition(0), day), Some(Offset(70)));
-        assert_eq!(held(partition(0), day + 1_000), None);
-        assert_eq!(held(partition(1), 0), None);
+        let told = |since, holds| MetadataDelta {
+            full: since == 0,
+            topics: vec![clicks.clone()],
+            holds,
+            ..delta(since, since + 1)
+        };
+        let image = MetadataImage::default();
+        let image = image.after(told(0, vec![hold(1, 0, 50)]), Tick(0)).unwrap();
+        let image = image
+            .after(told(1, vec![hold(2, -5, 70)]), Tick(1_000))
+            .unwrap();
+        // What is said again is not news.
+        let again = told(0, vec![hold(1, 0, 50), hold(2, -5, 70)]);
+        let image = image.after(again, Tick(2_000)).unwrap();
+        let held = |image: &MetadataImage, now| image.held_from(partition(0), Tick(now));
+        assert_eq!(held(&image, 2_000), Some(Offset(50)));
+        assert_eq!(held(&image, HOLD_FOR.0), Some(Offset(70)));
+        assert_eq!(held(&image, HOLD_FOR.0 + 1_000), None);
+        assert_eq!(image.held_from(partition(1), Tick(2_000)), None);
+        let image = image
+            .after(told(1, vec![hold(1, 9, 60)]), Tick(3_000))
+            .unwrap();
+        assert_eq!(held(&image, HOLD_FOR.0 + 2_000), Some(Offset(60)));
     }
 }

@@ -170,7 +170,8 @@ impl PartitionActor {
         let image = self.image.borrow_and_update().clone();
         let what_to_retain = retain.then(|| {
             let now = self.settings.ages.now();
-            Retain::at(now, self.id, &self.assigned.config, readable, &image)
+            let held = image.held_from(self.id, self.settings.clock.tick());
+            Retain::at(now, &self.assigned.config, readable, held)
         });
         let work = Work {
             log: self.log.take().expect("a turn comes when the log is here"),

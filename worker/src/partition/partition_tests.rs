@@ -23,7 +23,7 @@ use common::protocol::metadata::{
 use common::protocol::produce::Acks;
 use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
-use common::time::{Span, SystemClock, Timestamp};
+use common::time::{Span, SystemClock, Tick, Timestamp};
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Semaphore, watch};
@@ -377,7 +377,7 @@ impl Node {
             ..delta
         };
         self.image
-            .send_replace(Arc::new(image.after(delta).unwrap()));
+            .send_replace(Arc::new(image.after(delta, Tick(0)).unwrap()));
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use common::error::Problem;
-use common::ids::{LeaderEpoch, TopicPartition};
+use common::ids::LeaderEpoch;
 use common::log_batch::LogBatch;
 use common::offset::Offset;
 use common::protocol::produce::{Acks, AppendedBatch};
@@ -80,15 +80,13 @@ pub struct Written {
 }
 
 impl Retain {
-    /// What a job may read again stays, and what not every reader may have read.
+    /// What a job may read again (`held`) stays, and what not every reader may have read.
     pub fn at(
         now: Timestamp,
-        partition: TopicPartition,
         config: &TopicConfig,
         readable: Readable,
-        image: &MetadataImage,
+        held: Option<Offset>,
     ) -> Retain {
-        let held = image.held_from(partition, now);
         Retain {
             config: config.clone(),
             limit: held.map_or(readable.last_stable, |held| held.min(readable.last_stable)),

@@ -15,7 +15,7 @@ use common::protocol::produce::Acks;
 use common::protocol::replicate::{ReplicaNews, ReplicaPosition, Replicate, Replicated, Verdict};
 use common::protocol::topic::TopicConfig;
 use common::seglog::memory::MemoryStorage;
-use common::time::{Span, SystemClock, Timestamp};
+use common::time::{Span, SystemClock, Tick, Timestamp};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
@@ -74,7 +74,7 @@ async fn node_on(disk: Arc<Semaphore>, me: NodeId) -> (Partitions, tempfile::Tem
         }],
         ..MetadataDelta::default()
     };
-    let image = Arc::new(MetadataImage::default().after(delta).unwrap());
+    let image = Arc::new(MetadataImage::default().after(delta, Tick(0)).unwrap());
     // Nobody changes it any more.
     let (_, watched) = watch::channel(image.clone());
     let settings = PartitionSettings {

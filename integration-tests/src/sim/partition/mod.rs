@@ -378,7 +378,8 @@ impl Partition {
                 true => env.wall(),
                 false => ages.now(),
             };
-            Retain::at(now, self.id, &self.config, readable, image)
+            let held = image.held_from(self.id, env.now);
+            Retain::at(now, &self.config, readable, held)
         });
         let work = Work {
             log,

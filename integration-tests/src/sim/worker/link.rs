@@ -129,7 +129,7 @@ impl Life {
     }
 
     pub(super) fn learn(&mut self, env: &mut Env, delta: MetadataDelta) {
-        let newer = self.image.after(delta);
+        let newer = self.image.after(delta, env.now);
         let Some(image) = newer.filter(|image| image.version > self.image.version) else {
             return;
         };
