@@ -319,6 +319,16 @@ fn tasks_of_a_worker_that_slept_do_not_take_what_others_completed_for_theirs() {
     );
 }
 
+/// A clock was set back and forth between two looks at it, and a producer that had just been heard of was taken for one
+/// that had been silent for days: what it sent again was new.
+#[test]
+fn a_producer_is_not_forgotten_because_a_clock_was_set() {
+    expect_world(
+        "seed=700816 faults=0 mishaps=16 drift_permille=11 clicks=12 tally_partitions=1 sources=1 operators=1 keys=1 standbys=0 loser_works=0 \
+         coordinator_faults=0 lost_permille=0 slow_permille=0 without=1,2,6,7,8,9,10,11,12,13,14,15",
+    );
+}
+
 /// Its generation was over, a partition refused what its sink had to say, and what it had in memory was gone with it.
 #[test]
 fn a_task_whose_sink_is_refused_leaves_its_tables_to_the_next_generation() {

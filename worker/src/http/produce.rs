@@ -265,7 +265,6 @@ impl Grouping {
                     fingerprint: idempotency.fingerprint,
                     part,
                     parts: count,
-                    at: self.now,
                 });
                 self.encode_part(records, request_part.map(|part| part.to_header()))
             })

@@ -49,11 +49,11 @@ impl Derived {
         header: &BatchHeader,
         batch: &LogBatch,
         part: Option<&RequestPart>,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<(), BrokenLog> {
         self.epochs
             .append(header.leader_epoch, header.base_offset)?;
-        self.producers.record(header, now);
+        self.producers.record(header, steady);
         if header.control {
             if let (Some(stamp), Some(outcome)) = (header.producer, batch.outcome()?) {
                 self.transactions.end(stamp.id, outcome, header.base_offset);
@@ -62,17 +62,17 @@ impl Derived {
             self.transactions.record(header);
         }
         if let Some(part) = part {
-            self.keys.record(part, header);
+            self.keys.record(part, header, steady);
         }
         Ok(())
     }
 
-    /// Forgets what is too old to matter.
-    pub fn expire(&mut self, now: Timestamp) {
+    /// Forgets who has been silent for too long.
+    pub fn expire(&mut self, steady: Timestamp) {
         let transactions = &self.transactions;
         let is_open = |producer: ProducerId| transactions.open_of(producer).is_some();
-        self.producers.expire(now, is_open);
-        self.keys.expire(now);
+        self.producers.expire(steady, is_open);
+        self.keys.expire(steady);
     }
 
     /// The log starts here now.

@@ -29,8 +29,6 @@ pub struct RequestPart {
     pub fingerprint: u64,
     pub part: u32,
     pub parts: u32,
-    /// When the request came, on the wall clock of the node it came to.
-    pub at: Timestamp,
 }
 
 /// The keys of one partition.
@@ -43,7 +41,7 @@ pub struct IdempotencyKeys {
 struct RememberedRequest {
     fingerprint: u64,
     parts: Vec<Option<RememberedPart>>,
-    at: Timestamp,
+    seen: Timestamp,
 }
 
 /// Where a part of a request lies.
@@ -108,8 +106,8 @@ impl IdempotencyKeys {
         }
     }
 
-    /// This part is in the log now.
-    pub fn record(&mut self, part: &RequestPart, header: &BatchHeader) {
+    /// This part is in the log now. `seen`: the worker's steady time.
+    pub fn record(&mut self, part: &RequestPart, header: &BatchHeader, seen: Timestamp) {
         // A part claims its request's size; what it claims is bounded by what one request may bring.
         let parts = index(part.parts).min(common::limits::MAX_REQUEST_BYTES / MIN_PART_BYTES + 1);
         let request = self
@@ -118,7 +116,7 @@ impl IdempotencyKeys {
             .or_insert_with(|| RememberedRequest {
                 fingerprint: part.fingerprint,
                 parts: vec![None; parts],
-                at: part.at,
+                seen,
             });
         if let Some(known) = request.parts.get_mut(index(part.part)) {
             *known = Some(RememberedPart {
@@ -132,9 +130,9 @@ impl IdempotencyKeys {
         }
     }
 
-    pub fn expire(&mut self, now: Timestamp) {
-        let oldest = now.minus(KEY_EXPIRY);
-        self.requests.retain(|_, request| request.at >= oldest);
+    pub fn expire(&mut self, steady: Timestamp) {
+        let oldest = steady.minus(KEY_EXPIRY);
+        self.requests.retain(|_, request| request.seen >= oldest);
     }
 
     pub fn len(&self) -> usize {
@@ -146,13 +144,13 @@ impl IdempotencyKeys {
     }
 
     fn forget_oldest(&mut self) {
-        let mut times: Vec<Timestamp> = self.requests.values().map(|r| r.at).collect();
+        let mut times: Vec<Timestamp> = self.requests.values().map(|r| r.seen).collect();
         let eighth = times.len() / 8;
         let (_, threshold, _) = times.select_nth_unstable(eighth);
         let threshold = *threshold;
         let mut left = eighth;
         self.requests.retain(|_, request| {
-            let forget = request.at <= threshold && left > 0;
+            let forget = request.seen <= threshold && left > 0;
             left -= usize::from(forget);
             !forget
         });
@@ -172,13 +170,14 @@ mod tests {
     use common::ids::{LeaderEpoch, ProducerEpoch, ProducerId};
     use common::log_batch::{LogBatchBuilder, ProducerStamp};
 
+    const SEEN: Timestamp = Timestamp(1_000);
+
     fn part(key: &str, fingerprint: u64, part: u32, parts: u32) -> RequestPart {
         RequestPart {
             key: key.to_owned(),
             fingerprint,
             part,
             parts,
-            at: Timestamp(1_000),
         }
     }
 
@@ -209,7 +208,7 @@ mod tests {
         let mut keys = IdempotencyKeys::default();
         let (first, second) = (part("k", 42, 0, 2), part("k", 42, 1, 2));
         assert_eq!(keys.look_up(&first), Known::Not);
-        keys.record(&first, batch(&first, 7).header());
+        keys.record(&first, batch(&first, 7).header(), SEEN);
         assert!(matches!(
             keys.look_up(&first),
             Known::Appended(RememberedPart {
@@ -228,15 +227,15 @@ mod tests {
     fn keys_are_forgotten_after_a_day_and_beyond_the_limit() {
         let mut keys = IdempotencyKeys::default();
         let old = part("old", 1, 0, 1);
-        keys.record(&old, batch(&old, 0).header());
-        keys.expire(old.at.plus(KEY_EXPIRY));
+        keys.record(&old, batch(&old, 0).header(), SEEN);
+        keys.expire(SEEN.plus(KEY_EXPIRY));
         assert!(!keys.is_empty());
-        keys.expire(old.at.plus(KEY_EXPIRY).plus(Span(1)));
+        keys.expire(SEEN.plus(KEY_EXPIRY).plus(Span(1)));
         assert!(keys.is_empty());
 
         let template = batch(&old, 0);
         for number in 0..MAX_KEYS + 10 {
-            keys.record(&part(&number.to_string(), 1, 0, 1), template.header());
+            keys.record(&part(&number.to_string(), 1, 0, 1), template.header(), SEEN);
             assert!(keys.len() <= MAX_KEYS);
         }
     }

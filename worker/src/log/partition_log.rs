@@ -119,12 +119,13 @@ pub enum OpenError {
 }
 
 impl PartitionLog {
-    /// Opens the log of this directory, or begins one. What it then holds is durable.
+    /// Opens the log of this directory, or begins one. What it then holds is durable. `steady`, here and elsewhere:
+    /// `AgeClock::steady`, by which producers and keys are forgotten.
     pub fn open(
         storage: Arc<dyn LogStorage>,
         mut saved: Option<SavedState>,
         config: &TopicConfig,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<PartitionLog, OpenError> {
         let restored = saved.as_mut().and_then(SavedState::load);
         let options = Options {
@@ -169,7 +170,7 @@ impl PartitionLog {
             }
         }
         index.truncate(from.position);
-        match opened.replay(from, index, now) {
+        match opened.replay(from, index, steady) {
             // A batch's offset lies before its checksum, and perhaps in another sector: with the power one may be lost
             // without the other.
             Err(OpenError::Broken { position, source }) if position >= recovery.verified_from => {
@@ -177,13 +178,13 @@ impl PartitionLog {
                 opened.log.truncate_suffix(position)?;
                 let saved = opened.saved.take().map(|saved| saved.store);
                 drop(opened);
-                return PartitionLog::open(storage, saved, config, now);
+                return PartitionLog::open(storage, saved, config, steady);
             }
             replayed => replayed?,
         }
         opened.log.verified()?;
         opened.derived.drop_before(start);
-        opened.derived.expire(now);
+        opened.derived.expire(steady);
         opened.change_view(|view| view.start = start);
         opened.share_aborted();
         Ok(opened)
@@ -195,7 +196,7 @@ impl PartitionLog {
         batch: &LogBatch,
         leader_epoch: LeaderEpoch,
         facts: &JobFacts,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<Placed, AppendError> {
         let header = batch.header();
         if header.control {
@@ -215,7 +216,7 @@ impl PartitionLog {
             }
             let transactions = &self.derived.transactions;
             if transactions.open_of(stamp.id).is_some() {
-                self.reconcile(leader_epoch, facts, now)?;
+                self.reconcile(leader_epoch, facts, steady)?;
             }
             let transactions = &self.derived.transactions;
             reconcile::admit(stamp, header.transactional, transactions, facts)?;
@@ -239,7 +240,7 @@ impl PartitionLog {
                 }
             }
         }
-        let base_offset = self.write(batch, part.as_ref(), leader_epoch, now)?;
+        let base_offset = self.write(batch, part.as_ref(), leader_epoch, steady)?;
         Ok(Placed {
             base_offset,
             records: header.record_count,
@@ -252,7 +253,7 @@ impl PartitionLog {
     pub fn append_verbatim(
         &mut self,
         batch: &LogBatch,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<(), ReplicaError> {
         let header = *batch.header();
         follows(&header, self.next_offset)?;
@@ -264,7 +265,7 @@ impl PartitionLog {
             batch.outcome().map_err(BrokenLog::from)?;
         }
         let part = RequestPart::of(batch);
-        self.place(&header, &[batch.bytes()], batch, part.as_ref(), now)?;
+        self.place(&header, &[batch.bytes()], batch, part.as_ref(), steady)?;
         if header.control {
             self.share_aborted();
         }
@@ -276,12 +277,12 @@ impl PartitionLog {
         &mut self,
         leader_epoch: LeaderEpoch,
         facts: &JobFacts,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<usize, LogError> {
         let markers = reconcile::markers(&self.derived.transactions, facts);
         for marker in &markers {
-            let batch = end_transaction(marker.producer, marker.epoch, marker.outcome, now);
-            self.write(&batch, None, leader_epoch, now)?;
+            let batch = end_transaction(marker.producer, marker.epoch, marker.outcome, steady);
+            self.write(&batch, None, leader_epoch, steady)?;
         }
         if !markers.is_empty() {
             self.share_aborted();
@@ -355,6 +356,11 @@ impl PartitionLog {
         }
     }
 
+    /// Forgets producers and keys that have been silent for too long.
+    pub fn forget_silent(&mut self, steady: Timestamp) {
+        self.derived.expire(steady);
+    }
+
     /// Removes what is too old or too much, up to `limit`. Returns the work of removing the files.
     pub fn retain(
         &mut self,
@@ -362,7 +368,6 @@ impl PartitionLog {
         limit: Offset,
         now: Timestamp,
     ) -> Result<Option<Removal>, LogError> {
-        self.derived.expire(now);
         let segments = self.segment_facts()?;
         let plan = retention::plan(&segments, config, limit, now);
         if plan.roll {
@@ -392,7 +397,7 @@ impl PartitionLog {
     }
 
     /// Cuts off everything from this offset on, which must be where a batch begins or the end.
-    pub fn truncate(&mut self, to: Offset, now: Timestamp) -> Result<(), CutError> {
+    pub fn truncate(&mut self, to: Offset, steady: Timestamp) -> Result<(), CutError> {
         if to >= self.next_offset {
             return Ok(());
         }
@@ -408,7 +413,7 @@ impl PartitionLog {
             position: self.log.start(),
             offset: start,
         };
-        self.replay(from, LogIndex::default(), now)?;
+        self.replay(from, LogIndex::default(), steady)?;
         self.share_aborted();
         Ok(())
     }
@@ -495,7 +500,7 @@ impl PartitionLog {
         batch: &LogBatch,
         part: Option<&RequestPart>,
         leader_epoch: LeaderEpoch,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<Offset, LogError> {
         let base_offset = self.next_offset;
         let stamped = batch.stamped_start(base_offset, leader_epoch);
@@ -505,7 +510,7 @@ impl PartitionLog {
             leader_epoch,
             ..*batch.header()
         };
-        self.place(&header, &[&stamped, rest], batch, part, now)?;
+        self.place(&header, &[&stamped, rest], batch, part, steady)?;
         Ok(base_offset)
     }
 
@@ -516,7 +521,7 @@ impl PartitionLog {
         parts: &[&[u8]],
         batch: &LogBatch,
         part: Option<&RequestPart>,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<(), LogError> {
         if self.log.needs_roll(header.total_bytes()) {
             self.roll()?;
@@ -528,7 +533,7 @@ impl PartitionLog {
                 .append(header.base_offset, position, header.max_timestamp);
         });
         self.derived
-            .record(header, batch, part, now)
+            .record(header, batch, part, steady)
             .expect("its leader's epoch is the newest, and the batch was checked");
         Ok(())
     }
@@ -540,13 +545,18 @@ impl PartitionLog {
     }
 
     /// Reads the log from `from` on into the derived state.
-    fn replay(&mut self, from: Covered, index: LogIndex, now: Timestamp) -> Result<(), OpenError> {
+    fn replay(
+        &mut self,
+        from: Covered,
+        index: LogIndex,
+        steady: Timestamp,
+    ) -> Result<(), OpenError> {
         let mut replay = Replay {
             derived: std::mem::take(&mut self.derived),
             index,
             next_offset: from.offset,
         };
-        replay.run(&self.log.reader(), from.position, now)?;
+        replay.run(&self.log.reader(), from.position, steady)?;
         self.derived = replay.derived;
         // What is in the log when it is opened is durable.
         self.derived.transactions.committed(replay.next_offset);

@@ -245,7 +245,6 @@ fn a_repeated_request_is_known_after_a_crash() {
         fingerprint,
         part: 0,
         parts: 1,
-        at: NOW,
     };
     let request = |fingerprint| {
         let mut builder = LogBatchBuilder::new();

@@ -144,6 +144,7 @@ impl ProducerState {
     }
 
     /// This batch is in the log now. Also used to rebuild from the log, so it trusts what it is told.
+    /// `seen`: the worker's steady time.
     pub fn record(&mut self, header: &BatchHeader, seen: Timestamp) {
         let Some(stamp) = header.producer else { return };
         let producer = self.producers.entry(stamp.id).or_insert_with(|| Producer {
@@ -178,8 +179,8 @@ impl ProducerState {
     }
 
     /// Forgets who was silent for too long. `is_open`: producers with an open transaction stay.
-    pub fn expire(&mut self, now: Timestamp, is_open: impl Fn(ProducerId) -> bool) {
-        let oldest = now.minus(PRODUCER_EXPIRY);
+    pub fn expire(&mut self, steady: Timestamp, is_open: impl Fn(ProducerId) -> bool) {
+        let oldest = steady.minus(PRODUCER_EXPIRY);
         self.producers
             .retain(|id, producer| producer.seen >= oldest || is_open(*id));
     }

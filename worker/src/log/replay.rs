@@ -27,7 +27,7 @@ impl Replay {
         &mut self,
         log: &Reader,
         from: Position,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<(), OpenError> {
         let segments = log.segments();
         let mut begins = segments.iter().map(|segment| segment.base).peekable();
@@ -36,7 +36,7 @@ impl Replay {
             while begins.next_if(|base| *base <= step.position).is_some() {
                 self.index.segment_begins();
             }
-            self.take(step.position, &step.verify()?, now)?;
+            self.take(step.position, &step.verify()?, steady)?;
         }
         if segments.last().is_some_and(|segment| segment.bytes == 0) {
             self.index.segment_begins();
@@ -48,14 +48,14 @@ impl Replay {
         &mut self,
         position: Position,
         batch: &LogBatch,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Result<(), OpenError> {
         let header: &BatchHeader = batch.header();
         let broken = |source| OpenError::Broken { position, source };
         follows(header, self.next_offset).map_err(broken)?;
         let part = RequestPart::of(batch);
         self.derived
-            .record(header, batch, part.as_ref(), now)
+            .record(header, batch, part.as_ref(), steady)
             .map_err(broken)?;
         self.next_offset = header.end_offset();
         self.index

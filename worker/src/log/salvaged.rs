@@ -26,7 +26,7 @@ pub struct Salvaged {
 
 impl Salvaged {
     /// `None`: not even the first batch is sound. Blocks.
-    pub fn of(storage: &dyn LogStorage, now: Timestamp) -> Option<Salvaged> {
+    pub fn of(storage: &dyn LogStorage, steady: Timestamp) -> Option<Salvaged> {
         let log = salvage(storage, scan_batch).ok()??;
         let first = Walk::new(&log, log.start(), HEADER_BYTES).next().ok()??;
         let start = first.header.base_offset;
@@ -35,7 +35,7 @@ impl Salvaged {
             ..Replay::default()
         };
         // That it ends with an error is why this is done.
-        drop(replay.run(&log, log.start(), now));
+        drop(replay.run(&log, log.start(), steady));
         let Replay {
             mut derived,
             index,

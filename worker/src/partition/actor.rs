@@ -181,7 +181,7 @@ impl PartitionActor {
             news: self.news.take(),
             committed: readable.committed,
             image,
-            now: self.settings.clock.wall(),
+            steady: self.settings.ages.steady(),
             retain: what_to_retain,
             close,
         };
@@ -458,8 +458,7 @@ impl Actor for PartitionActor {
     fn started(&mut self, context: &mut Context<Self>) {
         let settings = self.settings.clone();
         let (id, config) = (self.id, self.assigned.config.clone());
-        let now = self.settings.clock.wall();
-        let open = move || opening::open(&settings, id, &config, now);
+        let open = move || opening::open(&settings, id, &config);
         let opened = on_disk(self.settings.disk.clone(), open)
             .into_actor(self)
             .map(|opened, actor, context| actor.opened(opened, context));

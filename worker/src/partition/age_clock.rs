@@ -4,6 +4,9 @@
 //! after a day, which is time enough to set it right; a machine that was suspended loses a day of retention by it, and a
 //! worker that was away begins with the time at which it was last there. That it goes back makes everything younger,
 //! and is believed.
+//!
+//! How long somebody was silent is no matter of the wall clock at all: there is a steady time for it, which goes on
+//! while the worker runs, from where it was when it last ran, and never jumps.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +18,9 @@ use tracing::warn;
 const JUMP: Span = Span::from_secs(3_600);
 /// A clock that nobody has set right until then is right.
 const BELIEVED_AFTER: Span = Span::from_secs(24 * 3_600);
-/// Where the time that was last believed is kept, and how often.
+/// Where the time that was last believed is kept, and the steady one, and how often.
 const KEPT_AT: &[u8] = b"believed clock";
+const STEADY_AT: &[u8] = b"steady clock";
 const KEEP_EVERY: Span = Span::from_secs(60);
 
 /// One for all partitions of a worker.
@@ -24,6 +28,8 @@ const KEEP_EVERY: Span = Span::from_secs(60);
 pub struct AgeClock {
     clock: Arc<dyn Clock>,
     store: Option<Arc<dyn KvStore>>,
+    /// When this process began, and the steady time at which it did.
+    began: (Tick, Timestamp),
     ages: Mutex<Ages>,
     kept: Mutex<Option<Tick>>,
 }
@@ -38,17 +44,21 @@ struct Ages {
 impl AgeClock {
     /// Goes on where the worker was when it last kept the time in this store. May block.
     pub fn open(clock: Arc<dyn Clock>, store: Option<Arc<dyn KvStore>>) -> AgeClock {
-        let kept = store.as_ref().and_then(|store| match store.get(KEPT_AT) {
-            Ok(kept) => kept.and_then(|kept| kept[..].try_into().ok()),
-            Err(error) => {
+        let kept = |key| {
+            let kept = store.as_ref()?.get(key).unwrap_or_else(|error| {
                 warn!(%error, "the time that this worker was last there is lost: its clock is believed");
                 None
-            }
-        });
-        let believed = kept.map(|kept| (clock.tick(), Timestamp(i64::from_be_bytes(kept))));
+            });
+            let kept = kept?[..].try_into().ok()?;
+            Some(Timestamp(i64::from_be_bytes(kept)))
+        };
+        let tick = clock.tick();
+        let believed = kept(KEPT_AT).map(|kept| (tick, kept));
+        let began = (tick, kept(STEADY_AT).unwrap_or_else(|| clock.wall()));
         let ages = AgeClock {
             clock,
             store,
+            began,
             ages: Mutex::new(Ages {
                 believed,
                 doubted_since: None,
@@ -65,8 +75,10 @@ impl AgeClock {
         if !self.is_due() {
             return;
         }
-        let written = store.put(KEPT_AT, &self.now().0.to_be_bytes());
-        let written = written.and_then(|_| store.flush());
+        let written = store
+            .put(KEPT_AT, &self.now().0.to_be_bytes())
+            .and_then(|_| store.put(STEADY_AT, &self.steady().0.to_be_bytes()))
+            .and_then(|_| store.flush());
         if let Err(error) = written {
             warn!(%error, "should this worker start again, its clock will be believed");
         }
@@ -83,6 +95,14 @@ impl AgeClock {
         is_due
     }
 
+    /// A time to compare with others of this kind, and no time of day: that at which the worker first began, and how
+    /// long it has run since. What was kept last may be a minute behind when it begins again.
+    pub fn steady(&self) -> Timestamp {
+        let (tick, began) = self.began;
+        began.plus(self.clock.tick().since(tick))
+    }
+
+    /// What time of day it is, as far as that is believed.
     pub fn now(&self) -> Timestamp {
         let (tick, wall) = (self.clock.tick(), self.clock.wall());
         let mut ages = self.ages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,6 +190,27 @@ mod tests {
         clock.advance(Span(25 * HOUR));
         again.keep();
         assert_eq!(open().now(), clock.wall(), "it is right after all");
+    }
+
+    #[test]
+    fn the_steady_time_goes_on_while_the_worker_runs_whatever_the_clock_is_set_to() {
+        let store: Arc<dyn KvStore> = Arc::new(MemoryStore::new());
+        let begun = Timestamp(1_700_000_000_000);
+        let clock = Arc::new(ManualClock::at(begun));
+        let open = || AgeClock::open(clock.clone(), Some(store.clone()));
+        let ages = open();
+        for jump in [YEAR, -2 * YEAR, YEAR] {
+            clock.set(jump);
+            clock.advance(Span(HOUR));
+            ages.keep();
+        }
+        let three_hours = begun.plus(Span(3 * HOUR));
+        assert_eq!(ages.steady(), three_hours);
+        clock.set(YEAR);
+        let again = open();
+        assert_eq!(again.steady(), three_hours);
+        clock.advance(Span(HOUR));
+        assert_eq!(again.steady(), three_hours.plus(Span(HOUR)));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use common::error::ErrorCode;
 use common::ids::TopicPartition;
 use common::protocol::topic::TopicConfig;
 use common::seglog::LogError;
-use common::time::Timestamp;
 
 use super::problems;
 use super::settings::PartitionSettings;
@@ -26,8 +25,8 @@ pub(super) fn open(
     settings: &PartitionSettings,
     id: TopicPartition,
     config: &TopicConfig,
-    now: Timestamp,
 ) -> Result<PartitionLog, NotOpened> {
+    let steady = settings.ages.steady();
     let storage = (settings.storage)(id).map_err(|source| NotOpened {
         error: OpenError::Log(LogError::Io {
             operation: "create",
@@ -38,10 +37,10 @@ pub(super) fn open(
     })?;
     let saved = settings.store.clone();
     let saved = saved.map(|store| SavedState::new(store, id));
-    let opened = PartitionLog::open(Arc::clone(&storage), saved, config, now);
+    let opened = PartitionLog::open(Arc::clone(&storage), saved, config, steady);
     opened.map_err(|error| NotOpened {
         rest: match problems::open_failed(&error).code {
-            ErrorCode::CorruptLog => Salvaged::of(&*storage, now),
+            ErrorCode::CorruptLog => Salvaged::of(&*storage, steady),
             _ => None,
         },
         error,

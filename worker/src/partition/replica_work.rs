@@ -43,10 +43,10 @@ impl QueuedNews {
         log: &mut PartitionLog,
         follows: Option<LeaderEpoch>,
         known: Offset,
-        now: Timestamp,
+        steady: Timestamp,
     ) -> Followed {
         let mut followed = Followed::default();
-        match self.apply(log, follows, known, now, &mut followed) {
+        match self.apply(log, follows, known, steady, &mut followed) {
             Ok(()) => followed.reply = Some(self.reply),
             // Whoever asked may have gone.
             Err(problem) => drop(self.reply.send(Err(problem))),
@@ -59,7 +59,7 @@ impl QueuedNews {
         log: &mut PartitionLog,
         follows: Option<LeaderEpoch>,
         known: Offset,
-        now: Timestamp,
+        steady: Timestamp,
         followed: &mut Followed,
     ) -> Result<(), Problem> {
         if follows != Some(self.at.leader_epoch) || log.end_offset() != self.at.log_end {
@@ -72,7 +72,7 @@ impl QueuedNews {
                 for batch in LogBatches::new(self.batches.clone()) {
                     let batch = batch.map_err(Problem::from)?;
                     self.check_reign(&batch)?;
-                    log.append_verbatim(&batch, now)
+                    log.append_verbatim(&batch, steady)
                         .map_err(|error| not_appended(error, followed))?;
                 }
                 Ok(())
@@ -98,7 +98,7 @@ impl QueuedNews {
                 );
                 let cut = match anew {
                     true => log.begin_anew(to),
-                    false => log.truncate(to, now),
+                    false => log.truncate(to, steady),
                 };
                 followed.cut = Some(to);
                 cut.map_err(|error| not_cut(error, followed))

@@ -45,7 +45,8 @@ pub struct Work {
     pub news: Option<QueuedNews>,
     pub committed: Offset,
     pub image: Arc<MetadataImage>,
-    pub now: Timestamp,
+    /// The worker's steady time.
+    pub steady: Timestamp,
     pub retain: Option<Retain>,
     pub close: bool,
 }
@@ -107,7 +108,7 @@ impl Work {
         };
         done.log.committed(self.committed);
         if let Some(epoch) = self.leader_epoch {
-            let reconciled = done.log.reconcile(epoch, &self.image.jobs, self.now);
+            let reconciled = done.log.reconcile(epoch, &self.image.jobs, self.steady);
             done.note(reconciled);
         }
         for append in self.appends {
@@ -116,15 +117,16 @@ impl Work {
                 answer(append.reply, Err(problems::append_refused(refusal)));
                 continue;
             };
-            done.append(append, epoch, &self.image, self.now);
+            done.append(append, epoch, &self.image, self.steady);
         }
         if let Some(news) = self.news {
-            done.followed = news.run(&mut done.log, self.follows, self.committed, self.now);
+            done.followed = news.run(&mut done.log, self.follows, self.committed, self.steady);
             if let Some(error) = done.followed.error.take() {
                 done.note(Err::<(), LogError>(error));
             }
         }
         if let Some(Retain { config, limit, now }) = &self.retain {
+            done.log.forget_silent(self.steady);
             let retained = done.log.retain(config, *limit, *now);
             if let Some(Some(removal)) = done.note(retained) {
                 done.note(removal.run());
@@ -145,12 +147,12 @@ impl Done {
         append: QueuedAppend,
         epoch: LeaderEpoch,
         image: &MetadataImage,
-        now: Timestamp,
+        steady: Timestamp,
     ) {
         let mut batches = Vec::with_capacity(append.batches.len());
         let mut end = Offset::ZERO;
         for batch in &append.batches {
-            match self.log.append(batch, epoch, &image.jobs, now) {
+            match self.log.append(batch, epoch, &image.jobs, steady) {
                 Ok(placed) => {
                     end = end.max(placed.base_offset.plus(u64::from(placed.records)));
                     batches.push(to_answer(placed));

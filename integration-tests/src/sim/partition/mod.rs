@@ -145,9 +145,10 @@ impl Partition {
         who: Who,
         storage: &MemoryStorage,
         store: Arc<dyn KvStore>,
+        ages: &AgeClock,
     ) {
         let saved = SavedState::new(store, self.id);
-        let opened = PartitionLog::open(storage.shared(), Some(saved), &self.config, env.wall());
+        let opened = PartitionLog::open(storage.shared(), Some(saved), &self.config, ages.steady());
         let log = match opened {
             Ok(log) => log,
             Err(error) => {
@@ -389,7 +390,10 @@ impl Partition {
             news: self.news.take(),
             committed: readable.committed,
             image: believed(env, image),
-            now: env.wall(),
+            steady: match env.sabotaged(Sabotage::RetainBySetClock) {
+                true => env.wall(),
+                false => ages.steady(),
+            },
             retain: what_to_retain,
             close: false,
         };

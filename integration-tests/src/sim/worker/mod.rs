@@ -355,7 +355,7 @@ impl Life {
                 let storage = disk.log(&format!("partition-{id}"));
                 let store = Arc::new(disk.store("log"));
                 if let Some(partition) = self.partitions.get_mut(&id) {
-                    partition.open(env, who, &storage, store);
+                    partition.open(env, who, &storage, store, &self.ages);
                 }
             }
             Timer::Remove(id) => {
