@@ -39,8 +39,8 @@ pub fn may_leave(partition: &PartitionImage, lost: NodeId, min_in_sync: usize) -
     trusted.count() >= min_in_sync.max(1)
 }
 
-/// Of the suspects, who has the longest log, once all in-sync replicas are suspect and have said where theirs end.
-/// If the memory of any of them was not lost, it has every committed record, and so has whose log is longer.
+/// Who has the longest log, once all in-sync replicas are suspect and have said where theirs end. If the memory of any
+/// of them was not lost, it has every committed record, and so has whose log is longer, in sync or not.
 pub fn longest_of_all(partition: &PartitionImage) -> Option<NodeId> {
     let all_have_said = |node| partition.log_ends.contains_key(node);
     let all_are_suspect = partition.isr.iter().all(|n| partition.suspect.contains(n));

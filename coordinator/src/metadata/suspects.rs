@@ -4,7 +4,9 @@
 //! come back without some of them. It is then no longer in sync. Where too few would stay, it stays as a
 //! suspect: it never leads before its leader has said that it has fetched everything again. With only suspects left
 //! the one with the longest log leads, once all of them have said where theirs end, or whom somebody names;
-//! the record says since when committed records may be missing.
+//! the record says since when committed records may be missing. A replica that was taken for lost, and for out of
+//! sync, before the others were found to have lost their memory may be the one that has everything: if it is there
+//! and has the longest log, it leads.
 
 use std::sync::Arc;
 
@@ -55,7 +57,7 @@ impl ClusterMetadata {
             let counts = partition.is_some_and(|partition| {
                 partition.partition_epoch == report.partition_epoch
                     && partition.leader.is_none()
-                    && partition.suspect.contains(&worker)
+                    && partition.replicas.contains(&worker)
             });
             let Some(row) = self.topics.get_mut(&topic).filter(|_| counts) else {
                 continue;

@@ -258,6 +258,22 @@ fn of_suspects_only_the_longest_log_leads_when_all_have_said_where_theirs_end() 
     assert!(cluster.partition().unclean.is_some(), "it stays to be seen");
 }
 
+/// It was taken for lost while it alone had not lost its memory, and whoever had led without what was committed.
+#[test]
+fn one_that_is_out_of_sync_and_has_the_longest_log_leads_where_all_in_sync_are_suspect() {
+    let mut cluster = Cluster::of(UncleanRecovery::Balanced, &[1, 2, 3]);
+    cluster.fence(3);
+    assert_eq!(cluster.stands(), (Some(1), vec![1, 2], vec![]));
+    cluster.crash(3);
+    cluster.crash(1);
+    cluster.crash(2);
+    assert_eq!(cluster.stands(), (None, vec![1, 2], vec![1, 2]));
+    cluster.says_now(3, 0, 28);
+    cluster.says_now(1, 0, 27);
+    cluster.says_now(2, 0, 27);
+    assert_eq!(cluster.stands(), (Some(3), vec![1, 2, 3], vec![1, 2]));
+}
+
 #[test]
 fn the_longest_log_leads_once_its_worker_is_active() {
     let mut cluster = Cluster::of(UncleanRecovery::Balanced, &[1, 2]);

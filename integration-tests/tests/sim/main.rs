@@ -329,6 +329,16 @@ fn a_producer_is_not_forgotten_because_a_clock_was_set() {
     );
 }
 
+/// Two had lost their power and nobody knew. The third was killed, was out of sync at once, and had all that the others
+/// had lost; one of those led.
+#[test]
+fn one_that_was_killed_and_has_everything_leads_where_the_others_lost_their_memory() {
+    expect_world(
+        "seed=710065 faults=3 more_faults=0 clicks=23 coordinators=1 click_partitions=1 operators=1 keys=1 rescales=0 cuts=0 isolations=0 \
+         drain=0 lost_permille=0 twice_permille=0 delay_ms=4 table_bytes=0",
+    );
+}
+
 /// Its generation was over, a partition refused what its sink had to say, and what it had in memory was gone with it.
 #[test]
 fn a_task_whose_sink_is_refused_leaves_its_tables_to_the_next_generation() {

@@ -195,7 +195,7 @@ impl PartitionMachine {
             self.committed = Offset::ZERO;
         }
         self.asked = image.leader.is_none()
-            && image.suspect.contains(&self.me)
+            && !image.suspect.is_empty()
             && !image.log_ends.contains_key(&self.me);
         if image.leader != Some(self.me) {
             self.role = Role::Follower {

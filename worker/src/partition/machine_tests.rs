@@ -199,12 +199,23 @@ fn nobody_leaves_while_those_that_stay_are_suspect() {
 }
 
 #[test]
-fn a_suspect_is_asked_where_its_log_ends_while_nobody_leads() {
+fn a_replica_is_asked_where_its_log_ends_while_nobody_leads_and_some_are_suspect() {
+    let out_of_sync = PartitionImage {
+        leader: None,
+        suspect: vec![NodeId(2), NodeId(3)],
+        ..image(1, 4, 2, &[2, 3])
+    };
+    assert!(led_in_memory(&out_of_sync).asked().is_some());
     let nobody = PartitionImage {
         leader: None,
         suspect: vec![NodeId(1)],
         ..image(1, 4, 2, &[1, 2])
     };
+    let nobody_is_suspect = PartitionImage {
+        suspect: Vec::new(),
+        ..nobody.clone()
+    };
+    assert_eq!(led_in_memory(&nobody_is_suspect).asked(), None);
     let mut machine = led_in_memory(&nobody);
     assert_eq!(machine.asked(), Some(PartitionEpoch(2)));
     let end = LogEnd {
