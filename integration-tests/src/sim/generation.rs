@@ -751,7 +751,7 @@ impl RunningJob {
         {
             // An error here is found by whoever restores.
             let none = BTreeSet::new();
-            drop(store.fold(ack.checkpoint, &none, &none, &|_, _| Some(true)));
+            drop(store.fold(ack.checkpoint, &none, &none, &none, &|_, _| Some(true)));
         }
         self.participant.persisted(ack.checkpoint);
         self.lender.sealed(env, who);
@@ -801,7 +801,8 @@ impl RunningJob {
                 false => {
                     let (local, custom) = (&self.local, &self.custom);
                     let unviewed = assembly::unviewed(&self.deployment, self.me.0, local, custom);
-                    store.fold(oldest, &at_once, &unviewed, &history)
+                    let elsewhere = assembly::elsewhere(&self.deployment, local);
+                    store.fold(oldest, &at_once, &unviewed, &elsewhere, &history)
                 }
             };
             match outcome {

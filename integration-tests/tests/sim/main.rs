@@ -339,6 +339,16 @@ fn one_that_was_killed_and_has_everything_leads_where_the_others_lost_their_memo
     );
 }
 
+/// It had begun to prepare a task, and later stood by for it, when that had been made anew elsewhere. What was left of
+/// before led nowhere, and its folds failed until it had the rest.
+#[test]
+fn what_is_left_of_a_task_that_is_stood_by_for_later_does_not_hold_up_the_log() {
+    expect_world(
+        "seed=710539 mishaps=19 drift_permille=1 clicks=85 moves=3 standbys=1 loser_works=0 in_memory=0 cuts=0 isolations=0 drain=0 \
+         twice_permille=0 slow_permille=0 table_bytes=2782 without=1,3,4,5,6,7,8,9,10,11,12,13,14,15,19,21,22,23,24,25",
+    );
+}
+
 /// Its generation was over, a partition refused what its sink had to say, and what it had in memory was gone with it.
 #[test]
 fn a_task_whose_sink_is_refused_leaves_its_tables_to_the_next_generation() {

@@ -170,7 +170,7 @@ impl Job {
         };
         let (history, nothing) = (self.history(), BTreeSet::new());
         let store = self.store.as_ref().unwrap();
-        store.fold(oldest, &nothing, &nothing, &history)
+        store.fold(oldest, &nothing, &nothing, &nothing, &history)
     }
 
     fn fold(&mut self) {

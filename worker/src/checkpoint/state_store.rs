@@ -316,18 +316,20 @@ impl JobStateStore {
     ///
     /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
     /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. `unviewed`:
-    /// those that are in no view, unless one was made for a successor: building one takes long. Answers how far the
-    /// view of each task is.
+    /// those that are in no view, unless one was made for a successor: building one takes long. `elsewhere`: those that
+    /// do not run here, of which there may be what is left of an earlier time and leads nowhere. Answers how far
+    /// the view of each task is.
     pub fn fold(
         &self,
         completed: CheckpointId,
         at_once: &BTreeSet<TaskId>,
         unviewed: &BTreeSet<TaskId>,
+        elsewhere: &BTreeSet<TaskId>,
         history: History<'_>,
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
         self.take_views(&mut folding);
-        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeSet::new());
+        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeMap::new());
         let mut passed_over = BTreeSet::new();
         for task in self.log.tasks() {
             self.folding.give_way()?;
@@ -339,11 +341,22 @@ impl JobStateStore {
             match self.write_base(task, to, &counted) {
                 Err(StateError::Lost { .. }) if unviewed.contains(&task) => {
                     tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
-                    severed.insert(task);
+                    severed.insert(task, to);
                 }
                 Err(error) if error.is_loss() => {
-                    tracing::warn!(%task, %error, "a base file is written anew from the view");
-                    self.write_base_from_view(&mut folding, task, to, &counted)?;
+                    let leads_nowhere = matches!(error, StateError::Lost { .. });
+                    match self.write_base_from_view(&mut folding, task, to, &counted) {
+                        Err(StateError::Lost { .. })
+                            if leads_nowhere && elsewhere.contains(&task) =>
+                        {
+                            tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
+                            severed.insert(task, to);
+                            passed_over.insert(task);
+                            continue;
+                        }
+                        written => written?,
+                    }
+                    tracing::warn!(%task, %error, "a base file was written anew from the view");
                 }
                 written => written?,
             }
@@ -364,7 +377,9 @@ impl JobStateStore {
         let needed = |task: TaskId, chunk: &ChunkRef| {
             let folded = folding.tasks.get(&task);
             let view = folded.and_then(|folded| folded.view.as_ref());
-            let in_base = severed.contains(&task) || Some(chunk.checkpoint) <= self.base_at(task);
+            // What has come of it meanwhile is not what was left.
+            let in_base = Some(chunk.checkpoint) <= self.base_at(task)
+                || severed.get(&task).is_some_and(|to| chunk.checkpoint <= *to);
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
             let in_view = in_view || passed_over.contains(&task);
             let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);

@@ -303,6 +303,7 @@ impl Job {
                     completed,
                     &BTreeSet::new(),
                     &BTreeSet::new(),
+                    &BTreeSet::new(),
                     &self.history(),
                 )
                 .map(drop),
@@ -717,7 +718,13 @@ fn sled_job(directory: &Path, rounds: u64) -> (JobStateStore, Map) {
         table.complete(checkpoint);
         let history = |_, c| Some(c <= checkpoint);
         store
-            .fold(checkpoint, &BTreeSet::new(), &BTreeSet::new(), &history)
+            .fold(
+                checkpoint,
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &history,
+            )
             .unwrap();
     }
     let map = contents(&tables);
@@ -760,6 +767,7 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
             store
                 .fold(
                     CheckpointId(ROUNDS),
+                    &BTreeSet::new(),
                     &BTreeSet::new(),
                     &BTreeSet::new(),
                     &history,

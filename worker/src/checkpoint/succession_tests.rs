@@ -131,7 +131,13 @@ impl Division {
         let successors = self.successors.iter().map(|(of, _)| of.task).collect();
         if let Some(completed) = self.job.completed {
             let (store, history) = (self.job.store.as_ref().unwrap(), self.job.history());
-            let folded = store.fold(completed, &BTreeSet::new(), &successors, &history);
+            let folded = store.fold(
+                completed,
+                &BTreeSet::new(),
+                &successors,
+                &successors,
+                &history,
+            );
             folded.unwrap();
         }
     }
@@ -219,10 +225,10 @@ impl Division {
                 let found = contents(&self.restore(successor, &BTreeSet::new()).tables);
                 assert_eq!(found, self.expected(successor, after), "{successor:?}");
             }
-            let fold = self
-                .job
-                .store()
-                .fold(last, &kept, &BTreeSet::new(), &history);
+            let fold =
+                self.job
+                    .store()
+                    .fold(last, &kept, &BTreeSet::new(), &BTreeSet::new(), &history);
             let folded: BTreeSet<TaskId> = fold.unwrap().iter().map(|folded| folded.task).collect();
             assert_eq!(folded, kept);
         }

@@ -37,8 +37,15 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
     let (store, completed) = (job.store(), job.completed.unwrap());
     let history = job.history();
     let folded = thread::scope(|scope| {
-        let fold =
-            scope.spawn(|| store.fold(completed, &BTreeSet::new(), &BTreeSet::new(), &history));
+        let fold = scope.spawn(|| {
+            store.fold(
+                completed,
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &history,
+            )
+        });
         begun.wait();
         scope.spawn(|| store.keep_only(&BTreeSet::from([task(0)])));
         while store.folding.give_way().is_ok() {
@@ -76,7 +83,15 @@ fn writing_a_base_file_is_cut_short_too() {
     };
     let of_job = BTreeSet::from([task(0)]);
     let folded = thread::scope(|scope| {
-        let fold = scope.spawn(|| store.fold(completed, &BTreeSet::new(), &of_job, &history));
+        let fold = scope.spawn(|| {
+            store.fold(
+                completed,
+                &BTreeSet::new(),
+                &of_job,
+                &BTreeSet::new(),
+                &history,
+            )
+        });
         while store.folding.is_free() {
             thread::yield_now();
         }
@@ -103,7 +118,13 @@ fn a_fold_does_not_wait_for_who_writes_another_base_file() {
     let of_job = BTreeSet::from([task(0)]);
     let (store, completed) = (job.store(), job.completed.unwrap());
     let turn = lock(&store.writing_base);
-    let folded = store.fold(completed, &BTreeSet::new(), &of_job, &job.history());
+    let folded = store.fold(
+        completed,
+        &BTreeSet::new(),
+        &of_job,
+        &BTreeSet::new(),
+        &job.history(),
+    );
     folded.unwrap();
     assert!(job.disk.base_files(task(0)).is_empty());
     // There is nothing to make a view of yet.

@@ -441,6 +441,7 @@ impl JobActor {
         let tasks = self.tasks.clone();
         let (me, custom) = (self.services.session.worker, &self.services.custom);
         let unviewed = assembly::unviewed(&self.deployment, me, &self.local, custom);
+        let elsewhere = assembly::elsewhere(&self.deployment, &self.local);
         let folding = async move {
             let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
             for (id, task) in tasks {
@@ -459,7 +460,7 @@ impl JobActor {
             let folding = move || {
                 let history =
                     |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-                store.fold(oldest, &at_once, &unviewed, &history)
+                store.fold(oldest, &at_once, &unviewed, &elsewhere, &history)
             };
             tokio::task::spawn_blocking(folding).await
         };

@@ -113,6 +113,12 @@ pub fn unviewed(
         .collect()
 }
 
+/// The tasks that do not run on this worker.
+pub fn elsewhere(deployment: &Deployment, local: &BTreeSet<TaskId>) -> BTreeSet<TaskId> {
+    let all = deployment.all_tasks();
+    all.filter(|task| !local.contains(task)).collect()
+}
+
 /// A generation begins with a store: nothing of tasks that are not its own, or of its next division, is kept.
 pub fn begin(store: &JobStateStore, options: StoreOptions, deployment: &Deployment) {
     store.go_on_with(options);

@@ -205,7 +205,13 @@ impl Pair {
         if let Some(completed) = self.job.completed {
             let history = self.job.history();
             self.copy()
-                .fold(completed, &BTreeSet::new(), &BTreeSet::new(), &history)
+                .fold(
+                    completed,
+                    &BTreeSet::new(),
+                    &BTreeSet::new(),
+                    &BTreeSet::new(),
+                    &history,
+                )
                 .unwrap();
         }
     }
