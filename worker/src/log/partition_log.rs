@@ -280,13 +280,15 @@ impl PartitionLog {
         steady: Timestamp,
     ) -> Result<usize, LogError> {
         let markers = reconcile::markers(&self.derived.transactions, facts);
+        if markers.is_empty() {
+            return Ok(0);
+        }
+        let time = self.latest_timestamp();
         for marker in &markers {
-            let batch = end_transaction(marker.producer, marker.epoch, marker.outcome, steady);
+            let batch = end_transaction(marker.producer, marker.epoch, marker.outcome, time);
             self.write(&batch, None, leader_epoch, steady)?;
         }
-        if !markers.is_empty() {
-            self.share_aborted();
-        }
+        self.share_aborted();
         Ok(markers.len())
     }
 
@@ -606,6 +608,15 @@ impl PartitionLog {
             }
         }
         Err(out_of_range())
+    }
+
+    /// That of the last block. With it a marker, which no reader sees, changes nothing in where a time is looked for.
+    fn latest_timestamp(&self) -> Timestamp {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.index
+            .last()
+            .map(|block| block.max_timestamp)
+            .unwrap_or_default()
     }
 
     fn segment_facts(&self) -> Result<Vec<SegmentFacts>, LogError> {
