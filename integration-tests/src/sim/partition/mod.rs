@@ -531,10 +531,9 @@ impl Partition {
             deadline,
             is_certain,
         } = fetching;
-        let Some(log) = &self.log else { return };
-        if !self.machine.is_leader() {
+        let Some(log) = self.log.as_ref().filter(|_| self.machine.is_leader()) else {
             return env.answer(from, Err(self.not_leader()));
-        }
+        };
         let serves = env.sabotaged(Sabotage::ServeBeforeCaughtUp);
         if self.machine.committed().is_none() && !serves {
             return env.answer(from, Err(problems::not_caught_up(self.id)));
