@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use common::client::{Client, ClientError};
 use common::error::ErrorCode;
+use common::random::{Random, seeded};
 use serde_json::{Value, json};
 
+use super::nodes::Nodes;
 use super::stream::DISORDER_MS;
 
 pub const EVENTS: &str = "events";
@@ -36,11 +38,13 @@ const CHECKPOINT_INTERVAL_MS: u64 = 200;
 /// At first, and at most.
 pub const PARALLELISM: u32 = 3;
 
-/// Creates the topics and deploys the jobs.
-pub async fn deploy(client: &Client) -> Result<()> {
-    create_topic(client, EVENTS, EVENT_PARTITIONS).await?;
+/// Creates the topics and deploys the jobs. On a busy machine the coordinators may be electing another leader.
+pub async fn deploy(seed: u64, addresses: &[String]) -> Result<()> {
+    let nodes = Nodes::new(addresses)?;
+    let mut random = seeded(seed, 8_000);
+    create_topic(&nodes, &mut random, EVENTS, EVENT_PARTITIONS).await?;
     for topic in OUTPUTS {
-        create_topic(client, topic, OUTPUT_PARTITIONS).await?;
+        create_topic(&nodes, &mut random, topic, OUTPUT_PARTITIONS).await?;
     }
     let events = format!(
         "CREATE TABLE events (producer BIGINT, serial BIGINT, account BIGINT, amount BIGINT,
@@ -75,9 +79,19 @@ pub async fn deploy(client: &Client) -> Result<()> {
             "name": name, "sql": sql, "parallelism": PARALLELISM,
             "checkpoint_interval_ms": CHECKPOINT_INTERVAL_MS,
         });
-        let _: Value = client.post("/v1/jobs", &job).await?;
+        create(&nodes, &mut random, "/v1/jobs", &job).await?;
     }
     Ok(())
+}
+
+/// What is there already was created by an attempt whose answer was lost.
+async fn create(nodes: &Nodes, random: &mut Random, path: &str, what: &Value) -> Result<()> {
+    let asked = format!("creating {}", what["name"]);
+    let create = async |client: &Client| match client.post::<Value>(path, what).await {
+        Err(error) if error.code() == Some(ErrorCode::AlreadyExists) => Ok(()),
+        created => created.map(drop),
+    };
+    nodes.ask(random, &asked, create).await
 }
 
 /// The names of the operators whose state is read.
@@ -175,15 +189,19 @@ impl Epochs {
 }
 
 /// Every worker has a copy, and two of them must have what is acknowledged.
-async fn create_topic(client: &Client, name: &str, partitions: u32) -> Result<()> {
+async fn create_topic(
+    nodes: &Nodes,
+    random: &mut Random,
+    name: &str,
+    partitions: u32,
+) -> Result<()> {
     let topic = json!({
         "name": name,
         "partitions": partitions,
         "replication_factor": COPIES,
         "config": {"min_insync_replicas": 2},
     });
-    let _: Value = client.post("/v1/topics", &topic).await?;
-    Ok(())
+    create(nodes, random, "/v1/topics", &topic).await
 }
 
 #[cfg(test)]

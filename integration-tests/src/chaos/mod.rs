@@ -29,7 +29,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use common::client::Client;
 use common::time::{Span, SystemClock};
 
 use self::killer::Killer;
@@ -93,7 +92,7 @@ async fn run_on(
     let seed = options.seed;
     let mut addresses = cluster.coordinator_addresses();
     addresses.extend((0..options.workers).map(|worker| cluster.worker(worker).to_owned()));
-    jobs::deploy(&Client::connect(cluster.coordinator())?).await?;
+    jobs::deploy(seed, &addresses).await?;
 
     let progress = Arc::new(Progress::default());
     let producers = Part::start("producers", {

@@ -27,6 +27,7 @@ fn nobody_can_tell_that_processes_were_killed_for_a_minute() {
     if let Err(error) = outcome {
         // Whoever looks for the cause needs what the processes wrote.
         let kept = directory.keep();
-        panic!("{error:?}\nlogs and data are in {}", kept.display());
+        // On one line: where it was noticed says less, and hides it.
+        panic!("{error:#}\nlogs and data are in {}", kept.display());
     }
 }
