@@ -16,9 +16,10 @@ use common::protocol::task::Deployment;
 use common::time::Span;
 use tokio::sync::Notify;
 use worker::checkpoint::chunk::TaskChunk;
+use worker::checkpoint::folding::{FoldedTask, Purpose, Purposes};
 use worker::checkpoint::participant::Participant;
 use worker::checkpoint::state_error::StateError;
-use worker::checkpoint::state_store::{FoldedTask, JobStateStore, StoreOptions, ViewPlace};
+use worker::checkpoint::state_store::{JobStateStore, StoreOptions, ViewPlace};
 use worker::exchange::lanes::Lanes;
 use worker::job::assembly::{self, Left, Restored};
 use worker::job::assignment::tasks_here;
@@ -750,8 +751,7 @@ impl RunningJob {
             && let Some(store) = &self.store
         {
             // An error here is found by whoever restores.
-            let none = BTreeSet::new();
-            drop(store.fold(ack.checkpoint, &none, &none, &none, &|_, _| Some(true)));
+            drop(store.fold(ack.checkpoint, &Purposes::new(), &|_, _| Some(true)));
         }
         self.participant.persisted(ack.checkpoint);
         self.lender.sealed(env, who);
@@ -785,12 +785,14 @@ impl RunningJob {
         let history = |generation, checkpoint| facts?.counts(generation, checkpoint);
         let Some(store) = &self.store else { return };
         store.end_loans(env.now);
-        let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
+        let (local, custom) = (&self.local, &self.custom);
+        let mut purposes = assembly::purposes(&self.deployment, self.me.0, local, custom);
+        let mut oldest = Some(completed);
         for (task, running) in &mut self.tasks {
             let foldable = running.machine.prepare_fold(completed);
             oldest = oldest.min(foldable.up_to);
             if foldable.at_once {
-                at_once.insert(*task);
+                purposes.insert(*task, Purpose::RunsAndWaits);
             }
         }
         // One that is gone takes its generation with it.
@@ -798,12 +800,7 @@ impl RunningJob {
         if let Some(oldest) = oldest.filter(|_| all_there) {
             let outcome = match env.sabotaged(Sabotage::EvictUnfolded) && env.draw(2) == 0 {
                 true => Ok(self.readers(oldest)),
-                false => {
-                    let (local, custom) = (&self.local, &self.custom);
-                    let unviewed = assembly::unviewed(&self.deployment, self.me.0, local, custom);
-                    let elsewhere = assembly::elsewhere(&self.deployment, local);
-                    store.fold(oldest, &at_once, &unviewed, &elsewhere, &history)
-                }
+                false => store.fold(oldest, &purposes, &history),
             };
             match outcome {
                 Ok(folded) => self.tell_folded(env, who, folded),

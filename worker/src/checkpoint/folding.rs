@@ -1,4 +1,4 @@
-//! Brings completed checkpoints into base files and the view, task by task.
+//! Brings completed checkpoints into base files and the view, task by task, and lets go of what is in both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,13 +11,39 @@ use common::seglog::Position;
 use super::changes::Changes;
 use super::delta_log::{ChunkRef, chain};
 use super::state_error::StateError;
-use super::state_store::{JobStateStore, lock};
+use super::state_store::{History, JobStateStore, lock};
 use super::view::{InMemory, TaskView};
+use super::view_reader::ViewReader;
 use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
 use crate::keyed_state::section::TableId;
 
 /// A base file of which more than one part in so many has changed is written anew before a view is made of it.
 const MOST_CHANGED: u64 = 8;
+
+/// What a worker has the state of a task for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// The task runs here.
+    #[default]
+    Runs,
+    /// It runs here and waits for its view; for others some checkpoints gather first.
+    RunsAndWaits,
+    /// It runs elsewhere, may come to run here, and reads from a view then.
+    StandsBy,
+    /// It runs elsewhere. No view is needed of it, unless one was made for a successor: building one takes long.
+    IsCopied,
+}
+
+/// What is not mentioned runs here.
+pub type Purposes = BTreeMap<TaskId, Purpose>;
+
+/// How far a task's part of the view is.
+#[derive(Clone, Debug)]
+pub struct FoldedTask {
+    pub task: TaskId,
+    pub at: CheckpointId,
+    pub reader: ViewReader,
+}
 
 /// How far all tasks have been folded, and whose turn it is with that.
 #[derive(Default)]
@@ -40,8 +66,111 @@ pub(super) struct Folded {
 }
 
 impl JobStateStore {
+    /// Brings completed checkpoints into view and base files, and lets go of the chunks that are in a base
+    /// file. In the background, one at a time. Blocks.
+    ///
+    /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
+    /// an older state. `purposes`: of tasks that do not run here there may be what is left of an earlier time
+    /// and leads nowhere. Answers how far the view of each task is.
+    pub fn fold(
+        &self,
+        completed: CheckpointId,
+        purposes: &Purposes,
+        history: History<'_>,
+    ) -> Result<Vec<FoldedTask>, StateError> {
+        let mut folding = self.folding.take();
+        self.take_views(&mut folding);
+        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeMap::new());
+        let mut passed_over = BTreeSet::new();
+        for task in self.log.tasks() {
+            self.folding.give_way()?;
+            let counted = self.counted(task, completed, history);
+            let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
+                continue;
+            };
+            last_changed.insert(task, to);
+            let purpose = purposes.get(&task).copied().unwrap_or_default();
+            let leads_here = self.fold_into_base(&mut folding, task, to, &counted, purpose)?;
+            if !leads_here {
+                tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
+                severed.insert(task, to);
+            }
+            let is_viewed = match purpose {
+                Purpose::Runs | Purpose::RunsAndWaits => true,
+                Purpose::StandsBy => leads_here,
+                Purpose::IsCopied => self.has_view(task) && folding.has_view(task),
+            };
+            if !is_viewed {
+                passed_over.insert(task);
+                continue;
+            }
+            let at_once = purpose == Purpose::RunsAndWaits;
+            match self.fold_into_view(&mut folding, task, to, at_once, &counted) {
+                Ok(()) => {}
+                Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        // A view that lags behind its base file still gets there by chunks: built anew, it would take its
+        // readers with it.
+        let needed = |task: TaskId, chunk: &ChunkRef| {
+            let folded = folding.tasks.get(&task);
+            let view = folded.and_then(|folded| folded.view.as_ref());
+            // What has come of it meanwhile is not what was left.
+            let in_base = Some(chunk.checkpoint) <= self.base_at(task)
+                || severed.get(&task).is_some_and(|to| chunk.checkpoint <= *to);
+            let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
+            let in_view = in_view || passed_over.contains(&task);
+            let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
+            let settled = in_base && in_view && !wanted;
+            !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
+        };
+        self.log.drop_unneeded(&needed)?;
+        let folded = |(task, folded): (&TaskId, &Folded)| {
+            let at = folded.view.as_ref()?.at()?;
+            // Nothing has changed from its last change to the checkpoint.
+            let has_all = last_changed.get(task).is_none_or(|last| *last <= at);
+            Some(FoldedTask {
+                task: *task,
+                at: if has_all { at.max(completed) } else { at },
+                reader: self.open_view.reader(*task),
+            })
+        };
+        Ok(folding.tasks.iter().filter_map(folded).collect())
+    }
+
+    /// Writes a base file if it is worth it, from the view if the truth is damaged. False: what there is of a task
+    /// that runs elsewhere does not lead to this checkpoint.
+    fn fold_into_base(
+        &self,
+        folding: &mut Folding,
+        task: TaskId,
+        to: CheckpointId,
+        counted: &[ChunkRef],
+        purpose: Purpose,
+    ) -> Result<bool, StateError> {
+        let error = match self.write_base(task, to, counted) {
+            Err(error) if error.is_loss() => error,
+            written => return written.map(|()| true),
+        };
+        let leads_nowhere = matches!(error, StateError::Lost { .. });
+        if leads_nowhere && purpose == Purpose::IsCopied {
+            return Ok(false);
+        }
+        match self.write_base_from_view(folding, task, to, counted) {
+            Err(StateError::Lost { .. }) if leads_nowhere && purpose == Purpose::StandsBy => {
+                Ok(false)
+            }
+            written => {
+                written?;
+                tracing::warn!(%task, %error, "a base file was written anew from the view");
+                Ok(true)
+            }
+        }
+    }
+
     /// If it is worth it, and nobody writes another: then the next fold does.
-    pub(super) fn write_base(
+    fn write_base(
         &self,
         task: TaskId,
         to: CheckpointId,
@@ -117,7 +246,7 @@ impl JobStateStore {
     }
 
     /// The base file is gone or damaged; the view has the same, as long as it is there.
-    pub(super) fn write_base_from_view(
+    fn write_base_from_view(
         &self,
         folding: &mut Folding,
         task: TaskId,
@@ -147,7 +276,7 @@ impl JobStateStore {
         self.put_base(task, base)
     }
 
-    pub(super) fn fold_into_view(
+    fn fold_into_view(
         &self,
         folding: &mut Folding,
         task: TaskId,

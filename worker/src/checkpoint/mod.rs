@@ -12,7 +12,7 @@ mod view_answers;
 mod view;
 pub mod view_reader;
 pub mod state_error;
-mod folding;
+pub mod folding;
 mod lending;
 pub mod hot_tables;
 mod receiving;

@@ -9,8 +9,9 @@ use common::random::{Random, below, seeded};
 use proptest::prelude::*;
 
 use super::chunk::TaskChunk;
+use super::folding::{FoldedTask, Purposes};
 use super::state_error::StateError;
-use super::state_store::{FoldedTask, JobStateStore, RestoredTask, StoreOptions, lock};
+use super::state_store::{JobStateStore, RestoredTask, StoreOptions, lock};
 use super::state_store_tests::{Disk, OPTIONS};
 use super::view_reader::{ViewError, ViewReader};
 use crate::keyed_state::section::TableId;
@@ -168,9 +169,9 @@ impl Job {
         let Some(oldest) = self.previous else {
             return Ok(Vec::new());
         };
-        let (history, nothing) = (self.history(), BTreeSet::new());
+        let history = self.history();
         let store = self.store.as_ref().unwrap();
-        store.fold(oldest, &nothing, &nothing, &nothing, &history)
+        store.fold(oldest, &Purposes::new(), &history)
     }
 
     fn fold(&mut self) {

@@ -12,7 +12,7 @@
 //! is not exactly what was written to it.
 //!
 //! In the order of a task's life: `restore` gives it its tables; `persist` makes what it sealed durable;
-//! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go.
+//! `fold`, in the background, brings completed checkpoints into view and base file and lets chunks go (`folding.rs`).
 //! Other workers stand by with copies of the truth: they take what `lend` gives (`receiving.rs`). Tasks that are to
 //! take the place of others get their state from theirs (`succession.rs`).
 
@@ -32,7 +32,7 @@ use common::time::Span;
 use super::changes::Changes;
 use super::chunk::TaskChunk;
 use super::delta_log::{ChunkRef, DeltaLog, DeltaLogError, chain};
-use super::folding::{Folded, Folding, FoldingTurn};
+use super::folding::{Folding, FoldingTurn};
 use super::lending::Loan;
 use super::state_error::StateError;
 use super::succession::OwnState;
@@ -70,14 +70,6 @@ pub struct LeftTask {
     /// Everything up to this checkpoint is sealed in its tables.
     pub sealed: Option<CheckpointId>,
     pub tables: RestoredTask,
-}
-
-/// How far a task's part of the view is.
-#[derive(Clone, Debug)]
-pub struct FoldedTask {
-    pub task: TaskId,
-    pub at: CheckpointId,
-    pub reader: ViewReader,
 }
 
 /// Whether what was sealed under this generation and checkpoint belongs to the job's past;
@@ -311,95 +303,6 @@ impl JobStateStore {
         Ok(appended?)
     }
 
-    /// Brings completed checkpoints into view and base files, and lets go of the chunks that are in a base
-    /// file. In the background, one at a time. Blocks.
-    ///
-    /// `completed`: a completed checkpoint so recent that no task with spilling operators will be asked for
-    /// an older state. `at_once`: the tasks that wait for it; of others some checkpoints gather first. `unviewed`:
-    /// those that are in no view, unless one was made for a successor: building one takes long. `elsewhere`: those that
-    /// do not run here, of which there may be what is left of an earlier time and leads nowhere. Answers how far
-    /// the view of each task is.
-    pub fn fold(
-        &self,
-        completed: CheckpointId,
-        at_once: &BTreeSet<TaskId>,
-        unviewed: &BTreeSet<TaskId>,
-        elsewhere: &BTreeSet<TaskId>,
-        history: History<'_>,
-    ) -> Result<Vec<FoldedTask>, StateError> {
-        let mut folding = self.folding.take();
-        self.take_views(&mut folding);
-        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeMap::new());
-        let mut passed_over = BTreeSet::new();
-        for task in self.log.tasks() {
-            self.folding.give_way()?;
-            let counted = self.counted(task, completed, history);
-            let Some(to) = counted.last().map(|chunk| chunk.checkpoint) else {
-                continue;
-            };
-            last_changed.insert(task, to);
-            match self.write_base(task, to, &counted) {
-                Err(StateError::Lost { .. }) if unviewed.contains(&task) => {
-                    tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
-                    severed.insert(task, to);
-                }
-                Err(error) if error.is_loss() => {
-                    let leads_nowhere = matches!(error, StateError::Lost { .. });
-                    match self.write_base_from_view(&mut folding, task, to, &counted) {
-                        Err(StateError::Lost { .. })
-                            if leads_nowhere && elsewhere.contains(&task) =>
-                        {
-                            tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
-                            severed.insert(task, to);
-                            passed_over.insert(task);
-                            continue;
-                        }
-                        written => written?,
-                    }
-                    tracing::warn!(%task, %error, "a base file was written anew from the view");
-                }
-                written => written?,
-            }
-            let is_kept = self.has_view(task) && folding.has_view(task);
-            if unviewed.contains(&task) && !is_kept {
-                passed_over.insert(task);
-                continue;
-            }
-            let at_once = at_once.contains(&task);
-            match self.fold_into_view(&mut folding, task, to, at_once, &counted) {
-                Ok(()) => {}
-                Err(StateError::View(error)) => self.give_up_view(&mut folding, error)?,
-                Err(error) => return Err(error),
-            }
-        }
-        // A view that lags behind its base file still gets there by chunks: built anew, it would take its
-        // readers with it.
-        let needed = |task: TaskId, chunk: &ChunkRef| {
-            let folded = folding.tasks.get(&task);
-            let view = folded.and_then(|folded| folded.view.as_ref());
-            // What has come of it meanwhile is not what was left.
-            let in_base = Some(chunk.checkpoint) <= self.base_at(task)
-                || severed.get(&task).is_some_and(|to| chunk.checkpoint <= *to);
-            let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
-            let in_view = in_view || passed_over.contains(&task);
-            let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
-            let settled = in_base && in_view && !wanted;
-            !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
-        };
-        self.log.drop_unneeded(&needed)?;
-        let folded = |(task, folded): (&TaskId, &Folded)| {
-            let at = folded.view.as_ref()?.at()?;
-            // Nothing has changed from its last change to the checkpoint.
-            let has_all = last_changed.get(task).is_none_or(|last| *last <= at);
-            Some(FoldedTask {
-                task: *task,
-                at: if has_all { at.max(completed) } else { at },
-                reader: self.open_view.reader(*task),
-            })
-        };
-        Ok(folding.tasks.iter().filter_map(folded).collect())
-    }
-
     /// The state of a task at a completed checkpoint, from the view if it is right, else from the truth.
     fn read(
         &self,
@@ -542,7 +445,11 @@ impl JobStateStore {
     }
 
     /// The view failed: it is closed, and thrown away if it is damaged. The truth is elsewhere.
-    fn give_up_view(&self, folding: &mut Folding, error: KvError) -> Result<(), StateError> {
+    pub(super) fn give_up_view(
+        &self,
+        folding: &mut Folding,
+        error: KvError,
+    ) -> Result<(), StateError> {
         folding.forget_views();
         lock(&self.successor_views).clear();
         self.open_view.give_up();

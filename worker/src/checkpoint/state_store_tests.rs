@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::chunk::TaskChunk;
+use super::folding::Purposes;
 use super::state_error::StateError;
 use super::state_store::{JobStateStore, StoreOptions, TaskTables, ViewPlace};
 use crate::keyed_state::section::TableId;
@@ -299,13 +300,7 @@ impl Job {
         match self.completed {
             Some(completed) => self
                 .store()
-                .fold(
-                    completed,
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &self.history(),
-                )
+                .fold(completed, &Purposes::new(), &self.history())
                 .map(drop),
             None => Ok(()),
         }
@@ -717,15 +712,7 @@ fn sled_job(directory: &Path, rounds: u64) -> (JobStateStore, Map) {
         store.persist(Generation(1), vec![chunk]).unwrap();
         table.complete(checkpoint);
         let history = |_, c| Some(c <= checkpoint);
-        store
-            .fold(
-                checkpoint,
-                &BTreeSet::new(),
-                &BTreeSet::new(),
-                &BTreeSet::new(),
-                &history,
-            )
-            .unwrap();
+        store.fold(checkpoint, &Purposes::new(), &history).unwrap();
     }
     let map = contents(&tables);
     (store, map)
@@ -765,13 +752,7 @@ fn damage_to_any_file_of_the_view_costs_nothing_but_time() {
                 .tables;
             assert_eq!(contents(&restored), expected);
             store
-                .fold(
-                    CheckpointId(ROUNDS),
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &history,
-                )
+                .fold(CheckpointId(ROUNDS), &Purposes::new(), &history)
                 .unwrap();
         }
     }

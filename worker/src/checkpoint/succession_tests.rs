@@ -9,6 +9,7 @@ use common::key_group::{KeyGroupRange, key_group, owner};
 use common::plan::redistribution::Share;
 use proptest::prelude::*;
 
+use super::folding::Purpose;
 use super::state_error::StateError;
 use super::state_store::RestoredTask;
 use super::state_store_tests::{Job, Map, OPTIONS, contents, task};
@@ -128,16 +129,12 @@ impl Division {
 
     /// As a worker does that runs those before and not yet those after them.
     fn fold(&self) {
-        let successors = self.successors.iter().map(|(of, _)| of.task).collect();
+        let successors = self.successors.iter();
+        let purposes = successors.map(|(of, _)| (of.task, Purpose::IsCopied));
+        let purposes = purposes.collect();
         if let Some(completed) = self.job.completed {
             let (store, history) = (self.job.store.as_ref().unwrap(), self.job.history());
-            let folded = store.fold(
-                completed,
-                &BTreeSet::new(),
-                &successors,
-                &successors,
-                &history,
-            );
+            let folded = store.fold(completed, &purposes, &history);
             folded.unwrap();
         }
     }
@@ -225,10 +222,9 @@ impl Division {
                 let found = contents(&self.restore(successor, &BTreeSet::new()).tables);
                 assert_eq!(found, self.expected(successor, after), "{successor:?}");
             }
-            let fold =
-                self.job
-                    .store()
-                    .fold(last, &kept, &BTreeSet::new(), &BTreeSet::new(), &history);
+            let waiting = kept.iter().map(|task| (*task, Purpose::RunsAndWaits));
+            let waiting = waiting.collect();
+            let fold = self.job.store().fold(last, &waiting, &history);
             let folded: BTreeSet<TaskId> = fold.unwrap().iter().map(|folded| folded.task).collect();
             assert_eq!(folded, kept);
         }

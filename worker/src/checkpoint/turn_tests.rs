@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
+use super::folding::{Purpose, Purposes};
 use super::state_error::StateError;
 use super::state_store::lock;
 use super::state_store_tests::{Job, OPTIONS, task};
@@ -37,15 +38,7 @@ fn a_fold_is_cut_short_by_the_next_generation_and_done_later() {
     let (store, completed) = (job.store(), job.completed.unwrap());
     let history = job.history();
     let folded = thread::scope(|scope| {
-        let fold = scope.spawn(|| {
-            store.fold(
-                completed,
-                &BTreeSet::new(),
-                &BTreeSet::new(),
-                &BTreeSet::new(),
-                &history,
-            )
-        });
+        let fold = scope.spawn(|| store.fold(completed, &Purposes::new(), &history));
         begun.wait();
         scope.spawn(|| store.keep_only(&BTreeSet::from([task(0)])));
         while store.folding.give_way().is_ok() {
@@ -82,16 +75,9 @@ fn writing_a_base_file_is_cut_short_too() {
         counts(generation, checkpoint)
     };
     let of_job = BTreeSet::from([task(0)]);
+    let copied = Purposes::from([(task(0), Purpose::IsCopied)]);
     let folded = thread::scope(|scope| {
-        let fold = scope.spawn(|| {
-            store.fold(
-                completed,
-                &BTreeSet::new(),
-                &of_job,
-                &BTreeSet::new(),
-                &history,
-            )
-        });
+        let fold = scope.spawn(|| store.fold(completed, &copied, &history));
         while store.folding.is_free() {
             thread::yield_now();
         }
@@ -115,16 +101,10 @@ fn a_fold_does_not_wait_for_who_writes_another_base_file() {
         job.put(0, 0, 0, &[key], &[7; 20]);
     }
     job.checkpoint();
-    let of_job = BTreeSet::from([task(0)]);
+    let copied = Purposes::from([(task(0), Purpose::IsCopied)]);
     let (store, completed) = (job.store(), job.completed.unwrap());
     let turn = lock(&store.writing_base);
-    let folded = store.fold(
-        completed,
-        &BTreeSet::new(),
-        &of_job,
-        &BTreeSet::new(),
-        &job.history(),
-    );
+    let folded = store.fold(completed, &copied, &job.history());
     folded.unwrap();
     assert!(job.disk.base_files(task(0)).is_empty());
     // There is nothing to make a view of yet.

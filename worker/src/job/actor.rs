@@ -29,9 +29,10 @@ use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, Save, 
 use super::services::Services;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::download::{self, DownloadError};
+use crate::checkpoint::folding::{FoldedTask, Purpose};
 use crate::checkpoint::participant::Participant;
 use crate::checkpoint::state_error::StateError;
-use crate::checkpoint::state_store::{FoldedTask, JobStateStore, RestoredTask};
+use crate::checkpoint::state_store::{JobStateStore, RestoredTask};
 use crate::checkpoint::upload;
 use crate::sink::dead_letters::DeadLetterSink;
 use crate::sink::{self, SinkContext};
@@ -440,10 +441,9 @@ impl JobActor {
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let tasks = self.tasks.clone();
         let (me, custom) = (self.services.session.worker, &self.services.custom);
-        let unviewed = assembly::unviewed(&self.deployment, me, &self.local, custom);
-        let elsewhere = assembly::elsewhere(&self.deployment, &self.local);
+        let mut purposes = assembly::purposes(&self.deployment, me, &self.local, custom);
         let folding = async move {
-            let (mut oldest, mut at_once) = (Some(completed), BTreeSet::new());
+            let mut oldest = Some(completed);
             for (id, task) in tasks {
                 let Ok(foldable) = task.send(PrepareFold(completed)).await else {
                     // One that is gone takes its generation with it.
@@ -451,7 +451,7 @@ impl JobActor {
                 };
                 oldest = oldest.min(foldable.up_to);
                 if foldable.at_once {
-                    at_once.insert(id);
+                    purposes.insert(id, Purpose::RunsAndWaits);
                 }
             }
             let Some(oldest) = oldest else {
@@ -460,7 +460,7 @@ impl JobActor {
             let folding = move || {
                 let history =
                     |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
-                store.fold(oldest, &at_once, &unviewed, &elsewhere, &history)
+                store.fold(oldest, &purposes, &history)
             };
             tokio::task::spawn_blocking(folding).await
         };

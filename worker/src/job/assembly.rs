@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::assignment::stood_by;
 use super::wiring::connections;
 use crate::checkpoint::chunk::TaskChunk;
+use crate::checkpoint::folding::{Purpose, Purposes};
 use crate::checkpoint::participant::Persist;
 use crate::checkpoint::state_error::StateError;
 use crate::checkpoint::state_store::{
@@ -96,27 +97,23 @@ pub fn store_options(graph: &TaskGraph, share: u64, view_cache_bytes: u64) -> St
     }
 }
 
-/// The tasks whose state no view is needed of on this worker: it is read from a view only where it runs, or may come
-/// to run and is not in memory then.
-pub fn unviewed(
+/// What this worker has the state of each task for. State is read from a view only where a task runs, or may come to
+/// run and is not in memory then.
+pub fn purposes(
     deployment: &Deployment,
     me: NodeId,
     local: &BTreeSet<TaskId>,
     custom: &CustomOperators,
-) -> BTreeSet<TaskId> {
+) -> Purposes {
     let stood_by = stood_by(deployment, me);
     let spills = |task: TaskId| !spilling(deployment.stage_of(task), custom).is_empty();
-    let viewed = |task: &TaskId| local.contains(task) || stood_by.contains(task) && spills(*task);
-    deployment
-        .all_tasks()
-        .filter(|task| !viewed(task))
-        .collect()
-}
-
-/// The tasks that do not run on this worker.
-pub fn elsewhere(deployment: &Deployment, local: &BTreeSet<TaskId>) -> BTreeSet<TaskId> {
+    let purpose = |task: TaskId| match local.contains(&task) {
+        true => Purpose::Runs,
+        false if stood_by.contains(&task) && spills(task) => Purpose::StandsBy,
+        false => Purpose::IsCopied,
+    };
     let all = deployment.all_tasks();
-    all.filter(|task| !local.contains(task)).collect()
+    all.map(|task| (task, purpose(task))).collect()
 }
 
 /// A generation begins with a store: nothing of tasks that are not its own, or of its next division, is kept.

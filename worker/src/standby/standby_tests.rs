@@ -18,6 +18,7 @@ use proptest::prelude::*;
 
 use super::copies::{Copies, Found, lock};
 use super::machine::{Effect, Event, Followed, StandbyMachine};
+use crate::checkpoint::folding::Purposes;
 use crate::checkpoint::hot_tables::HotTables;
 use crate::checkpoint::state_store::JobStateStore;
 use crate::checkpoint::state_store_tests::{Disk, Job, contents, task};
@@ -205,13 +206,7 @@ impl Pair {
         if let Some(completed) = self.job.completed {
             let history = self.job.history();
             self.copy()
-                .fold(
-                    completed,
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &BTreeSet::new(),
-                    &history,
-                )
+                .fold(completed, &Purposes::new(), &history)
                 .unwrap();
         }
     }
