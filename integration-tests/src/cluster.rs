@@ -1,6 +1,5 @@
 //! A cluster of real processes on loopback: coordinators and workers, each with its own directory.
 
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use common::client::Client;
 use tempfile::TempDir;
 
 use crate::network::{Network, NodeIndex};
+use crate::port::ReservedPort;
 use crate::process::{Process, binary};
 
 #[derive(Debug)]
@@ -36,9 +36,10 @@ struct Node {
     program: PathBuf,
     args: Vec<String>,
     environment: Vec<(String, String)>,
-    /// Chosen at the first start and kept, so that a node comes back where others look for it.
+    /// Where others look for it. It stays its own while it is down.
     address: String,
-    /// Where it listens itself, if others find it elsewhere: behind this network.
+    port: ReservedPort,
+    /// If others find it elsewhere than where it listens: behind this network.
     behind: Option<Behind>,
     log: Option<PathBuf>,
     /// No file of it may grow beyond this, from its next start on.
@@ -52,7 +53,6 @@ struct Node {
 struct Behind {
     network: Arc<Network>,
     index: NodeIndex,
-    listen: String,
 }
 
 impl Cluster {
@@ -157,44 +157,30 @@ impl Cluster {
         Ok(())
     }
 
-    /// Where a node is to be: at any free port, which it finds itself where it can.
+    /// Where a node is to be.
     fn place(&self) -> Result<Place> {
-        match &self.network {
-            None => Ok(Place {
-                address: "http://127.0.0.1:0".to_owned(),
+        let port = ReservedPort::any()?;
+        let Some(network) = &self.network else {
+            return Ok(Place {
+                address: format!("http://{}", port.address()),
+                port,
                 behind: None,
-            }),
-            Some(_) => Ok(self.places(1)?.remove(0)),
-        }
-    }
-
-    /// Where nodes are to be that are known to each other before they start.
-    fn places(&self, count: usize) -> Result<Vec<Place>> {
-        let free = free_addresses(count)?;
-        let places = free.into_iter().map(|listen| match &self.network {
-            None => Ok(Place {
-                address: format!("http://{listen}"),
-                behind: None,
-            }),
-            Some(network) => {
-                let (index, address) = network.add(listen)?;
-                let behind = Behind {
-                    network: Arc::clone(network),
-                    index,
-                    listen: listen.to_string(),
-                };
-                Ok(Place {
-                    address,
-                    behind: Some(behind),
-                })
-            }
-        });
-        places.collect()
+            });
+        };
+        let (index, address) = network.add(port.address())?;
+        let network = Arc::clone(network);
+        Ok(Place {
+            address,
+            port,
+            behind: Some(Behind { network, index }),
+        })
     }
 
     /// One coordinator for each list of those that it takes for its peers.
     fn start_coordinators(&mut self, peers: &[&[usize]]) -> Result<()> {
-        let places = self.places(peers.len())?;
+        // They are known to each other before they start.
+        let places = peers.iter().map(|_| self.place());
+        let places: Vec<Place> = places.collect::<Result<_>>()?;
         let addresses: Vec<String> = places.iter().map(|place| place.address.clone()).collect();
         for (place, peers) in places.into_iter().zip(peers) {
             let peers: Vec<String> = peers.iter().map(|peer| addresses[*peer].clone()).collect();
@@ -386,6 +372,7 @@ impl Node {
             args,
             environment,
             address: place.address,
+            port: place.port,
             behind: place.behind,
             file_bytes_max: None,
             process: None,
@@ -401,10 +388,7 @@ impl Node {
     }
 
     fn begin(&mut self) -> Result<()> {
-        let listen = match &self.behind {
-            None => self.address.trim_start_matches("http://").to_owned(),
-            Some(behind) => behind.listen.clone(),
-        };
+        let listen = self.port.address().to_string();
         let mut program = self.program.clone();
         let mut args = [&self.args[..], &[listen]].concat();
         if self.file_bytes_max.is_some() || self.behind.is_some() {
@@ -457,18 +441,10 @@ impl Node {
 }
 
 /// Where a node is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Place {
     /// Where others find it.
     address: String,
+    port: ReservedPort,
     behind: Option<Behind>,
-}
-
-/// Addresses nobody listens at. They have to be known before the processes that listen there are started.
-fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-        .collect::<Result<_, _>>()?;
-    let addresses = listeners.iter().map(|listener| Ok(listener.local_addr()?));
-    addresses.collect()
 }

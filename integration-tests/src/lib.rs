@@ -1,6 +1,7 @@
 //! Clusters to test: real processes, what they are asked, and what they must never do.
 
 pub mod process;
+pub mod port;
 pub mod network;
 pub mod cluster;
 pub mod topics;

@@ -19,6 +19,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::port::ReservedPort;
+
 /// What is carried at once, and what a slow link delays as one.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Room was none for a connection: the next one is tried after this.
@@ -58,7 +60,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Node {
     /// Where others find it.
-    proxy: SocketAddr,
+    proxy: ReservedPort,
     /// Where it listens.
     target: SocketAddr,
     /// While the node is up.
@@ -91,8 +93,8 @@ impl Network {
 
     /// A node that will listen at `target`; answers who it is, and the address it is to advertise.
     pub fn add(&self, target: SocketAddr) -> Result<(NodeIndex, String)> {
-        let proxy = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let address = format!("http://{proxy}");
+        let proxy = ReservedPort::any()?;
+        let address = format!("http://{}", proxy.address());
         let mut nodes = lock(&self.nodes);
         nodes.push(Node {
             proxy,
@@ -107,8 +109,9 @@ impl Network {
     pub fn up(&self, node: NodeIndex) -> Result<()> {
         let mut nodes = lock(&self.nodes);
         let known = &mut nodes[node];
-        let listener = TcpListener::bind(known.proxy)
-            .with_context(|| format!("cannot listen at {} again", known.proxy))?;
+        let proxy = known.proxy.address();
+        let listener =
+            TcpListener::bind(proxy).with_context(|| format!("cannot listen at {proxy} again"))?;
         listener.set_nonblocking(true)?;
         let _inside = self.runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -133,7 +136,7 @@ impl Network {
                 drop(carrying.await);
                 ended.send(()).unwrap_or_default();
             });
-            // The port is free when the task has ended.
+            // Nothing listens there when the task has ended.
             wait.recv().context("the network has ended")?;
         }
         Ok(())
