@@ -274,6 +274,31 @@ fn one_that_is_out_of_sync_and_has_the_longest_log_leads_where_all_in_sync_are_s
     assert_eq!(cluster.stands(), (Some(3), vec![1, 2, 3], vec![1, 2]));
 }
 
+/// The longest log was that of a replica that had said where it ends, and was given up before all others were suspect.
+#[test]
+fn a_replica_that_is_gone_does_not_lead_by_the_log_it_had() {
+    let mut cluster = Cluster::of(UncleanRecovery::Balanced, &[1, 2, 3]);
+    for worker in [3, 1, 2] {
+        cluster.fence(worker);
+    }
+    assert_eq!(cluster.stands(), (None, vec![1, 2], vec![]));
+    cluster.register(3, true);
+    cluster.is_ready(3);
+    cluster.says_now(3, 0, 50);
+    let reassign = Command::Reassign {
+        id: TOPIC,
+        targets: vec![[1, 2].map(NodeId).into()],
+    };
+    cluster.history.command(reassign).unwrap();
+    assert!(cluster.partition().log_ends.is_empty());
+    cluster.crash(1);
+    cluster.crash(2);
+    assert_eq!(cluster.stands(), (None, vec![1, 2], vec![1, 2]));
+    cluster.says_now(1, 0, 20);
+    cluster.says_now(2, 0, 10);
+    assert_eq!(cluster.stands(), (Some(1), vec![1, 2], vec![2]));
+}
+
 #[test]
 fn the_longest_log_leads_once_its_worker_is_active() {
     let mut cluster = Cluster::of(UncleanRecovery::Balanced, &[1, 2]);

@@ -235,6 +235,7 @@ impl ClusterMetadata {
         partition.replicas.clone_from(target);
         partition.isr.clone_from(target);
         partition.suspect.clear();
+        partition.log_ends.retain(|node, _| target.contains(node));
         partition.leader = leader_of(partition, |node| self.standing(node));
         partition.leader_epoch = partition.leader_epoch.next();
         partition.partition_epoch = partition.partition_epoch.next();
