@@ -276,20 +276,31 @@ impl DeltaLog {
         task: TaskId,
         counts: &dyn Fn(Generation, CheckpointId) -> bool,
     ) -> Vec<ChunkRef> {
-        let inner = self.inner();
-        let chunks = inner.chunks.get(&task).into_iter().flatten();
-        let counted = chunks.filter(|chunk| counts(chunk.generation, chunk.checkpoint));
-        let mut counted: Vec<ChunkRef> = counted.cloned().collect();
-        counted.sort_by_key(|chunk| chunk.checkpoint);
-        let mut line: Vec<ChunkRef> = Vec::new();
-        for chunk in counted.into_iter().rev() {
-            let next = line.last();
-            if next.is_none_or(|next| next.previous == Some(chunk.checkpoint)) {
-                line.push(chunk);
-            }
+        self.inner().counted(task, counts)
+    }
+
+    /// As if a task's chunks were not here up to the last that counts, if no chain leads there from its base file; but
+    /// for those that are wanted. What was lacking may have come, and somebody been told so: nobody sees a part of
+    /// them, or adds to them, while it is decided.
+    pub(super) fn forget_severed(
+        &self,
+        task: TaskId,
+        counts: &dyn Fn(Generation, CheckpointId) -> bool,
+        base_at: &dyn Fn() -> Option<CheckpointId>,
+        wanted: &dyn Fn(&ChunkRef) -> bool,
+    ) {
+        let mut inner = self.inner();
+        let counted = inner.counted(task, counts);
+        let Some(last) = counted.last().map(|chunk| chunk.checkpoint) else {
+            return;
+        };
+        if chain(&counted, base_at(), last).is_some() {
+            return;
         }
-        line.reverse();
-        line
+        tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
+        if let Some(chunks) = inner.chunks.get_mut(&task) {
+            chunks.retain(|chunk| chunk.checkpoint > last || wanted(chunk));
+        }
     }
 
     /// What is here of a chunk that follows a checkpoint and whose last record is not here yet.
@@ -423,6 +434,26 @@ impl DeltaLog {
 }
 
 impl Inner {
+    fn counted(
+        &self,
+        task: TaskId,
+        counts: &dyn Fn(Generation, CheckpointId) -> bool,
+    ) -> Vec<ChunkRef> {
+        let chunks = self.chunks.get(&task).into_iter().flatten();
+        let counted = chunks.filter(|chunk| counts(chunk.generation, chunk.checkpoint));
+        let mut counted: Vec<ChunkRef> = counted.cloned().collect();
+        counted.sort_by_key(|chunk| chunk.checkpoint);
+        let mut line: Vec<ChunkRef> = Vec::new();
+        for chunk in counted.into_iter().rev() {
+            let next = line.last();
+            if next.is_none_or(|next| next.previous == Some(chunk.checkpoint)) {
+                line.push(chunk);
+            }
+        }
+        line.reverse();
+        line
+    }
+
     fn write(&mut self, records: &[EncodedRecord]) -> Result<Vec<Position>, LogError> {
         let mut positions = Vec::with_capacity(records.len());
         for record in records {

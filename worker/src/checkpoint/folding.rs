@@ -11,7 +11,7 @@ use common::seglog::Position;
 use super::changes::Changes;
 use super::delta_log::{ChunkRef, chain};
 use super::state_error::StateError;
-use super::state_store::{History, JobStateStore, lock};
+use super::state_store::{History, JobStateStore, counts, lock};
 use super::view::{InMemory, TaskView};
 use super::view_reader::ViewReader;
 use crate::keyed_state::base_file::{self, BaseFile, ReadStretch, Since};
@@ -80,8 +80,7 @@ impl JobStateStore {
     ) -> Result<Vec<FoldedTask>, StateError> {
         let mut folding = self.folding.take();
         self.take_views(&mut folding);
-        let (mut last_changed, mut severed) = (BTreeMap::new(), BTreeMap::new());
-        let mut passed_over = BTreeSet::new();
+        let (mut last_changed, mut passed_over) = (BTreeMap::new(), BTreeSet::new());
         for task in self.log.tasks() {
             self.folding.give_way()?;
             let counted = self.counted(task, completed, history);
@@ -92,8 +91,10 @@ impl JobStateStore {
             let purpose = purposes.get(&task).copied().unwrap_or_default();
             let leads_here = self.fold_into_base(&mut folding, task, to, &counted, purpose)?;
             if !leads_here {
-                tracing::debug!(%task, "what is left of a task leads nowhere, and goes");
-                severed.insert(task, to);
+                let counts = counts(completed, history);
+                let wanted = |chunk: &ChunkRef| self.is_wanted(task, chunk);
+                let base_at = || self.base_at(task);
+                self.log.forget_severed(task, &counts, &base_at, &wanted);
             }
             let is_viewed = match purpose {
                 Purpose::Runs | Purpose::RunsAndWaits => true,
@@ -116,13 +117,10 @@ impl JobStateStore {
         let needed = |task: TaskId, chunk: &ChunkRef| {
             let folded = folding.tasks.get(&task);
             let view = folded.and_then(|folded| folded.view.as_ref());
-            // What has come of it meanwhile is not what was left.
-            let in_base = Some(chunk.checkpoint) <= self.base_at(task)
-                || severed.get(&task).is_some_and(|to| chunk.checkpoint <= *to);
+            let in_base = Some(chunk.checkpoint) <= self.base_at(task);
             let in_view = view.is_none_or(|view| Some(chunk.checkpoint) <= view.at());
             let in_view = in_view || passed_over.contains(&task);
-            let wanted = self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk);
-            let settled = in_base && in_view && !wanted;
+            let settled = in_base && in_view && !self.is_wanted(task, chunk);
             !settled && history(chunk.generation, chunk.checkpoint) != Some(false)
         };
         self.log.drop_unneeded(&needed)?;
@@ -137,6 +135,11 @@ impl JobStateStore {
             })
         };
         Ok(folding.tasks.iter().filter_map(folded).collect())
+    }
+
+    /// Whether a chunk is to go to another worker, or to a successor.
+    fn is_wanted(&self, task: TaskId, chunk: &ChunkRef) -> bool {
+        self.follows_a_loan(task, chunk) || self.is_awaited(task, chunk)
     }
 
     /// Writes a base file if it is worth it, from the view if the truth is damaged. False: what there is of a task

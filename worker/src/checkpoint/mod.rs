@@ -23,6 +23,8 @@ pub(crate) mod download;
 pub mod state_store;
 
 #[cfg(test)]
+mod delta_log_tests;
+#[cfg(test)]
 mod format_tests;
 #[cfg(test)]
 mod participant_tests;

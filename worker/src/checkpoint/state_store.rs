@@ -473,9 +473,7 @@ impl JobStateStore {
         up_to: CheckpointId,
         history: History<'_>,
     ) -> Vec<ChunkRef> {
-        self.log.counted(task, &|generation, checkpoint| {
-            checkpoint <= up_to && history(generation, checkpoint) == Some(true)
-        })
+        self.log.counted(task, &counts(up_to, history))
     }
 
     pub(super) fn apply(
@@ -501,6 +499,16 @@ impl fmt::Debug for JobStateStore {
         f.debug_struct("JobStateStore")
             .field("directory", &self.directory)
             .finish_non_exhaustive()
+    }
+}
+
+/// Whether a chunk counts and is not of a later checkpoint.
+pub(super) fn counts(
+    up_to: CheckpointId,
+    history: History<'_>,
+) -> impl Fn(Generation, CheckpointId) -> bool {
+    move |generation, checkpoint| {
+        checkpoint <= up_to && history(generation, checkpoint) == Some(true)
     }
 }
 
