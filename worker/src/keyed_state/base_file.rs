@@ -31,7 +31,7 @@ const TAIL: u64 = 16;
 /// Written to the file at once.
 const BUFFER: usize = 1 << 20;
 /// Made durable at once: whoever else waits for the disk would wait for all that is written and not durable yet.
-const SYNC_BYTES: usize = 8 << 20;
+pub(super) const SYNC_BYTES: u64 = 8 << 20;
 /// Between two questions whether it is still wanted: some tens of milliseconds.
 const ASK_BYTES: usize = 1 << 20;
 
@@ -221,10 +221,7 @@ pub fn write_portions<E: From<BaseFileError>>(
         return Err(error);
     }
     fs::rename(&beside, &path).map_err(failed("rename", &beside))?;
-    sync_directory(directory).map_err(|source| BaseFileError::SyncFailed {
-        path: directory.to_owned(),
-        source,
-    })?;
+    sync_directory(directory).map_err(not_synced(directory))?;
     Ok(BaseFile::open(&path)?)
 }
 
@@ -240,10 +237,7 @@ fn write_beside<E: From<BaseFileError>>(
     go_on: &dyn Fn() -> Result<(), E>,
 ) -> Result<(), E> {
     let failed = |source| failed("write", beside)(source);
-    let not_synced = |source| BaseFileError::SyncFailed {
-        path: beside.to_owned(),
-        source,
-    };
+    let not_synced = |source| not_synced(beside)(source);
     let file = File::create(beside).map_err(failed)?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
     out.write_all(MAGIC).map_err(failed)?;
@@ -267,7 +261,7 @@ fn write_beside<E: From<BaseFileError>>(
             unasked = 0;
             go_on()?;
         }
-        unsynced += buffer.len();
+        unsynced += buffer.len() as u64;
         if unsynced >= SYNC_BYTES {
             unsynced = 0;
             out.get_ref().sync_data().map_err(not_synced)?;
@@ -367,13 +361,20 @@ impl BaseFile {
 
     /// Makes it durable; `Damaged` if a section is not as it was written.
     pub(super) fn verify_and_sync(&self) -> Result<(), BaseFileError> {
-        self.visit(&mut |_, _| Ok(()))?;
-        self.file
-            .sync_all()
-            .map_err(|source| BaseFileError::SyncFailed {
-                path: self.path.clone(),
-                source,
-            })
+        for table in self.tables() {
+            for (at, section) in self.sections(table).into_values() {
+                let bytes = self.section_bytes(at, section)?;
+                // Its checksum is enough: reading the entries would take several times as long.
+                drop(section.entries(&bytes).map_err(|_| self.damaged())?);
+            }
+        }
+        self.file.sync_all().map_err(not_synced(&self.path))
+    }
+
+    fn damaged(&self) -> BaseFileError {
+        BaseFileError::Damaged {
+            path: self.path.clone(),
+        }
     }
 
     /// All tables, as changes of empty ones. Every section is verified.
@@ -518,9 +519,7 @@ impl<E: From<BaseFileError>> Portion<'_, E> {
                 let bytes = base.section_bytes(*at, *section)?;
                 let older = section
                     .entries(&bytes)
-                    .map_err(|_| BaseFileError::Damaged {
-                        path: base.path.clone(),
-                    })?
+                    .map_err(|_| base.damaged())?
                     .filter(|entry| !cleared.contains(&entry.namespace))
                     .map(|entry| Change {
                         group: *group,
@@ -573,6 +572,13 @@ pub(super) fn failed<'p>(
 ) -> impl FnOnce(io::Error) -> BaseFileError + 'p {
     move |source| BaseFileError::Io {
         operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+pub(super) fn not_synced(path: &Path) -> impl FnOnce(io::Error) -> BaseFileError + '_ {
+    move |source| BaseFileError::SyncFailed {
         path: path.to_owned(),
         source,
     }
