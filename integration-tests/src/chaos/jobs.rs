@@ -3,6 +3,7 @@
 //! `large` passes the events whose amount is not negative, and needs no state. `sums` counts and adds up
 //! per account, once in windows that overlap and once over everything, with its tasks on all workers.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
@@ -84,12 +85,18 @@ pub async fn deploy(seed: u64, addresses: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What is there already was created by an attempt whose answer was lost.
+/// What is there when it is asked for again was created by an attempt whose answer was lost.
 async fn create(nodes: &Nodes, random: &mut Random, path: &str, what: &Value) -> Result<()> {
     let asked = format!("creating {}", what["name"]);
+    let is_asked_again = Cell::new(false);
     let create = async |client: &Client| match client.post::<Value>(path, what).await {
-        Err(error) if error.code() == Some(ErrorCode::AlreadyExists) => Ok(()),
-        created => created.map(drop),
+        Err(error) if error.code() == Some(ErrorCode::AlreadyExists) && is_asked_again.get() => {
+            Ok(())
+        }
+        created => {
+            is_asked_again.set(true);
+            created.map(drop)
+        }
     };
     nodes.ask(random, &asked, create).await
 }
