@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use common::ids::{CheckpointId, TaskId};
 use common::kv::KvStore;
@@ -195,10 +195,8 @@ impl JobStateStore {
         is_worth_it: &dyn Fn(u64, u64, Position) -> bool,
     ) -> Result<(), StateError> {
         // Not waited for: who begins a generation waits for a fold.
-        let _turn = match self.writing_base.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            Ok(turn) => turn,
+        let Some(_turn) = self.writing_bases.try_take(task) else {
+            return Ok(());
         };
         let before = self.base_of(task);
         let before = before.as_deref();
@@ -273,7 +271,7 @@ impl JobStateStore {
             read: &|table, groups| Ok::<_, StateError>(view.read(table, key_groups, groups)?),
         };
         let directory = self.directory.join(task.to_string());
-        let _turn = lock(&self.writing_base);
+        let _turn = self.writing_bases.take(task);
         let go_on = || self.folding.give_way();
         let base = base_file::write(&directory, to, key_groups, None, &since, &go_on)?;
         self.put_base(task, base)

@@ -5,6 +5,7 @@ pub mod participant;
 pub mod chunk;
 mod delta_log;
 mod changes;
+mod task_turns;
 mod view_layout;
 mod view_sizes;
 mod view_steps;

@@ -8,7 +8,7 @@ use common::protocol::standby::BasePosition;
 
 use super::delta_log::chain;
 use super::state_error::StateError;
-use super::state_store::{History, JobStateStore, TaskTables, lock, restored_at};
+use super::state_store::{History, JobStateStore, TaskTables, restored_at};
 use crate::keyed_state::base_copy::{self, Original};
 
 impl JobStateStore {
@@ -80,7 +80,7 @@ impl JobStateStore {
         let Some(base) = base_copy::add(&directory, original, at.offset, bytes)? else {
             return Ok(());
         };
-        let _turn = lock(&self.writing_base);
+        let _turn = self.writing_bases.take(task);
         self.put_base(task, base)
     }
 }

@@ -182,7 +182,7 @@ impl JobStateStore {
         // The view is of what was before.
         self.folding.take().tasks.entry(task).or_default().view = None;
         {
-            let _turn = lock(&self.writing_base);
+            let _turn = self.writing_bases.take(task);
             self.put_base(task, whole)?;
         }
         Ok(base_file::remove_job(&directory)?)

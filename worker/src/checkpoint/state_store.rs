@@ -36,6 +36,7 @@ use super::folding::{Folding, FoldingTurn};
 use super::lending::Loan;
 use super::state_error::StateError;
 use super::succession::OwnState;
+use super::task_turns::TaskTurns;
 use super::view::{InMemory, Loaded, TaskView};
 use super::view_reader::{ViewError, ViewReader, ViewSlot};
 use crate::keyed_state::base_file::{self, BaseFile, BaseFileError};
@@ -106,8 +107,9 @@ pub struct JobStateStore {
     pub(super) folding: FoldingTurn,
     /// The newest base file of each task, also while a fold is under way.
     pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
-    /// Held by who writes one: it takes the place of the one it was made of. What is prepared does not wait for a view.
-    pub(super) writing_base: Mutex<()>,
+    /// Of who writes one: it takes the place of the one it was made of. What is prepared does not wait for a view, and
+    /// what is kept of other workers' tasks for nothing that is made here.
+    pub(super) writing_bases: TaskTurns,
     /// Base files that standbys are fetching.
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,
     /// Predecessor and successor → the checkpoint after which the former's chunks are still to go to the latter.
@@ -221,7 +223,7 @@ impl JobStateStore {
             unpersisted: Mutex::default(),
             folding: FoldingTurn::default(),
             bases: Mutex::new(bases),
-            writing_base: Mutex::default(),
+            writing_bases: TaskTurns::default(),
             lent: Mutex::default(),
             awaited: Mutex::default(),
             own_states: Mutex::default(),

@@ -137,7 +137,7 @@ impl JobStateStore {
         };
         portions.push(Portion::whole(None, &own));
         let directory = self.directory.join(successor.task.to_string());
-        let _turn = lock(&self.writing_base);
+        let _turn = self.writing_bases.take(successor.task);
         // First: what a generation that is over still does changes nothing of the task in the one that runs.
         self.log.restart(successor.task, generation, Some(at))?;
         // If there is one it is of another life.
@@ -354,8 +354,9 @@ impl JobStateStore {
         let mut folding = self.folding.take_urgently();
         self.take_views(&mut folding);
         lock(&self.successor_views).clear();
+        let in_log = self.log.tasks();
         let mut bases = lock(&self.bases);
-        let known = bases.keys().copied().chain(self.log.tasks());
+        let known = bases.keys().copied().chain(in_log);
         let others: BTreeSet<TaskId> = known.filter(|task| !tasks.contains(task)).collect();
         folding.tasks.retain(|task, _| tasks.contains(task));
         bases.retain(|task, _| tasks.contains(task));

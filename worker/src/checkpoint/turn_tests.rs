@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
+use common::protocol::standby::{PieceOf, StandbyPosition};
+use common::time::Tick;
+
 use super::folding::{Purpose, Purposes};
 use super::state_error::StateError;
-use super::state_store::lock;
-use super::state_store_tests::{Job, OPTIONS, task};
+use super::state_store_tests::{Disk, Job, OPTIONS, task};
+use super::task_turns::TaskTurns;
 
 const KEYS: u8 = 200;
 
@@ -95,7 +98,7 @@ fn writing_a_base_file_is_cut_short_too() {
 
 /// A fold waited for a successor's, and the next generation for the fold.
 #[test]
-fn a_fold_does_not_wait_for_who_writes_another_base_file() {
+fn a_fold_does_not_wait_for_who_writes_the_base_file() {
     let mut job = Job::new(1);
     for key in 0..KEYS {
         job.put(0, 0, 0, &[key], &[7; 20]);
@@ -103,7 +106,7 @@ fn a_fold_does_not_wait_for_who_writes_another_base_file() {
     job.checkpoint();
     let copied = Purposes::from([(task(0), Purpose::IsCopied)]);
     let (store, completed) = (job.store(), job.completed.unwrap());
-    let turn = lock(&store.writing_base);
+    let turn = store.writing_bases.take(task(0));
     let folded = store.fold(completed, &copied, &job.history());
     folded.unwrap();
     assert!(job.disk.base_files(task(0)).is_empty());
@@ -118,4 +121,57 @@ fn a_fold_does_not_wait_for_who_writes_another_base_file() {
     job.fold().unwrap();
     assert!(!job.disk.base_files(task(0)).is_empty());
     job.restart();
+}
+
+/// It waited for a successor's, which may be large, and everything that was kept of its worker with it.
+#[test]
+fn what_is_kept_does_not_wait_for_who_writes_the_base_file_of_another_task() {
+    let mut job = Job::new(2);
+    for key in 0..KEYS {
+        job.put(0, 0, 0, &[key], &[7; 20]);
+    }
+    job.checkpoint();
+    job.fold().unwrap();
+    let position = StandbyPosition {
+        task: task(0),
+        after: None,
+        records: 0,
+        base: None,
+    };
+    let store = job.store();
+    let lent = store.lend(
+        Tick(0),
+        job.generation,
+        position,
+        &job.history(),
+        usize::MAX,
+    );
+    let (PieceOf::Base { at, length }, bytes) = &lent.unwrap()[0] else {
+        panic!("its chunks are in a base file");
+    };
+
+    let disk = Disk::new();
+    let copy = disk.open();
+    let _turn = copy.writing_bases.take(task(1));
+    assert!(copy.writing_bases.try_take(task(1)).is_none());
+    copy.keep_base(task(0), *at, *length, bytes).unwrap();
+    assert_eq!(copy.base_at(task(0)), Some(at.checkpoint));
+}
+
+#[test]
+fn a_turn_is_of_one_task_and_given_back() {
+    let turns = TaskTurns::default();
+    let turn = turns.take(task(0));
+    assert!(turns.try_take(task(0)).is_none());
+    assert!(
+        turns.try_take(task(0)).is_none(),
+        "asking takes it from nobody"
+    );
+    assert!(turns.try_take(task(1)).is_some());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| drop(turns.take(task(0))));
+        drop(turn);
+        waiting.join().unwrap();
+    });
+    assert!(turns.try_take(task(0)).is_some());
 }
