@@ -23,6 +23,7 @@ pub mod job;
 pub mod quota;
 pub mod load;
 pub mod metrics;
+pub mod background;
 pub mod slots;
 pub mod http;
 pub mod node;

@@ -222,7 +222,16 @@ async fn run(
         ..
     } = parts;
     let session = Session::of(&registered);
-    let threads = Arc::new(Threads::start(config.data_threads));
+    let threads = match Threads::start(config.data_threads) {
+        Ok(threads) => Arc::new(threads),
+        Err(error) => {
+            // The starter is there as long as nothing was reported.
+            report
+                .send(Err(StartError::Thread(error)))
+                .unwrap_or_default();
+            return;
+        }
+    };
     let (image_sender, image) = watch::channel(Arc::new(MetadataImage::default()));
     let (ready_sender, ready) = watch::channel(false);
     let (stop, stopping) = watch::channel(false);
@@ -234,7 +243,6 @@ async fn run(
     let partitions = match open_partitions(&config, &clock, &image, isr, &threads) {
         Ok(partitions) => partitions,
         Err(error) => {
-            // The starter is there as long as nothing was reported.
             report
                 .send(Err(StartError::Thread(error)))
                 .unwrap_or_default();
@@ -379,7 +387,10 @@ async fn run(
         warn!("the HTTP server did not stop in order");
     }
     match Arc::try_unwrap(threads) {
-        Ok(threads) => threads.stop(),
+        Ok(threads) => {
+            let stopping = tokio::task::spawn_blocking(move || threads.stop());
+            stopping.await.expect("stopping threads does not panic");
+        }
         Err(_) => warn!("a task outlived its job"),
     }
     if let Err(error) = data_dir.end_life() {

@@ -1,7 +1,11 @@
 //! Which thread runs which actor: tasks have threads of their own, and control never shares one with them.
 
+use std::io;
+
 use actix_rt::{Arbiter, ArbiterHandle};
 use common::ids::{JobId, TaskId};
+
+use crate::background::Background;
 
 /// The threads of a worker.
 #[derive(Debug)]
@@ -12,16 +16,19 @@ pub struct Threads {
     control: Arbiter,
     /// Partitions.
     log: Arbiter,
+    background: Background,
 }
 
 impl Threads {
-    pub fn start(cores: u32) -> Threads {
+    pub fn start(cores: u32) -> io::Result<Threads> {
+        let background = Background::start()?;
         let data = (0..cores.max(1)).map(|_| Arbiter::new()).collect();
-        Threads {
+        Ok(Threads {
             data,
             control: Arbiter::new(),
             log: Arbiter::new(),
-        }
+            background,
+        })
     }
 
     /// The thread of a task. The instances of one stage are spread, and so are its neighbours'.
@@ -38,13 +45,19 @@ impl Threads {
         self.log.handle()
     }
 
-    /// Ends all threads, and waits until they have ended.
+    pub fn background(&self) -> &Background {
+        &self.background
+    }
+
+    /// Ends all threads, and waits until they have ended. Blocks.
     pub fn stop(self) {
-        let arbiters: Vec<Arbiter> = self
-            .data
-            .into_iter()
-            .chain([self.control, self.log])
-            .collect();
+        let Threads {
+            data,
+            control,
+            log,
+            background,
+        } = self;
+        let arbiters: Vec<Arbiter> = data.into_iter().chain([control, log]).collect();
         for arbiter in &arbiters {
             arbiter.stop();
         }
@@ -53,5 +66,6 @@ impl Threads {
                 tracing::error!("a thread of the worker panicked");
             }
         }
+        background.stop();
     }
 }

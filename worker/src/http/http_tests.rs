@@ -242,7 +242,7 @@ pub(super) fn with_worker_and<F: Future<Output = ()>>(
         let clock = SystemClock::shared();
         let transport = Transport::start("test").unwrap();
         let (_facts, image) = watch::channel(Arc::new(with_address(&image(), &address)));
-        let threads = Arc::new(Threads::start(1));
+        let threads = Arc::new(Threads::start(1).unwrap());
         let disk = clock.clone();
         let settings = PartitionSettings {
             isr: isr_proposals().0,

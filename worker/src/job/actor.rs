@@ -27,6 +27,7 @@ use super::assignment::tasks_here;
 use super::handover::Handover;
 use super::messages::{Barrier, Completed, Deployed, LendState, ReadState, Save, StopJob};
 use super::services::Services;
+use crate::background::Background;
 use crate::checkpoint::chunk::TaskChunk;
 use crate::checkpoint::download::{self, DownloadError};
 use crate::checkpoint::folding::{FoldedTask, Purpose};
@@ -170,7 +171,7 @@ impl JobActor {
                         actor.store = Some(store.clone());
                         actor.start_tasks(restored, share, context);
                         actor.stand_by(left);
-                        sweep(store);
+                        sweep(store, actor.services.threads.background());
                     }
                     Err(error) => actor.fail_all(error.to_string(), error.is_final()),
                 });
@@ -441,6 +442,7 @@ impl JobActor {
         let facts = self.services.image.borrow().jobs.get(&job).cloned();
         let tasks = self.tasks.clone();
         let (me, custom) = (self.services.session.worker, &self.services.custom);
+        let threads = self.services.threads.clone();
         let mut purposes = assembly::purposes(&self.deployment, me, &self.local, custom);
         let folding = async move {
             let mut oldest = Some(completed);
@@ -462,7 +464,7 @@ impl JobActor {
                     |generation, checkpoint| facts.as_ref()?.counts(generation, checkpoint);
                 store.fold(oldest, &purposes, &history)
             };
-            tokio::task::spawn_blocking(folding).await
+            threads.background().run(folding).await
         };
         let folded = folding
             .into_actor(self)
@@ -555,13 +557,13 @@ impl Unrestored {
 }
 
 /// Removes what is on the disk of tasks of a former division, behind the job's back.
-fn sweep(store: Arc<JobStateStore>) {
+fn sweep(store: Arc<JobStateStore>, background: &Background) {
     let sweeping = move || {
         if let Err(error) = store.sweep() {
             warn!(%error, "what is left of former tasks stays on the disk for now");
         }
     };
-    drop(tokio::task::spawn_blocking(sweeping));
+    drop(background.run(sweeping));
 }
 
 /// Brings here what a savepoint has of these tasks, unless it has come already.

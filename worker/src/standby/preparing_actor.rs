@@ -74,7 +74,14 @@ impl StandbyActor {
 
     fn step(&self, step: Step, context: &mut Context<Self>) {
         let (copies, successors) = (self.copies(), self.successors.tasks.clone());
-        let working = tokio::task::spawn_blocking(move || copies.take(&successors, step));
+        // A checkpoint waits for what follows it, once everything is prepared, and nobody for the rest. Both write to
+        // the log that the job writes to.
+        let is_urgent = matches!(step, Step::Advance(_));
+        let work = move || copies.take(&successors, step);
+        let working = match is_urgent {
+            true => tokio::task::spawn_blocking(work),
+            false => self.services.threads.background().run(work),
+        };
         let worked = working.into_actor(self).map(|reached, actor, context| {
             let Reached { tasks, errors } = reached.expect("preparing a task does not panic");
             judge(&errors);
