@@ -21,7 +21,7 @@ use crate::keyed_state::section::{Section, TableId};
 #[derive(Debug)]
 pub(super) struct DeltaLog {
     key_groups: u16,
-    /// Held from the encoding of chunks until they are in the index.
+    /// Held from the writing of chunks until they are in the index.
     appending: Mutex<()>,
     inner: Mutex<Inner>,
     reader: Reader,
@@ -38,6 +38,9 @@ struct Inner {
     /// From here on there are chunks that the index does not have yet.
     unindexed: Option<Position>,
 }
+
+/// A chunk, the checkpoint it builds on, and its records.
+type EncodedChunk<'c> = (&'c TaskChunk, Option<CheckpointId>, Vec<EncodedRecord>);
 
 /// Where a whole chunk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,27 +130,18 @@ impl DeltaLog {
         generation: Generation,
         chunks: &[TaskChunk],
     ) -> Result<BTreeMap<TaskId, u64>, DeltaLogError> {
-        let _turn = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // Encoding and waiting for the disk are the work: readers go on meanwhile.
-        let mut previous = self.inner().last.clone();
-        let mut encoded = Vec::new();
-        for chunk in chunks {
-            let stale = || DeltaLogError::Stale {
-                task: chunk.task,
-                generation,
-            };
-            let last = previous
-                .get_mut(&chunk.task)
-                .filter(|(of, _)| *of == generation);
-            let (_, last) = last.ok_or_else(stale)?;
-            let before = last.replace(chunk.checkpoint);
-            let records = chunk::encode(chunk, generation, before, self.key_groups);
-            encoded.push((chunk, before, records));
-        }
-
+        // Encoding is the work: others write meanwhile, and begin tasks anew.
+        let (_turn, encoded) = loop {
+            let last = self.inner().last.clone();
+            let encoded = self.encode(generation, chunks, last.clone())?;
+            let turn = self.turn();
+            let inner = self.inner();
+            let mut tasks = chunks.iter().map(|chunk| chunk.task);
+            if tasks.all(|task| inner.last.get(&task) == last.get(&task)) {
+                break (turn, encoded);
+            }
+        };
+        // Readers go on while the disk is waited for.
         let mut written = Vec::new();
         let sync = {
             let mut inner = self.inner();
@@ -172,22 +166,40 @@ impl DeltaLog {
         if let Some(synced) = synced {
             inner.log.finish_sync(synced)?;
         }
-        inner.last.extend(previous);
         inner.unindexed = None;
         let mut bytes = BTreeMap::new();
         for (task, chunk) in written {
+            let last = (generation, Some(chunk.checkpoint));
+            inner.last.insert(task, last);
             *bytes.entry(task).or_default() += chunk.bytes;
             inner.note(task, chunk);
         }
         Ok(bytes)
     }
 
+    /// The records of chunks, each with the checkpoint it builds on. `last`: of before.
+    fn encode<'c>(
+        &self,
+        generation: Generation,
+        chunks: &'c [TaskChunk],
+        mut last: BTreeMap<TaskId, (Generation, Option<CheckpointId>)>,
+    ) -> Result<Vec<EncodedChunk<'c>>, DeltaLogError> {
+        let encoded = chunks.iter().map(|chunk| {
+            let stale = || DeltaLogError::Stale {
+                task: chunk.task,
+                generation,
+            };
+            let last = last.get_mut(&chunk.task);
+            let (_, last) = last.filter(|(of, _)| *of == generation).ok_or_else(stale)?;
+            let before = last.replace(chunk.checkpoint);
+            let records = chunk::encode(chunk, generation, before, self.key_groups);
+            Ok((chunk, before, records))
+        });
+        encoded.collect()
+    }
+
     /// Makes records of another worker's log durable as they are, with one sync. Blocks.
     pub(super) fn append_verbatim(&self, records: &[Bytes]) -> Result<(), DeltaLogError> {
-        let _turn = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let sound = |record: &Bytes| scan_frame(record) == FrameCheck::Complete(record.len());
         if !records.iter().all(sound) {
             return Err(DeltaLogError::NotAChunk {
@@ -195,6 +207,7 @@ impl DeltaLog {
                 source: NotAChunk,
             });
         }
+        let _turn = self.turn();
         let mut positions = Vec::with_capacity(records.len());
         let sync = {
             let mut inner = self.inner();
@@ -238,10 +251,7 @@ impl DeltaLog {
         generation: Generation,
         at: Option<CheckpointId>,
     ) -> Result<(), DeltaLogError> {
-        let _turn = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn();
         let mut inner = self.inner();
         let of = inner.last.get(&task).map(|(of, _)| *of);
         if of > Some(generation) {
@@ -426,6 +436,12 @@ impl DeltaLog {
             Some(removal) => Ok(removal.run()?),
             None => Ok(()),
         }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.appending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -93,6 +93,9 @@ pub struct StoreOptions {
     pub base_after_bytes: u64,
     /// How far the log may grow beyond a chunk that is in no base file.
     pub log_bytes: u64,
+    /// Chunks of its predecessors that a successor gets in one step, about: it is made in memory, and whoever else
+    /// writes to the log waits for it.
+    pub step_bytes: u64,
 }
 
 /// What a worker keeps of one job.
@@ -162,6 +165,7 @@ impl StoreOptions {
             fold_bytes: 8 << 20,
             base_after_bytes: 4 << 20,
             log_bytes: 128 << 20,
+            step_bytes: 4 << 20,
         }
     }
 }

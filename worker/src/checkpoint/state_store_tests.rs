@@ -29,6 +29,7 @@ pub(super) const OPTIONS: StoreOptions = StoreOptions {
     fold_bytes: 1 << 20,
     base_after_bytes: 600,
     log_bytes: 4_000,
+    step_bytes: 1_000,
 };
 
 /// Table number, namespace, key → value.

@@ -205,7 +205,8 @@ impl JobStateStore {
     }
 
     /// What a successor gets of what its predecessors have sealed from one checkpoint to another, of which all is
-    /// here: a chunk for each at which they meet, so that it has all of any of them that comes to be completed. Blocks.
+    /// here: a chunk for each at which they meet, so that it has all of any of them that comes to be completed. If that
+    /// is much, only of the first of them. Blocks.
     ///
     /// A namespace that one predecessor has emptied is empty in the others too: it is by what all of them had heard of
     /// event time.
@@ -233,6 +234,10 @@ impl JobStateStore {
         let met = sealed.filter(|at| *at <= to && lines.iter().all(|line| line.is_sealed(*at)));
         let (mut chunks, mut after) = (Vec::new(), from);
         for at in met.collect::<Vec<_>>() {
+            let bytes: u64 = lines.iter().map(|line| line.bytes(from, at)).sum();
+            if bytes > self.options().step_bytes && !chunks.is_empty() {
+                break;
+            }
             for line in &mut lines {
                 if line.own.is_none() {
                     line.own = self.own_state_at(generation, successor, line.share, at, history)?;
@@ -302,8 +307,7 @@ impl JobStateStore {
         let own = line.own.as_mut().expect("it is known where they meet");
         let mut keyed: BTreeMap<TableId, Overlay> = BTreeMap::new();
         let groups = inclusive(line.share.groups);
-        let between = |chunk: &&ChunkRef| from < chunk.checkpoint && chunk.checkpoint <= to;
-        for chunk in line.sealed.iter().filter(between) {
+        for chunk in between(&line.sealed, from, to) {
             for (table, placed) in self.log.tables_of(chunk)? {
                 if (successor.is_own)(&table) {
                     // Also one of which nothing is left by now: the successor may still have of it.
@@ -464,6 +468,12 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
+    fn bytes(&self, from: CheckpointId, to: CheckpointId) -> u64 {
+        between(&self.sealed, from, to)
+            .map(|chunk| chunk.bytes)
+            .sum()
+    }
+
     fn is_sealed(&self, at: CheckpointId) -> bool {
         let sealed = |chunk: &ChunkRef| chunk.checkpoint;
         self.sealed.binary_search_by_key(&at, sealed).is_ok()
@@ -492,6 +502,15 @@ fn inherited<'o>(
 ) -> OwnTables {
     let own = own_states.map(|own| own.tables.clone());
     (successor.inherit)(successor.shares.iter().zip(own).collect())
+}
+
+fn between(
+    chunks: &[ChunkRef],
+    from: CheckpointId,
+    to: CheckpointId,
+) -> impl Iterator<Item = &ChunkRef> {
+    let is_between = move |chunk: &&ChunkRef| from < chunk.checkpoint && chunk.checkpoint <= to;
+    chunks.iter().filter(is_between)
 }
 
 /// Whether these chunks are all that comes after a checkpoint, without a gap.

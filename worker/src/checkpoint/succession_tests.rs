@@ -140,6 +140,11 @@ impl Division {
     }
 
     fn advance(&mut self, to: CheckpointId) {
+        while self.step(to) > 0 {}
+    }
+
+    /// How many got further.
+    fn step(&mut self, to: CheckpointId) -> usize {
         let history = self.job.history();
         let store = self.job.store.as_ref().unwrap();
         let generation = self.job.generation;
@@ -152,13 +157,14 @@ impl Division {
             let Ok(Advance::By(of_task)) = advance else {
                 panic!("{advance:?}");
             };
-            assert_eq!(of_task.last().unwrap().checkpoint, to);
+            *held = of_task.last().map(|chunk| chunk.checkpoint);
+            assert!(*held > Some(from) && *held <= Some(to));
             successors.push(&*successor);
             chunks.extend(of_task);
-            *held = Some(to);
         }
         let advanced = store.advance_successors(generation, &successors, &chunks);
         advanced.unwrap();
+        successors.len()
     }
 
     /// The generation ends, and the next one goes on with what counts of the successors.
@@ -341,6 +347,25 @@ fn a_successor_that_gets_two_checkpoints_at_once_has_the_first_if_that_is_the_la
     for (successor, held) in &division.successors {
         assert_eq!(*held, Some(first), "{successor:?}");
     }
+    division.check();
+}
+
+/// All of it was made at once, in memory, and written at once, while the job's checkpoint waited to be written.
+#[test]
+fn a_successor_that_is_far_behind_gets_there_in_steps() {
+    let mut division = Division::new(2, 3);
+    division.put(0, 0, 1, 1);
+    division.job.checkpoint();
+    division.begin();
+    for key in 0..100 {
+        division.put(0, 0, key, 1);
+        division.job.checkpoint();
+    }
+    let (completed, mut steps) = (division.job.completed.unwrap(), 0);
+    while division.step(completed) > 0 {
+        steps += 1;
+    }
+    assert!((5..50).contains(&steps), "{steps}");
     division.check();
 }
 

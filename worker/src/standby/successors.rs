@@ -47,7 +47,7 @@ pub enum Step {
     Begin { task: TaskId, at: CheckpointId },
     /// From what is here from before.
     GoOn { task: TaskId, at: CheckpointId },
-    /// From one checkpoint to another, each.
+    /// From one checkpoint to another, each, or as far as one step goes.
     Advance(Vec<(TaskId, CheckpointId, CheckpointId)>),
 }
 
