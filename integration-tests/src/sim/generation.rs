@@ -243,6 +243,7 @@ impl RunningJob {
             fold_every: self.choice.fold_every,
             base_after_bytes: self.choice.base_after_bytes,
             log_bytes: self.choice.log_bytes,
+            // As large a part of it as by default.
             step_bytes: self.choice.log_bytes / 32,
             resident_bytes: self.choice.table_bytes.map_or(u64::MAX, |bytes| bytes / 2),
             ..StoreOptions::new(self.deployment.graph.key_groups)

@@ -111,7 +111,7 @@ pub struct JobStateStore {
     /// The newest base file of each task, also while a fold is under way.
     pub(super) bases: Mutex<BTreeMap<TaskId, Arc<BaseFile>>>,
     /// Of who writes one: it takes the place of the one it was made of. What is prepared does not wait for a view, and
-    /// what is kept of other workers' tasks for nothing that is made here.
+    /// what is kept of a task that runs elsewhere for no other task's.
     pub(super) writing_bases: TaskTurns,
     /// Base files that standbys are fetching.
     pub(super) lent: Mutex<BTreeMap<(TaskId, CheckpointId), Loan>>,

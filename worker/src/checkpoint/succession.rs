@@ -504,6 +504,7 @@ fn inherited<'o>(
     (successor.inherit)(successor.shares.iter().zip(own).collect())
 }
 
+/// The chunks after one checkpoint and up to another.
 fn between(
     chunks: &[ChunkRef],
     from: CheckpointId,

@@ -74,8 +74,8 @@ impl StandbyActor {
 
     fn step(&self, step: Step, context: &mut Context<Self>) {
         let (copies, successors) = (self.copies(), self.successors.tasks.clone());
-        // A checkpoint waits for what follows it, once everything is prepared, and nobody for the rest. Both write to
-        // the log that the job writes to.
+        // A checkpoint waits for this once everything is prepared, and before that for the log it writes to; nobody
+        // waits for the rest.
         let is_urgent = matches!(step, Step::Advance(_));
         let work = move || copies.take(&successors, step);
         let working = match is_urgent {
